@@ -1,0 +1,29 @@
+"""What each choice costs, and the `Plan` that records which choice was made at every attention site."""
+
+from jetvit.cost_model.base_weights import base_record, base_warning, check_base, sample_base, sample_tensor
+from jetvit.cost_model.choice import Choice
+from jetvit.cost_model.fingerprint import Fingerprint, SiteShape
+from jetvit.cost_model.names import NameMatch, match_names
+from jetvit.cost_model.plan import FrontPoint, Measured, Plan, SitePlan
+from jetvit.cost_model.timing import AttentionShape, Latency, measure_choices, time_choice
+
+__all__ = [
+    "AttentionShape",
+    "Choice",
+    "Fingerprint",
+    "FrontPoint",
+    "Latency",
+    "Measured",
+    "NameMatch",
+    "Plan",
+    "SitePlan",
+    "SiteShape",
+    "base_record",
+    "base_warning",
+    "check_base",
+    "match_names",
+    "measure_choices",
+    "sample_base",
+    "sample_tensor",
+    "time_choice",
+]

@@ -1,0 +1,106 @@
+"""Whether a model has the weights that a plan was made on.
+
+A plan with weights of its own is wrong on other base weights, so it carries samples of them, and a difference is an
+error. A plan without weights may still do well, so it carries a readable record, and a difference is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from jetvit.patterns.errors import PlanError
+
+SAMPLES = 64
+RTOL = 1e-2  # A cast to bfloat16 moves a value by at most 2^-8 of it.
+RMS_ATOL = 1e-3  # Of the tensor's root mean square: what a cast to float16 leaves of the smallest values.
+
+_RECORDED = 8
+_RECORD_RTOL = 2e-2
+
+
+def sample_tensor(tensor: Tensor) -> Tensor:
+    """At most 64 values of a tensor of any real dtype and shape, as fp32 [min(64, numel)] on the CPU.
+
+    The positions depend on the number of values alone.
+    """
+    flat = tensor.detach().flatten()
+    return flat[torch.tensor(_positions(flat.numel()), dtype=torch.long, device=flat.device)].float().cpu()
+
+
+def sample_base(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`sample_tensor` of each tensor by FQN: the `base_samples` of a plan with weights."""
+    return {fqn: sample_tensor(tensor) for fqn, tensor in tensors.items()}
+
+
+def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `PlanError` that names the first tensor that is absent from `tensors` or not the one that was sampled.
+
+    A value differs if it is off by more than 1e-2 of itself plus 1e-3 of the root mean square of the samples.
+    """
+    do = "load the weights that the plan was made on, or make a new plan"
+    for fqn, expected in samples.items():
+        if fqn not in tensors:
+            raise PlanError("a base weight of the plan is not in the model", where=fqn, do=do)
+        found = sample_tensor(tensors[fqn])
+        if found.shape != expected.shape:
+            raise PlanError(
+                "a base weight is not the one that the plan was made on",
+                why=f"{len(expected)} samples of it are in the plan; the model's has {tensors[fqn].numel()} values",
+                where=fqn,
+                do=do,
+            )
+        finite = expected[expected.isfinite()]
+        atol = RMS_ATOL * float(finite.square().mean().sqrt()) if len(finite) else 0.0
+        off = ~torch.isclose(found, expected, rtol=RTOL, atol=atol, equal_nan=True)
+        if off.any():
+            at = int(off.nonzero()[0])
+            raise PlanError(
+                "a base weight is not the one that the plan was made on",
+                why=f"sample {at} is {expected[at]:.6g} in the plan and {found[at]:.6g} in the model; "
+                f"{int(off.sum())} of {len(expected)} samples are off by more than {RTOL:g} of the value "
+                f"plus {atol:.3g}",
+                where=fqn,
+                do=do,
+            )
+
+
+def base_record(tensors: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Mean of absolute values and standard deviation of up to 8 of the tensors, spread evenly over them, by FQN.
+
+    This is the `base` of a plan without weights; four significant digits each.
+    """
+    names = list(tensors)
+    count = min(_RECORDED, len(names))
+    return {name: _statistics(tensors[name]) for name in (names[i * len(names) // count] for i in range(count))}
+
+
+def base_warning(record: Mapping[str, tuple[float, float]], tensors: Mapping[str, Tensor]) -> str | None:
+    """The warning that `tensors` are not the weights of `record`, or None if they seem to be."""
+    for fqn, expected in record.items():
+        if fqn not in tensors:
+            return f"the plan was made on other weights: {fqn} is not in this model. Measure it again: jetvit check"
+        found = _statistics(tensors[fqn])
+        if not torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=_RECORD_RTOL, atol=0, equal_nan=True):
+            return (
+                f"the plan was made on other weights: {fqn} has mean |w| {found[0]:g} and std {found[1]:g} here, "
+                f"{expected[0]:g} and {expected[1]:g} there. Measure it again: jetvit check"
+            )
+    return None
+
+
+def _positions(numel: int) -> list[int]:
+    if numel <= SAMPLES:
+        return list(range(numel))
+    # One in each of 64 parts, moved within it by the golden ratio (40503 / 2^16), so that the samples of a matrix do
+    # not all fall into one column. Integers: the same on every machine.
+    ends = [i * numel // SAMPLES for i in range(SAMPLES + 1)]
+    return [ends[i] + ((i * 40503 % 65536) * (ends[i + 1] - ends[i]) >> 16) for i in range(SAMPLES)]
+
+
+def _statistics(tensor: Tensor) -> tuple[float, float]:
+    values = tensor.detach().float()
+    mean, std = values.abs().mean(), values.std(correction=0)
+    return float(f"{float(mean):.4g}"), float(f"{float(std):.4g}")

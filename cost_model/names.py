@@ -1,0 +1,123 @@
+"""Which site of the model a site of a plan is: equal names, or names with one common prefix more or less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jetvit.patterns.errors import PlanError
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """How the names of a plan become the names of a model.
+
+    `mapping` goes from plan name to model name. `added` is the dotted prefix that the model has and the plan has not,
+    `removed` the one that the plan has and the model has not; at most one is not empty. `absent` are the plan's sites
+    that the model has not, `unplanned` the model's sites that the plan does not name: they keep full attention.
+    """
+
+    mapping: dict[str, str]
+    added: str = ""
+    removed: str = ""
+    absent: tuple[str, ...] = ()
+    unplanned: tuple[str, ...] = ()
+
+    def rename(self, fqn: str) -> str:
+        """The model's name of a parameter or site that the plan calls `fqn`.
+
+        Raises `PlanError` if the plan's prefix is to be removed and `fqn` does not have it.
+        """
+        if self.removed and not fqn.startswith(self.removed + "."):
+            raise PlanError(
+                f"the plan's {fqn} has no name in this model",
+                why=f"the plan was made on a larger model, of which this one is {self.removed}",
+                do="apply the plan to the model that it was made on",
+            )
+        return _rename(fqn, self.removed, self.added)
+
+
+def match_names(plan_names: Iterable[str], model_names: Iterable[str], *, partial: bool = False) -> NameMatch:
+    """Find the one prefix, empty before all others, that turns the plan's site names into the model's.
+
+    `partial` is for a graph that may hold only some of the plan's sites (Dynamo, after a graph break): then the prefix
+    that names most sites is taken, and a graph with none of them is no error.
+
+    Raises `PlanError` if a site of the plan is absent (unless `partial`) or if several prefixes do equally well.
+    """
+    planned, there = list(plan_names), list(model_names)
+    present = set(there)
+    found = {
+        prefixes: {name: new for name in planned if (new := _rename(name, *prefixes)) in present}
+        for prefixes in _prefixes(planned, there)
+    }
+    most = max(len(mapping) for mapping in found.values())
+    # The empty prefix comes first, so that it wins a tie.
+    best = [prefixes for prefixes, mapping in found.items() if len(mapping) == most]
+    tied = len(best) > 1 and best[0] != ("", "")
+
+    if tied and (most == len(planned) or partial or _is_one_block(best, found)):
+        raise _ambiguous(best, found)
+    mapping = found[best[0]]
+    absent = tuple(name for name in planned if name not in mapping)
+    if absent and not partial:
+        raise _absent(absent, planned, there)
+    matched = set(mapping.values())
+    removed, added = best[0]
+    return NameMatch(mapping, added, removed, absent, tuple(name for name in there if name not in matched))
+
+
+def _rename(name: str, removed: str, added: str) -> str:
+    if removed:
+        return name.removeprefix(removed + ".")
+    return f"{added}.{name}" if added else name
+
+
+def _prefixes(planned: list[str], there: list[str]) -> list[tuple[str, str]]:
+    """Every (removed, added) that turns at least one name of the plan into one of the model; ("", "") first."""
+    pairs = [("", "")]
+    for old in planned:
+        for new in there:
+            if new.endswith("." + old):
+                pairs.append(("", new[: -len(old) - 1]))
+            elif old.endswith("." + new):
+                pairs.append((old[: -len(new) - 1], ""))
+    return list(dict.fromkeys(pairs))
+
+
+def _is_one_block(best: list[tuple[str, str]], found: dict[tuple[str, str], dict[str, str]]) -> bool:
+    """Whether the graph is one block out of many: each block of the plan fits it, and its names have no layer index."""
+    names = {new for prefixes in best for new in found[prefixes].values()}
+    return all(removed for removed, _ in best) and not any(part.isdigit() for new in names for part in new.split("."))
+
+
+def _ambiguous(best: list[tuple[str, str]], found: dict[tuple[str, str], dict[str, str]]) -> PlanError:
+    first = next(iter(found[best[0]].values()))
+    owners = [old for prefixes in best for old, new in found[prefixes].items() if new == first]
+    if _is_one_block(best, found):
+        return PlanError(
+            "the graph is one block of the model, and which one cannot be told",
+            why=f"{first} has no layer index; the plan has {_some(owners)}",
+            where=f"site {first}",
+            do="compile the whole model, not its blocks one by one",
+        )
+    prefixes = [removed or added for removed, added in best]
+    return PlanError(
+        "the plan fits more than one part of the model",
+        why=f"its site names match with any of the prefixes {_some(prefixes)}",
+        where=f"site {next(iter(found[best[0]]))} of the plan",
+        do="apply the plan to the one part that it was made on, then put that part back",
+    )
+
+
+def _absent(absent: tuple[str, ...], planned: list[str], there: list[str]) -> PlanError:
+    return PlanError(
+        "the plan is for another model",
+        why=f"{len(absent)} of its {len(planned)} sites are not in the model, whose sites are {_some(there) or 'none'}",
+        where=f"site {absent[0]} of the plan",
+        do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

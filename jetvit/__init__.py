@@ -1,0 +1,17 @@
+"""jetvit: rewrite full attention in Vision Transformers into linear and window attention.
+
+The rooms (`jetvit.kernels`, `jetvit.patterns`, `jetvit.cost_model`, `jetvit.passes`, `jetvit.search`) stand beside this
+folder at the top of the repository; an installed wheel has them inside it. `import jetvit` registers the `jetvit::`
+operators, so that a `.pt2` file written by jetvit can be loaded again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "passes" / "__init__.py").is_file() and (_checkout / "pyproject.toml").is_file():
+    # A bare checkout: ./jetvit shadows an installed wheel when Python is started at the top of the repository.
+    __path__.append(str(_checkout))
+
+__version__ = "0.1.0"

@@ -1,0 +1,219 @@
+"""Files that people pass around: outputs appear whole or not at all, `.pt2` programs load without running code."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import PT2ArchiveReader
+from torch.export.pt2_archive.constants import (
+    AOTINDUCTOR_DIR,
+    CONSTANTS_DIR,
+    MODELS_DIR,
+    SAMPLE_INPUTS_DIR,
+    TENSOR_CONSTANT_FILENAME_PREFIX,
+    WEIGHT_FILENAME_PREFIX,
+    WEIGHTS_DIR,
+)
+
+from jetvit.patterns.errors import InputError
+
+CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
+SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh path beside `path`, with its suffix, and rename it to `path` when the block ends well.
+
+    For writers that take a file name (`torch.export.save`, `safetensors.torch.save_file`). A block that raises leaves
+    the old file, or none. A symbolic link is followed: the file behind it is replaced.
+
+    Raises:
+        InputError: the parent folder is missing or closed to us, or `path` exists and is no regular file.
+    """
+    shown, target = Path(path), Path(path).resolve()
+    if not target.parent.is_dir():
+        raise InputError(
+            f"cannot write {shown}",
+            why=f"the folder {target.parent} does not exist",
+            do=f"create it first: mkdir -p {target.parent}",
+        )
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise InputError(f"cannot write {shown}", why=f"it is {kind}", do="give the output the name of a new file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {shown}",
+            why=f"the folder {target.parent} is not writable",
+            do="choose another folder, or change its permissions",
+        )
+    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open `path` for writing, text in UTF-8 (`mode="w"`) or bytes (`mode="wb"`); it appears when the block ends well.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+    with atomic_path(path) as temporary, temporary.open(mode, encoding=encoding, newline=newline) as stream:
+        yield stream
+        stream.flush()
+
+
+def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
+    """Load the exported program in a `.pt2` file; an archive whose loading or first call would run code is refused.
+
+    `torch.export.load` unpickles what an archive marks as pickled, sympy evaluates its shape expressions, and torch
+    compiles its guards and names as Python. So pickled objects and compiled code (an AOTInductor package) are refused,
+    and so are expressions, guards and names that are more than arithmetic on sizes and plain words.
+
+    Raises:
+        InputError: no such file, no whole `.pt2` archive, one that would run code, or one that torch cannot read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}", do="check the path of the .pt2 file")
+    try:
+        reader = PT2ArchiveReader(str(path))
+        names = reader.get_file_names()
+    except (RuntimeError, AssertionError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is no program of torch.export",
+            why=_first_line(error),
+            do="copy it again if it was cut off, or write it with torch.export.save or `jetvit export --target pt2`",
+        ) from error
+    reason = _runs_code(path, reader, names)
+    if reason:
+        raise InputError(
+            f"{path} is refused: loading it would run code from the file",
+            why=reason,
+            do="export the model again from its source: plain tensors and operators need no pickled objects",
+        )
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # torch raises whatever its parser meets: KeyError, SerializeError, AssertionError, …
+        raise InputError(
+            f"torch.export could not load {path}",
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            do=f"write it again with this torch ({torch.__version__}), and import what registers its custom operators",
+        ) from error
+
+
+def _runs_code(path: Path, reader: PT2ArchiveReader, names: list[str]) -> str:
+    """Why loading the archive would run code, or "".
+
+    The records are read with torch's own reader, so that what is checked is what is loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if "version" in archive.namelist():
+                return "it is of the old format (torch 2.7 and before), whose tensors are pickled"
+        for name in names:
+            if name.startswith(AOTINDUCTOR_DIR):
+                return f"{name} is compiled code: it is an AOTInductor package, not a graph"
+            if name.startswith((WEIGHTS_DIR, CONSTANTS_DIR)) and name.endswith(".pt"):
+                return f"{name} is a pickled file of an old format"
+            if name.startswith((WEIGHTS_DIR, CONSTANTS_DIR)) and name.endswith(".json"):
+                for fqn, payload in json.loads(reader.read_bytes(name))["config"].items():
+                    tensors = (WEIGHT_FILENAME_PREFIX, TENSOR_CONSTANT_FILENAME_PREFIX)
+                    if payload["use_pickle"] or not payload["path_name"].startswith(tensors):
+                        return f"{fqn!r} is stored as a pickled object"
+            elif name.startswith(SAMPLE_INPUTS_DIR):
+                example = reader.read_bytes(name)
+                if example:
+                    torch.load(io.BytesIO(example), weights_only=True)
+            elif name.startswith(MODELS_DIR):
+                for key, text in _strings(json.loads(reader.read_bytes(name))):
+                    if key in CHECKED and not CHECKED[key](text):
+                        return f"its {key} {text[:60]!r} is more than arithmetic on sizes and plain words"
+    except Exception as error:  # the bytes are anyone's: a record that cannot be checked is not loaded
+        return f"its records could not be checked ({type(error).__name__}: {_first_line(error)})"
+    return ""
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in JSON data, with the nearest key above it."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether `text` is made of numbers, sizes (s0, `L['x'].size()[2]`) and sympy classes (Max, FloorDiv) alone.
+
+    It is evaluated with Python's built-in functions at hand; of these only max, min and the like may be called. A
+    string (the name in `Symbol('s0', integer=True)`) must be a plain word or number, for sympy evaluates it again.
+    """
+    allowed = (
+        *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name, ast.Load, ast.Constant),
+        *(ast.Attribute, ast.Subscript, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
+    )
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        if not isinstance(node, allowed):
+            return False
+        if isinstance(node, ast.Attribute):
+            plain = node.attr in ("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt")
+        elif isinstance(node, ast.Constant):
+            plain = bool(re.fullmatch(r"\w+|\d*\.?\d*(e[+-]?\d+)?", str(node.value).lstrip("-"), re.ASCII))
+        elif isinstance(node, ast.Name):
+            known = CALLABLE if id(node) in called else SIZE
+            plain = bool(re.fullmatch(known, node.id, re.ASCII))
+        else:
+            continue
+        if not plain:
+            return False
+    return True
+
+
+def _is_word(text: str) -> bool:
+    return re.fullmatch(r"[\w.]*", text) is not None
+
+
+def _has_plain_keys(spec: str) -> bool:
+    """Whether a serialised tree of inputs has no quote, bracket or backslash in the keys of its dicts."""
+    return re.fullmatch(r"""(?:[\w\s\[\]{}",:./-]|\\")*""", spec) is not None
+
+
+CHECKED = {  # the strings of a program that torch hands to sympy or to Python's compiler
+    "expr_str": _is_arithmetic,
+    "guards_code": _is_arithmetic,
+    "name": _is_word,
+    "forward_arg_names": _is_word,
+    "in_spec": _has_plain_keys,
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]

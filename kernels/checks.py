@@ -1,0 +1,60 @@
+"""What both operators demand of their arguments."""
+
+from __future__ import annotations
+
+from torch import SymBool, Tensor, float16, float32, float64
+from torch import bfloat16 as bf16
+
+DTYPES = (float16, bf16, float32, float64)
+
+
+def refuse(wrong: bool | SymBool, message: str) -> None:
+    """Raise ValueError if `wrong` holds.
+
+    A symbolic `wrong` is let through: asking for its value would put a guard on the graph that is being traced. The
+    sizes behind it are checked when the operator runs.
+    """
+    if isinstance(wrong, bool) and wrong:
+        raise ValueError(message)
+
+
+def is_absent(tensor: Tensor) -> bool:
+    """Whether the tensor is the [0] that stands for an argument that is not given."""
+    return tensor.dim() == 1 and tensor.shape[0] == 0
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor that has another shape."""
+    message = f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}"
+    refuse(tensor.dim() != len(shape), message)
+    for got, expected in zip(tensor.shape, shape, strict=True):
+        refuse(got != expected, message)
+
+
+def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: int, extra_before: int) -> None:
+    """Refuse q, k, v that are not three [batch, token, head, dim] of one shape and dtype, or do not hold the grid."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        refuse(x.dim() != 4, f"{op}: {name} must be [batch, token, head, dim], got {x.dim()} dimensions")
+        refuse(x.dtype not in DTYPES, f"{op}: {name} must be fp16, bf16, fp32 or fp64, got {x.dtype}")
+        refuse(x.dtype != q.dtype, f"{op}: {name} is {x.dtype} but q is {q.dtype}")
+        check_shape(op, name, x, tuple(q.shape))
+        refuse(x.stride(3) != 1, f"{op}: {name} must have stride 1 along dim, got strides {x.stride()}")
+    refuse(grid_h < 1, f"{op}: grid_h must be at least 1, got {grid_h}")
+    refuse(grid_w < 1, f"{op}: grid_w must be at least 1, got {grid_w}")
+    refuse(extra_before < 0, f"{op}: extra_before must not be negative, got {extra_before}")
+    refuse(
+        extra_before + grid_h * grid_w > q.shape[1],
+        f"{op}: {extra_before} extra tokens and a {grid_h}×{grid_w} grid do not fit in {q.shape[1]} tokens",
+    )
+
+
+def check_rope(op: str, q: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int) -> None:
+    """Refuse RoPE tables that are not [grid, 2, head_dim / 4] in fp32 or fp64, or of which only one is there."""
+    refuse(is_absent(rope_y) != is_absent(rope_x), f"{op}: rope_y and rope_x must both be given or both be absent")
+    if is_absent(rope_y):
+        return
+    head_dim = q.shape[3]
+    refuse(head_dim % 4 != 0, f"{op}: axial RoPE needs a head_dim that is a multiple of 4, got {head_dim}")
+    for name, table, size in (("rope_y", rope_y, grid_h), ("rope_x", rope_x, grid_w)):
+        refuse(table.dtype not in (float32, float64), f"{op}: {name} must be fp32, got {table.dtype}")
+        check_shape(op, name, table, (size, 2, head_dim // 4))

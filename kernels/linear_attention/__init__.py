@@ -1,0 +1,1 @@
+"""Linear attention with a depthwise convolution on v: the JetViT block."""

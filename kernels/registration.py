@@ -1,0 +1,65 @@
+"""How a function becomes an operator of `torch.ops.jetvit`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef, triton_op
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def operator(
+    name: str, *, check: Callable[..., None], reference: Callable[..., Tensor]
+) -> Callable[[Function], Function]:
+    """Register the decorated function as the operator `name`; what comes back calls the operator.
+
+    `check` and `reference` take the operator's arguments. `check` raises ValueError for wrong ones, also while a graph
+    is traced; `reference` gives the gradients. The output is a contiguous tensor of the first argument's shape and
+    dtype. Export keeps the operator as one node, Inductor traces the function.
+    """
+
+    def fake(*args: Any) -> Tensor:
+        # `triton_op` would trace the function here: the guards of its reshapes would narrow the sizes of an export.
+        check(*args)
+        return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+
+    def register(function: Function) -> Function:
+        # `triton_op` warns at import where triton is not installed, which is a supported setting here.
+        logger = logging.getLogger("torch._library.triton")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            op = cast(CustomOpDef, triton_op(name, function, mutates_args=()))
+        finally:
+            logger.setLevel(level)
+        op.register_fake(fake)
+        _register_gradient(op, reference)
+        return cast(Function, functools.update_wrapper(op, function))
+
+    return register
+
+
+def _register_gradient(op: CustomOpDef, reference: Callable[..., Tensor]) -> None:
+    """Give `op` the gradients of `reference` by autograd, recomputed in the backward from the inputs alone."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.options = inputs[len(tensors) :]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[: len(ctx.saved_tensors)]
+        with torch.enable_grad():
+            tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)]
+            out = reference(*tensors, *ctx.options)
+        leaves = [x for x in tensors if x.requires_grad]
+        found = iter(torch.autograd.grad(out, leaves, grad, allow_unused=True))
+        return *(next(found) if w else None for w in wanted), *(None for _ in ctx.options)
+
+    op.register_autograd(backward, setup_context=setup_context)

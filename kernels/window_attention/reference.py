@@ -1,0 +1,146 @@
+"""Window attention in ATen: the meaning of the operator, and the CPU's own implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jetvit.kernels.autocast import without_autocast
+from jetvit.kernels.checks import is_absent
+from jetvit.kernels.rope import rotate
+from jetvit.kernels.window_attention.windows import balanced_windows
+
+
+def window_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope_y: Tensor,
+    rope_x: Tensor,
+    grid_h: int,
+    grid_w: int,
+    extra_before: int,
+    window_h: int,
+    window_w: int,
+    scale: float,
+) -> Tensor:
+    """What `jetvit::window_attention` computes; the operator's own docstring has the contract."""
+    with without_autocast(q.device):
+        if not is_absent(rope_y):
+            q, k = (x.to(v.dtype) for x in rotate(q, k, rope_y, rope_x, extra_before))
+        grid_tokens = grid_h * grid_w
+        sizes = [extra_before, grid_tokens, q.shape[1] - extra_before - grid_tokens]
+        (q_before, q_grid, q_after), (k_before, k_grid, k_after), (v_before, v_grid, v_after) = (
+            x.split(sizes, dim=1) for x in (q, k, v)
+        )
+        extra_out = _attend(torch.cat([q_before, q_after], dim=1), k, v, None, scale)
+        before_out, after_out = extra_out.split([sizes[0], sizes[2]], dim=1)
+        # A graph with a symbolic grid cannot ask whether the last window is short: it masks always.
+        static = isinstance(grid_h, int) and isinstance(grid_w, int)
+        grid_out = (sliced_windows if static else masked_windows)(
+            q_grid.unflatten(1, (grid_h, grid_w)),
+            k_grid.unflatten(1, (grid_h, grid_w)),
+            v_grid.unflatten(1, (grid_h, grid_w)),
+            torch.cat([k_before, k_after], dim=1),
+            torch.cat([v_before, v_after], dim=1),
+            window_h,
+            window_w,
+            scale,
+        )
+        return torch.cat([before_out, grid_out.flatten(1, 2), after_out], dim=1).contiguous()
+
+
+def sliced_windows(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window_h: int, window_w: int, scale: float
+) -> Tensor:
+    """Attention of q, k, v [batch, grid_h, grid_w, head, dim] inside each window and to the extra keys and values.
+
+    The short last row and column of windows are attended to apart, so that nothing is padded and nothing masked.
+    """
+    rows = []
+    for y, side_h in _runs(q.shape[1], window_h):
+        row = []
+        for x, side_w in _runs(q.shape[2], window_w):
+            own_q, own_k, own_v = (_to_windows(part[:, y, x], side_h, side_w) for part in (q, k, v))
+            out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
+            row.append(_to_grid(out, q[:, y, x].shape, side_h, side_w))
+        rows.append(row)
+    return _join([_join(row, dim=2) for row in rows], dim=1)
+
+
+def masked_windows(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window_h: int, window_w: int, scale: float
+) -> Tensor:
+    """The same as `sliced_windows` by one graph for every grid size: short windows are filled up and masked.
+
+    Tokens are gathered by index, because a reshape of a padded grid guards on whether the padding is empty.
+    """
+    grid_h, grid_w = q.shape[1:3]
+    (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
+    y = torch.arange(count_h * side_h, device=q.device).unflatten(0, (count_h, 1, side_h, 1))
+    x = torch.arange(count_w * side_w, device=q.device).unflatten(0, (1, count_w, 1, side_w))
+    token = (y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)).flatten(2).flatten(0, 1)
+    real = ((y < grid_h) & (x < grid_w)).flatten(2).flatten(0, 1)
+    mask = F.pad(real, (0, extra_k.shape[1]), value=True)[None]
+    own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
+    out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
+    y = torch.arange(grid_h, device=q.device)[:, None]
+    x = torch.arange(grid_w, device=q.device)
+    place = ((y // side_h * count_w + x // side_w) * side_h + y % side_h) * side_w + x % side_w
+    return out.flatten(1, 2)[:, place]
+
+
+def _runs(size: int, window: int) -> Iterator[tuple[slice, int]]:
+    """The stretches of an axis in which all windows have one side: (tokens, side)."""
+    count, side = balanced_windows(size, window)
+    short = (count - 1) * side
+    if size - short == side:
+        short = size
+    if short > 0:
+        yield slice(0, short), side
+    if short < size:
+        yield slice(short, size), size - short
+
+
+def _to_windows(x: Tensor, side_h: int, side_w: int) -> Tensor:
+    """[batch, height, width, head, dim] to [batch, window, token, head, dim]."""
+    batch, height, width, heads, dim = x.shape
+    count_h, count_w = height // side_h, width // side_w
+    x = x.reshape(batch, count_h, side_h, count_w, side_w, heads, dim).transpose(2, 3)
+    return x.reshape(batch, count_h * count_w, side_h * side_w, heads, dim)
+
+
+def _to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
+    """The inverse of `_to_windows`, to [batch, height, width, head, dim] = `shape`."""
+    batch, height, width, heads, dim = shape
+    x = x.reshape(batch, height // side_h, width // side_w, side_h, side_w, heads, dim)
+    return x.transpose(2, 3).reshape(shape)
+
+
+def _attend_windows(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Attention of each window [batch, window, token, head, dim] to its keys and the extra [batch, token, head, dim].
+
+    `mask` is [1, window, key], True where a key is real.
+    """
+    batch, windows = q.shape[:2]
+    k = torch.cat([k, extra_k[:, None].expand(-1, windows, -1, -1, -1)], dim=2)
+    v = torch.cat([v, extra_v[:, None].expand(-1, windows, -1, -1, -1)], dim=2)
+    if mask is not None:
+        mask = mask.expand(batch, -1, -1).flatten(0, 1)[:, None, None]
+    out = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
+    return out.unflatten(0, (batch, windows))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention of [batch, token, head, dim]; `mask` [batch, 1, 1, key] is True where a key takes part."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

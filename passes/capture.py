@@ -1,0 +1,159 @@
+"""The two ways in: `torch.export` and a Dynamo graph, both to the same pre-dispatch ATen dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx.traceback
+from torch import nn
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from jetvit.passes.graph import DynamoGraph, ExportedGraph
+from jetvit.patterns.errors import CaptureError
+from jetvit.patterns.names import clean_name
+
+
+def export_model(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export a model for inference; an ExportedProgram is returned as it is.
+
+    Raises:
+        CaptureError: torch.export cannot capture the model, or a program was given that was decomposed already.
+    """
+    if isinstance(model, ExportedProgram):
+        return model
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"a {type(model).__name__} cannot be captured",
+            do="give an nn.Module or a torch.export.ExportedProgram",
+        )
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} could not be captured by torch.export",
+            why=_first_lines(error),
+            do="check that the model runs on these inputs; torch.compile(model, backend='jetvit') splits a model at "
+            "code that cannot be captured, torch.export does not",
+        ) from error
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ExportedGraph:
+    """The rewritable graph of a model or of an exported program."""
+    return ExportedGraph(export_model(model, args, kwargs, dynamic_shapes))
+
+
+def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool = False) -> DynamoGraph:
+    """The ATen graph of a Dynamo graph, traced on Dynamo's own fake inputs so that its symbols stay.
+
+    Args:
+        gm: what Dynamo hands to a backend.
+        example_inputs: its example inputs, in the order of the placeholders.
+        freeze: take the present values of parameters and buffers as constants that may be folded.
+    """
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    context = TracingContext.try_get()
+    mode = context.fake_mode if context is not None and context.fake_mode is not None else detect_fake_mode(example_inputs)
+    if mode is None:
+        mode = torch._subclasses.FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
+    fakes = [_fake_input(example, mode, context) for example in example_inputs]
+
+    def run(*inputs: Any) -> Any:
+        with torch.fx.traceback.preserve_node_meta():
+            return _RegionInterpreter(gm).run(*inputs)
+
+    with tracing(context), mode:
+        aten = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    names: dict[Node, str] = {}
+    values: dict[Node, torch.Tensor] = {}
+    inputs = [node for node in aten.graph.nodes if node.op == "placeholder"]
+    for node, original, example in zip(inputs, placeholders, example_inputs, strict=True):
+        name = _parameter_name(original, example)
+        if name is not None:
+            names[node] = name
+            values[node] = example
+    for node in aten.graph.nodes:
+        if node.op == "get_attr" and isinstance(tensor := getattr(aten, str(node.target), None), torch.Tensor):
+            names[node] = str(node.target)
+            node.meta.setdefault("val", mode.from_tensor(tensor, static_shapes=True))
+    return DynamoGraph(aten, names, ambient_autocast(), values if freeze else None)
+
+
+def ambient_autocast() -> dict[str, torch.dtype]:
+    """The autocast regions that are open right now: device type → dtype."""
+    devices = ["cpu", "cuda"]
+    return {device: torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)}
+
+
+class _RegionInterpreter(Interpreter):
+    """Runs a Dynamo graph with its autocast regions really open.
+
+    Tracing records `_enter_autocast` without running it, and a graph whose casts rely on the region then fails or gets
+    the wrong dtypes. The context manager does both.
+    """
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self._open: list[Any] = []
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            while self._open:
+                self._open.pop().__exit__(None, None, None)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is _enter_autocast:
+            region = torch.autocast(*args, **kwargs)
+            region.__enter__()
+            self._open.append(region)
+            return region
+        if target is _exit_autocast:
+            self._open.pop().__exit__(None, None, None)
+            return None
+        return super().call_function(target, args, kwargs)
+
+
+def _fake_input(example: Any, mode: torch._subclasses.FakeTensorMode, context: TracingContext | None) -> Any:
+    """A fake of an input with the symbols that Dynamo gave it: they are found again by the input's source."""
+    if not isinstance(example, torch.Tensor):
+        return example
+    if isinstance(example, torch._subclasses.FakeTensor):
+        return example
+    symbolic = context.tensor_to_context.get(example) if context is not None else None
+    if symbolic is None:
+        return mode.from_tensor(example, static_shapes=True)
+    return mode.from_tensor(example, symbolic_context=symbolic, source=symbolic.tensor_source)
+
+
+def _parameter_name(node: Node, example: Any) -> str | None:
+    """The FQN of a placeholder that stands for a parameter or buffer of the model."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    if source is None or not isinstance(example, torch.Tensor):
+        return None
+    name: str | Callable[[], str] = source.name
+    path = name if isinstance(name, str) else name()
+    owned = isinstance(example, nn.Parameter) or "._parameters[" in path or "._buffers[" in path
+    return clean_name(path) if owned else None
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(error).__name__

@@ -1,0 +1,1 @@
+"""What full attention looks like in a graph. Reads graphs, never changes them."""

@@ -1,0 +1,190 @@
+"""What every axis of a tensor is made of: the vocabulary of the layout walk.
+
+An axis is a row-major product of atoms; the empty product is an axis of size 1. Views merge and split axes, so two axes
+that hold the same atoms in the same order are the same axis, however the graph got there. A concatenation along an axis
+(CLS token, registers, patches) is one atom with segments; a slice is one atom that remembers what it was cut from, so
+that split-and-concatenate, which rotary embeddings do, gives the original axis back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from jetvit.patterns.sizes import Size, is_one, quotient, same
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """An indivisible piece of an axis. Compared by identity: equal sizes do not make equal atoms.
+
+    kind: "row" or "col" (of a two-dimensional map), "input" (an axis of a user's input), "feature" (made by a matrix
+        product), "weight" (of a parameter or a constant) or "unknown" (made by an operator that the walk does not know).
+    origin: the axis number in the input for "input"; a free text for "unknown".
+    pieces: the atom and piece numbers that it was split from.
+    cut: the axis and the bounds that it was sliced from.
+    segments: the axes that were concatenated, with their sizes.
+    """
+
+    size: Size
+    kind: str
+    origin: object = None
+    pieces: tuple[Atom, int] | None = None
+    cut: tuple[Axis, Size, Size] | None = None
+    segments: tuple[tuple[Axis, Size], ...] | None = None
+
+    @property
+    def root(self) -> Atom:
+        """The atom that this one was split from, through every level."""
+        return self.pieces[0].root if self.pieces else self
+
+    @property
+    def splittable(self) -> bool:
+        """A concatenation cannot be cut by a view without losing which token is which; neither can a part of one."""
+        return self.segments is None and (self.cut is None or all(atom.splittable for atom in self.cut[0]))
+
+
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis, ...]
+
+
+def axis_size(axis: Axis) -> Size:
+    """The number of entries along an axis."""
+    size: Size = 1
+    for atom in axis:
+        size = size * atom.size
+    return size
+
+
+def fresh(size: Size, kind: str, origin: object = None) -> Axis:
+    """A new axis of one atom, or the empty product for size 1."""
+    return () if is_one(size) else (Atom(size, kind, origin),)
+
+
+def fresh_axes(shape: Iterable[Size], kind: str, origin: object = None) -> Axes:
+    """New axes for a whole shape."""
+    return tuple(fresh(size, kind, origin) for size in shape)
+
+
+def rejoin(axis: Axis) -> Axis:
+    """Put pieces that stand side by side, complete and in order, back together."""
+    atoms: list[Atom] = []
+    for atom in axis:
+        atoms.append(atom)
+        while len(atoms) >= 2:
+            first, second = atoms[-2].pieces, atoms[-1].pieces
+            if not (first and second and first[0] is second[0] and first[1] == 0 and second[1] == 1):
+                break
+            atoms[-2:] = [first[0]]
+    return tuple(atoms)
+
+
+def rank_of(axis: Axis) -> int:
+    """How much is known of an axis: a join of two axes keeps the one of the higher rank."""
+    ranks = {"weight": 0, "unknown": 1, "feature": 2, "input": 3, "row": 4, "col": 4}
+
+    def rank(atom: Atom) -> int:
+        inner = [rank_of(part) for part, _ in atom.segments or ()] + ([rank_of(atom.cut[0])] if atom.cut else [])
+        return max([ranks[atom.kind], *inner])
+
+    return max((rank(atom) for atom in axis), default=-1)
+
+
+def join(a: Axis, b: Axis) -> Axis:
+    """The axis of an elementwise result, broadcast over axes of size 1."""
+    return a if rank_of(a) >= rank_of(b) else b
+
+
+def broadcast(operands: Sequence[Axes]) -> Axes:
+    """The axes of an elementwise result, aligned from the right."""
+    rank = max((len(axes) for axes in operands), default=0)
+    result: list[Axis] = [()] * rank
+    for axes in operands:
+        for position, axis in enumerate(axes, start=rank - len(axes)):
+            result[position] = join(result[position], axis)
+    return tuple(result)
+
+
+def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
+    """The axes of a view: atoms are dealt out in row-major order and split where an axis ends inside one.
+
+    An axis whose atoms cannot be told becomes unknown, with the reason as its origin, and so do those right of it.
+    """
+    atoms = [atom for axis in axes for atom in axis]
+    result: list[Axis] = []
+    for position, size in enumerate(shape):
+        taken: list[Atom] = []
+        missing: Size = size
+        while not is_one(missing):
+            if not atoms:
+                return (*result, *fresh_axes(shape[position:], "unknown", "a reshape"))
+            atom = atoms.pop(0)
+            if (rest := quotient(missing, atom.size)) is not None:
+                taken.append(atom)
+                missing = rest
+                continue
+            if (inside := whole_segments(atom)) is not None:
+                atoms[:0] = inside
+                continue
+            inner = quotient(atom.size, missing)
+            if inner is None and position + 1 < len(shape) and same(missing * shape[position + 1], atom.size):
+                inner = shape[position + 1]  # what a guard of the reshape knows, division alone does not show
+            if inner is None or not atom.splittable:
+                what = "a reshape" if atom.splittable else "a reshape that cuts through the extra tokens"
+                return (*result, *fresh_axes(shape[position:], "unknown", what))
+            # Both pieces remember the whole, so that merging them gives it back.
+            taken.append(Atom(missing, atom.kind, atom.origin, pieces=(atom, 0)))
+            atoms.insert(0, Atom(inner, atom.kind, atom.origin, pieces=(atom, 1)))
+            missing = 1
+        result.append(rejoin(tuple(taken)))
+    return tuple(result)
+
+
+def flat_segments(axis: Axis) -> list[tuple[Axis, Size]]:
+    """The segments of an axis: itself, where it is no concatenation."""
+    if len(axis) == 1 and axis[0].segments is not None:
+        return list(axis[0].segments)
+    return [(axis, axis_size(axis))]
+
+
+def concatenate(parts: Sequence[Axis]) -> Axis:
+    """The axis of a concatenation. The parts of one axis, complete and in order, give that axis back."""
+    cuts = [axis[0].cut for axis in parts if len(axis) == 1]
+    if len(cuts) == len(parts) and all(cut is not None for cut in cuts):
+        whole = [cut for cut in cuts if cut is not None]
+        base = whole[0][0]
+        meet = all(left[0] == right[0] and same(left[2], right[1]) for left, right in zip(whole, whole[1:], strict=False))
+        if meet and same(whole[0][1], 0) and same(whole[-1][2], axis_size(base)):
+            return base
+    segments = tuple(segment for axis in parts for segment in flat_segments(axis))
+    kind = "feature" if all(rank_of(axis) == 2 for axis, _ in segments) else "unknown"
+    size: Size = 0
+    for _, part in segments:
+        size = size + part
+    return (Atom(size, kind, "a concatenation", segments=segments),)
+
+
+def cut(axis: Axis, start: Size, stop: Size) -> Axis:
+    """The axis of a slice with step 1. It keeps its atom even at size 1, so that its twin can be put back beside it."""
+    if same(start, 0) and same(stop, axis_size(axis)):
+        return axis
+    kind = axis[0].kind if len(axis) == 1 and axis[0].segments is None else "unknown"
+    return (Atom(stop - start, kind, "a slice", cut=(axis, start, stop)),)
+
+
+def whole_segments(atom: Atom) -> Axis | None:
+    """What a slice of a concatenation holds, where its bounds provably fall between segments; else None."""
+    if atom.cut is None:
+        return None
+    axis, start, stop = atom.cut
+    position: Size = 0
+    chosen: list[tuple[Axis, Size]] = []
+    begun = False
+    for segment, size in flat_segments(axis):
+        begun = begun or same(position, start)
+        if begun:
+            chosen.append((segment, size))
+        position = position + size
+        if begun and same(position, stop):
+            return chosen[0][0] if len(chosen) == 1 else (Atom(atom.size, "unknown", segments=tuple(chosen)),)
+    return None

@@ -1,0 +1,125 @@
+"""`find_sites`: every full attention of a captured graph, and every near miss with its reason."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch.fx import Node
+
+from jetvit.patterns.captured import CapturedGraph
+from jetvit.patterns.cores import Core, find_cores
+from jetvit.patterns.geometry import Geometry, Refused, read_geometry
+from jetvit.patterns.names import module_name, source_line, unique
+from jetvit.patterns.projections import LAYOUTS, read_projections
+from jetvit.patterns.regions import GraphView
+from jetvit.patterns.rope import read_rope
+from jetvit.patterns.site import AttentionSite, Operand, Rejection, Sites
+from jetvit.patterns.walk import LayoutWalk
+
+log = logging.getLogger(__name__)
+
+
+def find_sites(graph: CapturedGraph) -> Sites:
+    """Find the full self-attention sites of a graph; the graph is not changed.
+
+    Args:
+        graph: a pre-dispatch ATen graph.
+    Returns:
+        The sites in the order of execution; `.rejected` holds the near misses. Linear in the size of the graph.
+    """
+    view = GraphView(graph.module, graph.ambient_autocast)
+    walk = LayoutWalk(view, graph.tensor_names)
+    order = {node: index for index, node in enumerate(view.nodes)}
+    mutations = _mutations(view)
+    found: list[tuple[Core, Geometry | Refused]] = []
+    for core in find_cores(view, walk):
+        found.append((core, _judge(core, walk, mutations, order)))
+    names = unique([module_name(core.out.node) or "(root)" for core, _ in found])
+    sites = Sites()
+    for name, (core, answer) in zip(names, found, strict=True):
+        if isinstance(answer, Refused):
+            where = source_line(answer.node) or source_line(core.out.node)
+            sites.rejected.append(Rejection(name, answer.reason, answer.node, where))
+            log.info("%s: refused: %s (node %s, %s)", name, answer.reason, answer.node.name, where)
+        else:
+            sites.append(_site(name, core, answer, graph, view))
+            log.debug("%s: found (%s), grid %s", name, core.form, answer.grid)
+    return sites
+
+
+def _judge(
+    core: Core, walk: LayoutWalk, mutations: list[tuple[Node, Node]], order: dict[Node, int]
+) -> Geometry | Refused:
+    """The geometry of a core, or the reason why it is no site. What the core itself shows comes before its axes."""
+    if core.obstacles:
+        return Refused(core.obstacles[0].reason, core.obstacles[0].node)
+    try:
+        geometry = read_geometry(core, walk)
+        _check_mutations(core, walk.view, mutations, order)
+    except Refused as refused:
+        return refused
+    return geometry
+
+
+def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view: GraphView) -> AttentionSite:
+    assert core.q is not None
+    assert core.k is not None
+    assert core.v is not None
+    device = core.out.node.meta["val"].device.type
+    return AttentionSite(
+        name=name,
+        q=Operand(core.q.node, geometry.q),
+        k=Operand(core.k.node, geometry.k),
+        v=Operand(core.v.node, geometry.v),
+        out=Operand(core.out.node, geometry.out),
+        num_heads=geometry.num_heads,
+        head_dim=geometry.head_dim,
+        scale=core.scale,
+        grid=geometry.grid,
+        extra_before=geometry.extra_before,
+        extra_after=geometry.extra_after,
+        rope=read_rope(core.q.node, core.k.node, view),
+        projections=read_projections(core, view, graph.tensor_names),
+        form=core.form,
+        autocast=view.autocast_dtype(core.out.node, device),
+        source=source_line(core.out.node),
+    )
+
+
+def _mutations(view: GraphView) -> list[tuple[Node, Node]]:
+    """Every in-place node with the storage that it writes to."""
+    found = []
+    for node in view.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            for schema_argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+                alias = schema_argument.alias_info
+                if alias is not None and alias.is_write and isinstance(value, Node):
+                    found.append((node, _storage(value, view)))
+    return found
+
+
+def _storage(node: Node, view: GraphView) -> Node:
+    """The node whose storage a view looks at."""
+    node = view.resolve(node)
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node) and (
+        node.target in LAYOUTS or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+    ):  # fmt: skip
+        node = view.resolve(node.args[0])
+    return node
+
+
+def _check_mutations(
+    core: Core, view: GraphView, mutations: list[tuple[Node, Node]], order: dict[Node, int]
+) -> None:
+    """q, k and v are read where the attention ends: nothing may write to them after they were first read."""
+    if not mutations:
+        return
+    assert core.q is not None
+    assert core.k is not None
+    assert core.v is not None
+    storages = {_storage(side.node, view) for side in (core.q, core.k, core.v)}
+    first, last = min(order[node] for node in (*core.nodes, *core.peeled)), order[core.out.node]
+    for node, storage in mutations:
+        if first < order[node] < last and node not in core.nodes and storage in storages:
+            raise Refused("q, k or v is changed in place while the attention reads them", node)

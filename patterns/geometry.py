@@ -1,0 +1,218 @@
+"""From the axes of q, k and v to a site in canonical terms: batch, heads, tokens, the token grid and the extra tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from jetvit.patterns import axes as ax
+from jetvit.patterns.axes import Atom, Axis
+from jetvit.patterns.cores import Core, Side
+from jetvit.patterns.site import Layout
+from jetvit.patterns.sizes import Size, is_one, is_static, same
+from jetvit.patterns.walk import LayoutWalk, shape
+
+
+class Refused(Exception):
+    """A core that is no rewritable site: the reason and the node at which it shows."""
+
+    def __init__(self, reason: str, node: Node):
+        super().__init__(reason)
+        self.reason, self.node = reason, node
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Layouts of the four tensors, heads, and where the token grid lies."""
+
+    q: Layout
+    k: Layout
+    v: Layout
+    out: Layout
+    num_heads: int
+    head_dim: int
+    grid: tuple[Size, Size]
+    extra_before: Size
+    extra_after: Size
+
+
+def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
+    """The geometry of a core whose operands are known.
+
+    Raises:
+        Refused: cross attention, grouped queries, attention that is local already, or an unknown token grid.
+    """
+    q, k, v = core.q, core.k, core.v
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    tokens = [_axis(walk, side, side.token) for side in (q, k, v)]
+    _check_self_attention(core, walk, tokens)
+    leading = {name: _leading(walk, side) for name, side in (("q", q), ("k", k), ("v", v))}
+    _check_not_local(core, leading["q"], tokens[0])
+    layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
+    heads = {name: ax.axis_size(tuple(atom for axis in axes for atom in axis if _is_head(atom)))
+             for name, axes in leading.items()}  # fmt: skip
+    for name, side in (("k", k), ("v", v)):
+        shared = any(atom.kind in ("weight", "unknown") for axis in leading[name] for atom in axis)
+        if not same(heads[name], heads["q"]) or (shared and not _same_batch(leading["q"], leading[name])):
+            raise Refused(
+                f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
+            )
+        if not _same_batch(leading["q"], leading[name]):
+            raise Refused(f"cross attention: {name} comes from another part of the batch than q", side.node)
+    head_dim = shape(q.node)[q.dim]
+    if not (is_static(heads["q"]) and is_static(head_dim)):
+        raise Refused("the number of heads or their size is not fixed", q.node)
+    if not same(head_dim, shape(v.node)[v.dim]):
+        raise Refused(f"v has {shape(v.node)[v.dim]} features a head, q has {head_dim}", v.node)
+    before, grid, after = read_tokens(tokens[0], q.node)
+    out_layout = _layout(core.out, leading["q"], tokens[0])
+    return Geometry(
+        layouts["q"], layouts["k"], layouts["v"], out_layout, int(heads["q"]), int(head_dim), grid, before, after
+    )
+
+
+def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
+    """Extra tokens before, the grid, extra tokens after.
+
+    Raises:
+        Refused: the axis holds no two-dimensional grid in row-major order, or more than one.
+    """
+    if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
+        axis = inside
+    segments = ax.flat_segments(axis)
+    grids = [index for index, (part, _) in enumerate(segments) if _grid(part) is not None]
+    if len(grids) != 1:
+        raise Refused(_no_grid(segments, len(grids)), node)
+    grid = _grid(segments[grids[0]][0])
+    assert grid is not None
+    before: Size = 0
+    after: Size = 0
+    for index, (_, size) in enumerate(segments):
+        if index < grids[0]:
+            before = before + size
+        elif index > grids[0]:
+            after = after + size
+    return before, grid, after
+
+
+def _grid(axis: Axis) -> tuple[Size, Size] | None:
+    """(rows, columns) of an axis that is a flattened two-dimensional map, in row-major order."""
+    if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
+        axis = inside
+    if len(axis) != 2 or not all(_is_coarse(atom) for atom in axis):
+        return None
+    row, col = axis
+    if (row.kind, col.kind) == ("row", "col"):
+        return row.size, col.size
+    if row.kind == col.kind == "input":
+        (row_input, row_dim), (col_input, col_dim) = row.origin, col.origin  # type: ignore[misc]
+        if row_input == col_input and 0 < row_dim < col_dim:
+            return row.size, col.size
+    return None
+
+
+def _is_coarse(atom: Atom) -> bool:
+    """Not split, or the outer piece of every split: neighbours along it are neighbours in the image."""
+    return atom.pieces is None or (atom.pieces[1] == 0 and _is_coarse(atom.pieces[0]))
+
+
+def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
+    if grids > 1:
+        return f"unknown token grid: {grids} grids stand side by side in one sequence"
+    atoms = [atom for part, _ in segments for atom in part]
+    kinds = [atom.kind for atom in atoms]
+    if kinds == ["col", "row"]:
+        return "unknown token grid: the tokens are in column-major order"
+    if sum(kind in ("row", "col", "input") for kind in kinds) > 2:
+        return "unknown token grid: the tokens have more than two spatial axes"
+    lost = next((atom for atom in atoms if atom.kind == "unknown" and atom.origin), None)
+    if lost is not None:
+        return f"unknown token grid: it was lost at {lost.origin}"
+    if any(atom.kind == "input" for atom in atoms):
+        return "unknown token grid: the tokens come in one row from an input, not from an image"
+    return "unknown token grid: no two-dimensional map was flattened into these tokens"
+
+
+def _axis(walk: LayoutWalk, side: Side, dim: int) -> Axis:
+    axes = walk.of(walk.view.resolve(side.node))
+    return axes[dim] if dim < len(axes) else ()
+
+
+def _leading(walk: LayoutWalk, side: Side) -> list[Axis]:
+    return [_axis(walk, side, dim) for dim in side.leading]
+
+
+def _is_head(atom: Atom) -> bool:
+    return atom.kind == "feature"
+
+
+def _same_tokens(a: Axis, b: Axis) -> bool:
+    """The same atoms; or concatenations of the same segments, made once for q and once for k."""
+    if a == b:
+        return True
+    a, b = (axis if len(axis) != 1 else ax.whole_segments(axis[0]) or axis for axis in (a, b))
+    first, second = ax.flat_segments(a), ax.flat_segments(b)
+    if len(first) != len(second) or len(first) < 2:
+        return a == b
+    return all(x == y and same(n, m) for (x, n), (y, m) in zip(first, second, strict=True))
+
+
+def _same_batch(a: list[Axis], b: list[Axis]) -> bool:
+    """The batch atoms agree, as far as both are known; an axis broadcast from size 1 counts as its partner."""
+    first, second = ([atom for axis in axes for atom in axis if not _is_head(atom)] for axes in (a, b))
+    if len(first) != len(second):
+        return False
+    return all(x is y for x, y in zip(first, second, strict=True))
+
+
+def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> None:
+    sides = {"k": core.k, "v": core.v}
+    for (name, side), axis in zip(sides.items(), tokens[1:], strict=True):
+        if _same_tokens(tokens[0], axis):
+            continue
+        assert core.q is not None
+        assert side is not None
+        count, other = ax.axis_size(tokens[0]), ax.axis_size(axis)
+        if ax.rank_of(tokens[0]) <= 0 and is_static(count):
+            reason = f"cross attention: {count} learned queries attend to {other} tokens"
+        elif same(count, other):
+            reason = f"cross attention: {name} comes from another token sequence than q"
+        else:
+            reason = f"cross attention: {count} queries attend to {other} tokens"
+        raise Refused(reason, side.node)
+
+
+def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
+    roots = {atom.root for atom in tokens}
+    for axis in leading:
+        for atom in axis:
+            if atom.root.kind in ("row", "col") or (atom.pieces and atom.root in roots):
+                sizes = "×".join(str(piece.size) for piece in tokens) or "1"
+                assert core.q is not None
+                raise Refused(f"the attention is local already: it runs inside windows of {sizes} tokens", core.q.node)
+
+
+def _layout(side: Side, leading: list[Axis], tokens: Axis) -> Layout:
+    """Roles of the axes. With one axis each for batch and heads, an axis of size 1 takes the role that is left."""
+    roles: dict[int, tuple[str, ...]] = {side.token: ("t",), side.dim: ("d",)}
+    for dim, axis in zip(side.leading, leading, strict=True):
+        letters: list[str] = []
+        for atom in axis:
+            letter = "h" if _is_head(atom) else "b"
+            if letters[-1:] != [letter]:
+                if letter in letters or any(letter in other for other in roles.values()):
+                    raise Refused("heads and batch are interleaved", side.node)
+                letters.append(letter)
+        roles[dim] = tuple(letters)
+    empty = [dim for dim in side.leading if not roles[dim]]
+    free = [letter for letter in "bh" if not any(letter in role for role in roles.values())]
+    if len(empty) == len(free):
+        for dim, letter in zip(empty, free, strict=True):
+            roles[dim] = (letter,)
+    return Layout(tuple(roles[dim] for dim in range(len(roles))))
+
+
+__all__ = ["Geometry", "Refused", "is_one", "read_geometry", "read_tokens"]

@@ -1,0 +1,111 @@
+"""Bounds of values that no input and no weight has a part in: enough to prove that a mask hides nothing.
+
+Libraries build masks from `arange`, comparisons and `where` even where nothing is masked (transformers' bidirectional mask
+is `arange(n) >= 0`). The bounds hold for every size, so a symbolic graph is no obstacle.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from jetvit.patterns.walk import argument
+
+aten = torch.ops.aten
+Range = tuple[float, float]
+_ANY: Range = (-math.inf, math.inf)
+_SAME = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default, aten.expand_as.default,
+    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
+    aten.contiguous.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.permute.default,
+    aten.transpose.int, aten.lift_fresh_copy.default, aten.flatten.using_ints, aten.repeat.default,
+}  # fmt: skip
+_CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default, aten.type_as.default}
+_FILLED = {
+    aten.zeros.default: 0.0, aten.zeros_like.default: 0.0, aten.new_zeros.default: 0.0,
+    aten.ones.default: 1.0, aten.ones_like.default: 1.0, aten.new_ones.default: 1.0,
+}  # fmt: skip
+_FULL = {aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0}
+_COMPARISONS = {
+    aten.ge.Scalar: "ge", aten.ge.Tensor: "ge", aten.gt.Scalar: "gt", aten.gt.Tensor: "gt",
+    aten.le.Scalar: "le", aten.le.Tensor: "le", aten.lt.Scalar: "lt", aten.lt.Tensor: "lt",
+}  # fmt: skip
+_AND = {aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor}
+_OR = {aten.logical_or.default, aten.bitwise_or.Tensor, aten.__or__.Tensor}
+_NOT = {aten.logical_not.default, aten.bitwise_not.default}
+_WHERE = {aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar}
+
+
+def is_always(node: Node, value: float) -> bool:
+    """True if every entry of a tensor is provably this number (1 for True, 0 for False)."""
+    return value_range(node) == (value, value)
+
+
+def value_range(node: Any) -> Range:
+    """Bounds (lowest, highest) of a number's or tensor's entries; infinite where nothing is known."""
+    if isinstance(node, bool | int | float):
+        return (float(node), float(node))
+    if not isinstance(node, Node) or node.op != "call_function":
+        return _ANY
+    target = node.target
+    if target in _SAME:
+        return value_range(node.args[0])
+    if target in _CASTS:
+        return _cast(node, value_range(node.args[0]))
+    if target in _FILLED:
+        return (_FILLED[target], _FILLED[target])
+    if target in _FULL:
+        return value_range(node.args[_FULL[target]])
+    if target is aten.arange.default:
+        return (0.0, math.inf)
+    if target in (aten.arange.start, aten.arange.start_step):
+        rising = (argument(node, 2, "step", 1) if target is aten.arange.start_step else 1) > 0
+        return (value_range(node.args[0])[0], math.inf) if rising else _ANY
+    if target in (aten.add.Tensor, aten.add.Scalar) and not node.kwargs and len(node.args) == 2:
+        (a, b), (c, d) = value_range(node.args[0]), value_range(node.args[1])
+        return (a + c, b + d)
+    return _truth(node)
+
+
+def _truth(node: Node) -> Range:
+    """Bounds of comparisons and of what is made of them."""
+    target = node.target
+    if target in _COMPARISONS:
+        (a, b), (c, d) = value_range(node.args[0]), value_range(node.args[1])
+        always = {"ge": a >= d, "gt": a > d, "le": b <= c, "lt": b < c}[_COMPARISONS[target]]
+        never = {"ge": b < c, "gt": b <= c, "le": a > d, "lt": a >= d}[_COMPARISONS[target]]
+        return (1.0, 1.0) if always else (0.0, 0.0) if never else (0.0, 1.0)
+    if target in _AND or target in _OR:
+        both = [value_range(each) for each in node.args[:2]]
+        absorbing = 0.0 if target in _AND else 1.0
+        if (absorbing, absorbing) in both:
+            return (absorbing, absorbing)
+        return (1 - absorbing, 1 - absorbing) if both == [(1 - absorbing, 1 - absorbing)] * 2 else (0.0, 1.0)
+    if target in _NOT and _is_boolean(node):
+        low, high = value_range(node.args[0])
+        return (1 - high, 1 - low)
+    if target in _WHERE:
+        condition = value_range(node.args[0])
+        if condition in ((1.0, 1.0), (0.0, 0.0)):
+            return value_range(node.args[1] if condition == (1.0, 1.0) else node.args[2])
+        (a, b), (c, d) = value_range(node.args[1]), value_range(node.args[2])
+        return (min(a, c), max(b, d))
+    return _ANY
+
+
+def _cast(node: Node, before: Range) -> Range:
+    """A cast to bool gives 0 or 1; one to an integer may round."""
+    if _is_boolean(node):
+        return (0.0, 0.0) if before == (0.0, 0.0) else (1.0, 1.0) if before[0] > 0 or before[1] < 0 else (0.0, 1.0)
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and all(map(math.isfinite, before)):
+        return (math.floor(before[0]), math.ceil(before[1]))
+    return before
+
+
+def _is_boolean(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype is torch.bool

@@ -1,0 +1,142 @@
+"""What `find_attention` answers with: an `AttentionSite` for each full attention, a `Rejection` for each near miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from jetvit.patterns.sizes import Size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which role each axis of a tensor plays.
+
+    `roles` has one entry an axis; each entry is a tuple over "b" (batch), "h" (head), "t" (token), "d" (head_dim).
+    ("b", "h"), ("t",), ("d",) is the [B·H, N, D] of `bmm`; an axis of size 1 that plays no role is ().
+    """
+
+    roles: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        return "[" + ", ".join("·".join(role) or "1" for role in self.roles) + "]"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of a site: the node that yields it and the layout of its axes."""
+
+    node: Node
+    layout: Layout
+
+    def __str__(self) -> str:
+        return f"{self.node.name}{self.layout}"
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding on q and k, applied in the graph before the attention.
+
+    `style` is "half" (rotate the two halves of head_dim, as HF DINOv3 does) or "interleaved" (rotate pairs, as timm's
+    EVA family does). `cos` and `sin` are the nodes of the tables; `q` and `k` the nodes before the rotation.
+    """
+
+    style: str
+    cos: Node
+    sin: Node
+    q: Node
+    k: Node
+
+    def __str__(self) -> str:
+        return self.style
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A projection: the node of the matrix product and the names of its weight and bias (None where it has none)."""
+
+    node: Node
+    weight: str
+    bias: str | None
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The projections that belong to one site alone. `packed` is set instead of q, k, v where one product yields all."""
+
+    packed: Linear | None = None
+    q: Linear | None = None
+    k: Linear | None = None
+    v: Linear | None = None
+    out: Linear | None = None
+
+    def named(self) -> dict[str, Linear]:
+        """The projections that are there, by role."""
+        roles = {"packed": self.packed, "q": self.q, "k": self.k, "v": self.v, "out": self.out}
+        return {role: linear for role, linear in roles.items() if linear is not None}
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One full self-attention over a token grid, in canonical terms.
+
+    The tokens of a site are `extra_before` prefix tokens (CLS, registers), then `grid[0]` × `grid[1]` patch tokens in
+    row-major order, then `extra_after` tokens. Sizes are ints, or SymInts where the graph is dynamic.
+
+    `scale` multiplies q·kᵀ. `form` is "sdpa" for the one operator, "softmax" for two products with a softmax between.
+    `autocast` is the dtype that an enclosing autocast region gives the attention, None outside of one. `projections`
+    are those that belong to this site alone; `source` is the line of the model's code that computes the result.
+    """
+
+    name: str
+    q: Operand
+    k: Operand
+    v: Operand
+    out: Operand
+    num_heads: int
+    head_dim: int
+    scale: float
+    grid: tuple[Size, Size]
+    extra_before: Size
+    extra_after: Size
+    rope: Rope | None
+    projections: Projections
+    form: str
+    autocast: torch.dtype | None
+    source: str
+
+    @property
+    def tokens(self) -> Size:
+        """The number of tokens: extra tokens and grid."""
+        return self.extra_before + self.grid[0] * self.grid[1] + self.extra_after
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the attention's result."""
+        return self.out.node.meta["val"].dtype
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A near miss: an attention that is no rewritable site, and the reason, the node and the source line."""
+
+    name: str
+    reason: str
+    node: Node
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason} (node {self.node.name}{', ' + self.source if self.source else ''})"
+
+
+class Sites(list[AttentionSite]):
+    """The sites of a graph in the order of execution; `rejected` holds the near misses."""
+
+    def __init__(self, sites: Iterable[AttentionSite] = (), rejected: Iterable[Rejection] = ()):
+        super().__init__(sites)
+        self.rejected: list[Rejection] = list(rejected)

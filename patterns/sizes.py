@@ -1,0 +1,48 @@
+"""Arithmetic on sizes that are ints or SymInts, without adding guards."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+Size = int | torch.SymInt
+
+
+def is_static(size: Size) -> TypeGuard[int]:
+    """True for a plain int, and for a SymInt that stands for one."""
+    return isinstance(size, int) or size.node.expr.is_number
+
+
+def expression(size: Size) -> sympy.Expr:
+    """The sympy expression of a size."""
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+
+
+def same(a: Size, b: Size) -> bool:
+    """True if the two sizes are equal for every value of their symbols, as far as can be proven."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    difference = expression(a) - expression(b)
+    if difference.is_number or (difference := sympy.expand(difference)).is_number:
+        return bool(difference == 0)
+    return statically_known_true(a == b)
+
+
+def is_one(size: Size) -> bool:
+    """True if the size is provably 1."""
+    return bool(size == 1) if isinstance(size, int) else expression(size) == 1
+
+
+def quotient(a: Size, b: Size) -> Size | None:
+    """a / b where b provably divides a, else None."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    if same(a, b):
+        return 1
+    ratio = sympy.cancel(expression(a) / expression(b))
+    if sympy.fraction(ratio)[1] != 1:
+        return None
+    return int(ratio) if ratio.is_number else a // b

@@ -1,0 +1,443 @@
+"""The layout walk: one forward pass that tells what every axis of every tensor in a graph is made of.
+
+`LayoutWalk(view)` gives `axes[node]` for each live node: a tuple of axes for a tensor, a list of them for a tuple of
+tensors. Operators are rules in a table; one that is not there makes axes of kind "unknown" that name the operator, so an
+attention over such an axis is refused with the true reason. The walk is linear in the number of nodes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from jetvit.patterns import axes as ax
+from jetvit.patterns.axes import Atom, Axes, Axis
+from jetvit.patterns.regions import GraphView
+from jetvit.patterns.sizes import Size, quotient, same
+
+aten = torch.ops.aten
+Value = Axes | list[Any] | None
+Rule = Callable[["LayoutWalk", Node], Value]
+RULES: dict[Any, Rule] = {}
+
+
+class LayoutWalk:
+    """The axes of every node of a view, and which of its inputs each depends on.
+
+    Attributes:
+        axes: node → axes of its tensor (a list of axes where it yields several tensors).
+        sources: node → the subset of {"input", "weight"} that its value depends on; empty for a constant.
+    """
+
+    def __init__(self, view: GraphView, tensor_names: Any):
+        self.view = view
+        self.axes: dict[Node, Value] = {}
+        self.sources: dict[Node, frozenset[str]] = {}
+        for node in view.nodes:
+            resolved = view.resolve(node)
+            if resolved is not node:
+                self.axes[node], self.sources[node] = self.axes.get(resolved), self.sources.get(resolved, frozenset())
+                continue
+            self.sources[node] = frozenset().union(*(self.sources.get(used, ()) for used in node.all_input_nodes))
+            if node.op in ("placeholder", "get_attr"):
+                weight = node in tensor_names
+                self.sources[node] = frozenset(["weight" if weight else "input"])
+                self.axes[node] = self._entry(node, weight)
+            elif node.op == "call_function":
+                self.axes[node] = self._call(node)
+
+    def of(self, node: Any) -> Axes:
+        """The axes of a tensor argument; a number has none."""
+        value = self.axes.get(node) if isinstance(node, Node) else ()
+        return value if isinstance(value, tuple) else ()
+
+    @staticmethod
+    def _entry(node: Node, weight: bool) -> Value:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return None
+        if weight:
+            return ax.fresh_axes(value.shape, "weight")
+        return tuple(ax.fresh(size, "input", (node.name, dim)) for dim, size in enumerate(value.shape))
+
+    def _call(self, node: Node) -> Value:
+        value = node.meta.get("val")
+        rule = RULES.get(node.target)
+        result: Value = None
+        if rule is not None:
+            result = rule(self, node)
+        elif isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+            result = pointwise(self, node)
+        if isinstance(result, tuple) and isinstance(value, torch.Tensor) and len(result) == value.dim():
+            return result
+        if isinstance(result, list):
+            return result
+        return unknown(node)
+
+
+def unknown(node: Node) -> Value:
+    """Axes of an operator that the walk does not know, named after it."""
+
+    def make(value: Any) -> Value:
+        if isinstance(value, torch.Tensor):
+            return ax.fresh_axes(value.shape, "unknown", f"{node.target} ({node.name})")
+        return [make(item) for item in value] if isinstance(value, list | tuple) else None
+
+    return make(node.meta.get("val"))
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Enter a function into the table for these operators."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return enter
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by position or by keyword."""
+    if position < len(node.args):
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def shape(node: Node) -> tuple[Size, ...]:
+    """The sizes of the tensor that a node yields."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def dims(index: Any, rank: int) -> list[int]:
+    """Dimension numbers counted from the front."""
+    return [i % rank for i in (index if isinstance(index, list | tuple) else [index])] if rank else []
+
+
+# Elementwise ------------------------------------------------------------------------------------------------------
+
+
+def pointwise(walk: LayoutWalk, node: Node) -> Value:
+    """Every tensor argument is broadcast against the others."""
+    return ax.broadcast([walk.of(used) for used in node.all_input_nodes])
+
+
+@rule(
+    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default,
+    aten.contiguous.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.native_dropout.default, aten.softmax.int,
+    aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default, aten.rms_norm.default,
+    aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default, aten.copy_.default,
+    aten.cumsum.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+)  # fmt: skip
+def like_first(walk: LayoutWalk, node: Node) -> Value:
+    """The result has the axes of the first argument."""
+    return walk.of(node.args[0])
+
+
+@rule(operator.getitem)
+def getitem(walk: LayoutWalk, node: Node) -> Value:
+    """One tensor of several."""
+    value = walk.axes.get(node.args[0])
+    return value[node.args[1]] if isinstance(value, list) else None
+
+
+# Views ------------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.view_as.default, aten.reshape_as.default,
+)  # fmt: skip
+def view(walk: LayoutWalk, node: Node) -> Value:
+    """Row-major order stays; only the ends of axes move."""
+    return ax.reshape(walk.of(node.args[0]), shape(node))
+
+
+@rule(aten.permute.default)
+def permute(walk: LayoutWalk, node: Node) -> Value:
+    """Axes in another order."""
+    axes = walk.of(node.args[0])
+    return tuple(axes[dim] for dim in dims(node.args[1], len(axes)))
+
+
+@rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
+def transpose(walk: LayoutWalk, node: Node) -> Value:
+    """Two axes swapped."""
+    axes = list(walk.of(node.args[0]))
+    first, second = dims(node.args[1:3], len(axes))
+    axes[first], axes[second] = axes[second], axes[first]
+    return tuple(axes)
+
+
+@rule(aten.t.default, aten.numpy_T.default, aten.mT.default, aten.adjoint.default)
+def swap_last(walk: LayoutWalk, node: Node) -> Value:
+    """The last two axes swapped (the only two, for `t`)."""
+    axes = walk.of(node.args[0])
+    return (*axes[:-2], *axes[-2:][::-1])
+
+
+@rule(aten.movedim.int, aten.movedim.intlist)
+def movedim(walk: LayoutWalk, node: Node) -> Value:
+    """Axes moved to other places."""
+    axes = walk.of(node.args[0])
+    source, target = dims(node.args[1], len(axes)), dims(node.args[2], len(axes))
+    rest = iter([axis for dim, axis in enumerate(axes) if dim not in source])
+    places = dict(zip(target, source, strict=True))
+    return tuple(axes[places[dim]] if dim in places else next(rest) for dim in range(len(axes)))
+
+
+@rule(aten.expand.default, aten.expand_as.default, aten.repeat.default, aten.tile.default)
+def expand(walk: LayoutWalk, node: Node) -> Value:
+    """An axis keeps its atoms where its size stays."""
+    axes, sizes = walk.of(node.args[0]), shape(node)
+    axes = ((),) * (len(sizes) - len(axes)) + axes
+    kept = [same(ax.axis_size(axis), size) for axis, size in zip(axes, sizes, strict=True)]
+    return tuple(
+        axis if keep else ax.fresh(size, "weight") for axis, size, keep in zip(axes, sizes, kept, strict=True)
+    )
+
+
+@rule(aten.select.int)
+def select(walk: LayoutWalk, node: Node) -> Value:
+    """One entry of an axis: the axis goes."""
+    axes = walk.of(node.args[0])
+    (dim,) = dims(node.args[1], len(axes))
+    return axes[:dim] + axes[dim + 1 :]
+
+
+@rule(aten.unbind.int)
+def unbind(walk: LayoutWalk, node: Node) -> Value:
+    """Every entry of an axis: the axis goes."""
+    axes = walk.of(node.args[0])
+    (dim,) = dims(argument(node, 1, "dim", 0), len(axes))
+    return [axes[:dim] + axes[dim + 1 :]] * len(node.meta["val"])
+
+
+@rule(
+    aten.chunk.default, aten.split.Tensor, aten.split.default, aten.split_with_sizes.default, aten.tensor_split.sections,
+    aten.split.sizes,
+)  # fmt: skip
+def split(walk: LayoutWalk, node: Node) -> Value:
+    """Consecutive cuts of one axis."""
+    axes = walk.of(node.args[0])
+    (dim,) = dims(argument(node, 2, "dim", 0), len(axes))
+    parts, start = [], 0
+    for value in node.meta["val"]:
+        stop = start + value.shape[dim]
+        if value is node.meta["val"][-1]:
+            stop = ax.axis_size(axes[dim])  # the last part ends where the axis does, whatever its size expression
+        parts.append((*axes[:dim], ax.cut(axes[dim], start, stop), *axes[dim + 1 :]))
+        start = stop
+    return parts
+
+
+@rule(aten.slice.Tensor, aten.narrow.default)
+def slice_(walk: LayoutWalk, node: Node) -> Value:
+    """A range of an axis."""
+    axes = walk.of(node.args[0])
+    (dim,) = dims(argument(node, 1, "dim", 0), len(axes))
+    before = axes[dim]
+    size, whole = shape(node)[dim], ax.axis_size(before)
+    start = argument(node, 2, "start") or 0
+    stop = start + argument(node, 3, "length") if node.target is aten.narrow.default else argument(node, 3, "end")
+    step = argument(node, 4, "step", 1) if node.target is aten.slice.Tensor else 1
+    if same(size, whole):
+        return axes
+    start = start.meta["val"] if isinstance(start, Node) else start
+    if step != 1:
+        kind = before[0].kind if len(before) == 1 and before[0].kind in ("row", "col") else "unknown"
+        after = ax.fresh(size, kind, "a strided slice")
+    elif isinstance(start, int) and start < 0 and (stop is None or stop == 2**63 - 1):
+        after = ax.cut(before, whole - size, whole)
+    elif isinstance(start, int) and start < 0:
+        after = ax.fresh(size, "unknown", "a slice")
+    else:
+        open_end = stop is None or stop == 2**63 - 1
+        after = ax.cut(before, start, whole if open_end else start + size)
+    return (*axes[:dim], after, *axes[dim + 1 :])
+
+
+@rule(aten.unfold.default)
+def unfold(walk: LayoutWalk, node: Node) -> Value:
+    """Windows along an axis; disjoint ones split it in two."""
+    axes = walk.of(node.args[0])
+    (dim,) = dims(node.args[1], len(axes))
+    size, step = node.args[2:4]
+    whole = ax.axis_size(axes[dim])
+    count, places = quotient(whole, size), shape(node)
+    if size == step and count is not None and same(count, places[dim]):
+        coarse, fine = ax.reshape((axes[dim],), [count, size])
+    else:
+        coarse, fine = ax.fresh(places[dim], "unknown", "overlapping windows"), ax.fresh(size, "unknown")
+    return (*axes[:dim], coarse, *axes[dim + 1 :], fine)
+
+
+# Joining ----------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
+def cat(walk: LayoutWalk, node: Node) -> Value:
+    """Segments along one axis, a join along the others."""
+    operands = [walk.of(used) for used in node.args[0]]
+    (dim,) = dims(argument(node, 1, "dim", 0), len(shape(node)))
+    operands = [axes for axes in operands if len(axes) == len(shape(node))]
+    result = list(ax.broadcast(operands))
+    result[dim] = ax.concatenate([axes[dim] for axes in operands])
+    return tuple(result)
+
+
+@rule(aten.stack.default)
+def stack(walk: LayoutWalk, node: Node) -> Value:
+    """A new axis."""
+    result = list(ax.broadcast([walk.of(used) for used in node.args[0]]))
+    (dim,) = dims(argument(node, 1, "dim", 0), len(result) + 1)
+    result.insert(dim, ax.fresh(len(node.args[0]), "weight"))
+    return tuple(result)
+
+
+@rule(aten.roll.default, aten.flip.default)
+def moved(walk: LayoutWalk, node: Node) -> Value:
+    """The same kinds of axes, but other entries: no longer equal to the axes before."""
+    axes = list(walk.of(node.args[0]))
+    index = node.args[1] if node.target is aten.flip.default else argument(node, 2, "dims", [])
+    for dim in dims(index or list(range(len(axes))), len(axes)):
+        axes[dim] = _renewed(axes[dim], shape(node)[dim], str(node.target))
+    return tuple(axes)
+
+
+@rule(aten.constant_pad_nd.default, aten.pad.default)
+def pad(walk: LayoutWalk, node: Node) -> Value:
+    """An axis that grows is another axis of the same kind."""
+    sizes = shape(node)
+    return tuple(
+        axis if same(ax.axis_size(axis), size) else _renewed(axis, size, "padding")
+        for axis, size in zip(walk.of(node.args[0]), sizes, strict=True)
+    )
+
+
+def _renewed(axis: Axis, size: Size, origin: str) -> Axis:
+    kind = axis[0].kind if len(axis) == 1 and axis[0].segments is None else "unknown"
+    return ax.fresh(size, kind, axis[0].origin if kind == "input" else origin)
+
+
+# Products ---------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.linear.default)
+def linear(walk: LayoutWalk, node: Node) -> Value:
+    """New features on the last axis."""
+    return (*walk.of(node.args[0])[:-1], ax.fresh(shape(node)[-1], "feature"))
+
+
+@rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default)
+def matmul(walk: LayoutWalk, node: Node) -> Value:
+    """Rows of the first operand, columns of the second; columns of a weight are new features."""
+    first, second = (node.args[1:3] if node.target in (aten.addmm.default, aten.baddbmm.default) else node.args[:2])
+    a, b = walk.of(first), walk.of(second)
+    if len(a) < 2 or len(b) < 2:
+        return None
+    columns = b[-1] if ax.rank_of(b[-1]) > 0 else ax.fresh(shape(node)[-1], "feature")
+    return (*ax.broadcast([a[:-2], b[:-2]]), a[-2], columns)
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(walk: LayoutWalk, node: Node) -> Value:
+    """The query's axes, the value's features."""
+    q, v = walk.of(node.args[0]), walk.of(node.args[2])
+    return (*q[:-1], v[-1])
+
+
+@rule(aten.einsum.default)
+def einsum(walk: LayoutWalk, node: Node) -> Value:
+    """Each letter is an axis."""
+    equation, operands = node.args[:2]
+    parsed = parse_einsum(equation)
+    if parsed is None:
+        return None
+    letters: dict[str, Axis] = {}
+    for term, used in zip(parsed[0], operands, strict=True):
+        axes = walk.of(used)
+        if len(axes) != len(term):
+            return None
+        for letter, axis in zip(term, axes, strict=True):
+            letters[letter] = ax.join(letters[letter], axis) if letter in letters else axis
+    return tuple(letters[letter] for letter in parsed[1])
+
+
+def parse_einsum(equation: str) -> tuple[list[str], str] | None:
+    """The terms and the result of an equation such as "bhqd,bhkd->bhqk"; None for one with an ellipsis or a trace."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    inputs = terms.split(",")
+    if not arrow or "." in equation or any(len(set(term)) != len(term) for term in [*inputs, result]):
+        return None
+    return inputs, result
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList, aten.any.dim, aten.all.dim, aten.amax.default, aten.amin.default)
+def reduce(walk: LayoutWalk, node: Node) -> Value:
+    """The reduced axes go, or keep size 1."""
+    axes = walk.of(node.args[0])
+    index = argument(node, 1, "dim")
+    gone = dims(index if index is not None else list(range(len(axes))), len(axes))
+    keep = argument(node, 2, "keepdim", False)
+    return tuple(() if dim in gone else axis for dim, axis in enumerate(axes) if keep or dim not in gone)
+
+
+# Maps -------------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    aten.conv2d.default, aten.conv2d.padding, aten.convolution.default, aten.conv_transpose2d.input,
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+    aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec,
+    aten.upsample_bicubic2d.default, aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default,
+    aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec, aten.pixel_shuffle.default,
+)  # fmt: skip
+def map2d(walk: LayoutWalk, node: Node) -> Value:
+    """A two-dimensional map in, a two-dimensional map out: what is spatial before is spatial after."""
+    axes, sizes = walk.of(node.args[0]), shape(node)
+    if len(axes) != 4 or len(sizes) != 4:
+        return None
+    features = axes[1]
+    if isinstance(node.args[1], Node):  # a convolution: it has a weight
+        features = ax.fresh(sizes[1], "feature")
+        if all(same(size, 1) for size in shape(node.args[1])[2:]) and _same_sizes(axes[2:], sizes[2:]):
+            return (axes[0], features, *axes[2:])  # a 1×1 convolution is a linear layer
+    elif not same(ax.axis_size(features), sizes[1]):
+        features = ax.fresh(sizes[1], "unknown", node.name)
+    spatial = all(_is_spatial(axis) for axis in axes[2:])
+    kinds = ("row", "col") if spatial else ("unknown", "unknown")
+    return (axes[0], features, *(ax.fresh(s, kind, node.name) for s, kind in zip(sizes[2:], kinds, strict=True)))
+
+
+@rule(aten.im2col.default)
+def im2col(walk: LayoutWalk, node: Node) -> Value:
+    """Patches as columns: [batch, channel · patch, row · col]."""
+    axes, (kernel, dilation, padding, stride) = walk.of(node.args[0]), node.args[1:5]
+    if len(axes) != 4 or not all(_is_spatial(axis) for axis in axes[2:]):
+        return None
+    sizes = shape(node.args[0])[2:]
+    grid = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, d, p, s in zip(sizes, kernel, dilation, padding, stride, strict=True)
+    ]
+    tokens = ax.fresh(grid[0], "row", node.name) + ax.fresh(grid[1], "col", node.name)
+    return (axes[0], ax.fresh(shape(node)[1], "feature"), tokens)
+
+
+def _is_spatial(axis: Axis) -> bool:
+    """An axis of size 1, of a map, or of a user's image."""
+    return not axis or (len(axis) == 1 and axis[0].segments is None and axis[0].kind in ("row", "col", "input"))
+
+
+def _same_sizes(axes: tuple[Axis, ...], sizes: tuple[Size, ...]) -> bool:
+    return all(same(ax.axis_size(axis), size) for axis, size in zip(axes, sizes, strict=True))
+
+
+__all__ = ["Atom", "LayoutWalk", "argument", "parse_einsum", "shape"]

@@ -1,0 +1,166 @@
+"""`jetvit::linear_attention` against its N×N weights and a convolution in loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetvit.kernels import linear_attention
+from jetvit.kernels.linear_attention.reference import _convolve, _convolve_by_taps
+from tests.kernels.naive import (
+    ABSENT,
+    DTYPES,
+    LAYOUTS,
+    convolution,
+    generated_kernel,
+    make_qkv,
+    make_rope,
+    relu_attention,
+    rotated,
+)
+
+NO_WEIGHTS = (ABSENT,) * 4
+side = st.integers(1, 6)
+extra = st.integers(0, 3)
+seed = st.integers(0, 2**31)
+
+
+def make_weights(channels: int, size: int, hidden: int = 3, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    shapes = [(hidden, channels), (hidden,), (channels * size * size, hidden), (channels * size * size,)]
+    return [torch.randn(shape, dtype=dtype) / 2 for shape in shapes]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    dtype=st.sampled_from(DTYPES),
+    weight_dtype=st.sampled_from(DTYPES),
+    rope=st.booleans(),
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 2),
+    dim=st.sampled_from([4, 8]),
+    grid_h=side,
+    grid_w=side,
+    before=extra,
+    after=extra,
+    size=st.sampled_from([0, 1, 3, 5, 7]),
+    static=st.booleans(),
+    eps=st.sampled_from([1e-6, 0.5]),
+    seed=seed,
+)
+def test_is_the_paper_s_formula(
+    layout, dtype, weight_dtype, rope, batch, heads, dim, grid_h, grid_w, before, after, size, static, eps, seed
+) -> None:
+    torch.manual_seed(seed)
+    q, k, v = make_qkv(layout, batch, before + grid_h * grid_w + after, heads, dim, dtype)
+    rope_y, rope_x = make_rope(grid_h, grid_w, dim) if rope else (ABSENT, ABSENT)
+    w1, b1, w2, b2 = make_weights(heads * dim, size, dtype=weight_dtype) if size else NO_WEIGHTS
+    if static:
+        w1, b1, w2 = ABSENT, ABSENT, ABSENT
+    out = linear_attention(q, k, v, rope_y, rope_x, w1, b1, w2, b2, grid_h, grid_w, before, size, eps, "relu")
+
+    if rope:
+        q, k = (rotated(x, rope_y, rope_x, before) for x in (q, k))
+    expected, den = relu_attention(q, k, v, eps)
+    if size:
+        mean = v[:, before : before + grid_h * grid_w].double().mean(1)
+        if static:
+            kernel = b2.double().reshape(1, heads, dim, size, size)
+        else:
+            kernel = generated_kernel(mean, w1, b1, w2, b2, size)
+        expected = expected + convolution(v, grid_h, grid_w, before, kernel)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
+    # Inputs are exact and sums are fp32 (fp64 for fp64): an error of a few fp32 steps, which a small denominator
+    # magnifies, then one rounding to the output's dtype.
+    step = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    largest = max(1.0, expected.abs().max().item(), v.abs().max().item())
+    tolerance = 8 * step * largest * (1 + 1 / den) + torch.finfo(dtype).eps / 2 * expected.abs()
+    assert ((out.double() - expected).abs() <= tolerance).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid_h=side, grid_w=side, before=extra, after=extra, seed=seed)
+def test_grid_tokens_may_be_permuted_when_the_convolution_is_off(grid_h, grid_w, before, after, seed) -> None:
+    torch.manual_seed(seed)
+    q, k, v = make_qkv("packed", 2, before + grid_h * grid_w + after, 2, 8, torch.float64)
+    order = torch.arange(q.shape[1])
+    order[before : before + grid_h * grid_w] = before + torch.randperm(grid_h * grid_w)
+    options = (ABSENT, ABSENT, *NO_WEIGHTS, grid_h, grid_w, before, 0, 1e-6, "relu")
+    permuted = linear_attention(q[:, order], k[:, order], v[:, order], *options)
+    torch.testing.assert_close(permuted, linear_attention(q, k, v, *options)[:, order], rtol=1e-11, atol=1e-11)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid_h=side, grid_w=side, before=extra, size=st.sampled_from([1, 3, 5, 7]), static=st.booleans(), seed=seed)
+def test_batch_of_two_is_two_batches(grid_h, grid_w, before, size, static, seed) -> None:
+    torch.manual_seed(seed)
+    q, k, v = make_qkv("packed", 2, before + grid_h * grid_w + 1, 2, 8, torch.float64)
+    weights = make_weights(16, size)
+    if static:
+        weights[:3] = [ABSENT] * 3
+    options = (*make_rope(grid_h, grid_w, 8), *weights, grid_h, grid_w, before, size, 1e-6, "relu")
+    both, first, second = (
+        linear_attention(q[b], k[b], v[b], *options) for b in (slice(0, 2), slice(0, 1), slice(1, 2))
+    )
+    torch.testing.assert_close(both, torch.cat([first, second]), rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=side,
+    width=side,
+    size=st.sampled_from([1, 3, 5, 7]),
+    images=st.sampled_from([(1, 1), (3, 3), (3, 1)]),
+    seed=seed,
+)
+def test_sum_of_taps_is_the_convolution(height, width, size, images, seed) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(images[0], height, width, 6, dtype=torch.float64)
+    kernel = torch.randn(images[1], 6, size, size, dtype=torch.float64)
+    torch.testing.assert_close(_convolve_by_taps(x, kernel), _convolve(x, kernel), rtol=1e-12, atol=1e-12)
+
+
+def test_negative_keys_give_zero() -> None:
+    q, v = torch.rand(1, 6, 1, 4), torch.randn(1, 6, 1, 4)
+    out = linear_attention(q, -q, v, ABSENT, ABSENT, *NO_WEIGHTS, 2, 3, 0, 0, 1e-6, "relu")
+    assert torch.equal(out, torch.zeros_like(q))
+
+
+def test_sums_over_65k_large_fp16_tokens_stay_finite() -> None:
+    torch.manual_seed(0)
+    q, k, v = (100 * torch.rand(1, 65536, 1, 8, dtype=torch.float16) for _ in range(3))
+    out = linear_attention(q, k, v, ABSENT, ABSENT, *NO_WEIGHTS, 256, 256, 0, 0, 1e-6, "relu")
+    # Σ k·v is 1.6e8 a channel, 2500 times the largest fp16.
+    features = k.double().flatten(1, 2)
+    sums = torch.einsum("bnd,bne->bde", features, v.double().flatten(1, 2))
+    expected = q.double()[:, :9, 0] @ sums / (q.double()[:, :9, 0] @ features.sum(1).unsqueeze(-1) + 1e-6)
+    torch.testing.assert_close(out[:, :9, 0].double(), expected, rtol=2**-11 + 1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_map": "elu"}, r"feature_map must be one of \['relu'\], got 'elu'"),
+        ({"conv_size": 2}, r"conv_size must be one of \(0, 1, 3, 5, 7\), got 2"),
+        ({"conv_size": -1}, "conv_size must be one of"),
+        ({"conv_size": 9}, "conv_size must be one of"),
+        ({"conv_size": 0}, "conv_size is 0, but w1, b1, w2 or b2 is given"),
+        ({"b1": ABSENT}, "conv_size 3 needs w1, b1, w2 and b2, or b2 alone"),
+        ({"w1": ABSENT, "b1": ABSENT, "w2": ABSENT, "b2": ABSENT}, "needs w1, b1, w2 and b2, or b2 alone"),
+        ({"conv_size": 5}, r"b2 must be \[200\], got \[72\]"),
+        ({"w1": torch.randn(3, 4)}, r"w1 must be \[3, 8\], got \[3, 4\]"),
+        ({"b1": torch.randn(3, 1)}, r"b1 must be \[3\], got \[3, 1\]"),
+        ({"w2": torch.randn(72, 4)}, r"w2 must be \[72, 3\], got \[72, 4\]"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(change: dict[str, object], message: str) -> None:
+    q = torch.randn(1, 6, 2, 4)
+    w1, b1, w2, b2 = make_weights(8, 3)
+    arguments = {"q": q, "k": q, "v": q, "rope_y": ABSENT, "rope_x": ABSENT, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    options = {"grid_h": 2, "grid_w": 3, "extra_before": 0, "conv_size": 3, "eps": 1e-6, "feature_map": "relu"}
+    linear_attention(**arguments, **options)
+    with pytest.raises(ValueError, match=f"jetvit::linear_attention: .*{message}"):
+        linear_attention(**{**arguments, **options, **change})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import SymBool, Tensor, float16, float32, float64
-from torch import bfloat16 as bf16
+import torch
+from torch import SymBool, Tensor
 
-DTYPES = (float16, bf16, float32, float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refuse(wrong: bool | SymBool, message: str) -> None:
@@ -23,6 +23,11 @@ def is_absent(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and tensor.shape[0] == 0
 
 
+def check_dtype(op: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not fp16, bf16, fp32 or fp64."""
+    refuse(tensor.dtype not in DTYPES, f"{op}: {name} must be fp16, bf16, fp32 or fp64, got {tensor.dtype}")
+
+
 def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor that has another shape."""
     message = f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}"
@@ -35,7 +40,7 @@ def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: 
     """Refuse q, k, v that are not three [batch, token, head, dim] of one shape and dtype, or do not hold the grid."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         refuse(x.dim() != 4, f"{op}: {name} must be [batch, token, head, dim], got {x.dim()} dimensions")
-        refuse(x.dtype not in DTYPES, f"{op}: {name} must be fp16, bf16, fp32 or fp64, got {x.dtype}")
+        check_dtype(op, name, x)
         refuse(x.dtype != q.dtype, f"{op}: {name} is {x.dtype} but q is {q.dtype}")
         check_shape(op, name, x, tuple(q.shape))
         refuse(x.stride(3) != 1, f"{op}: {name} must have stride 1 along dim, got strides {x.stride()}")
@@ -56,5 +61,5 @@ def check_rope(op: str, q: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, 
     head_dim = q.shape[3]
     refuse(head_dim % 4 != 0, f"{op}: axial RoPE needs a head_dim that is a multiple of 4, got {head_dim}")
     for name, table, size in (("rope_y", rope_y, grid_h), ("rope_x", rope_x, grid_w)):
-        refuse(table.dtype not in (float32, float64), f"{op}: {name} must be fp32, got {table.dtype}")
+        refuse(table.dtype not in (torch.float32, torch.float64), f"{op}: {name} must be fp32, got {table.dtype}")
         check_shape(op, name, table, (size, 2, head_dim // 4))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, triton_op
 
+from jetvit.kernels.autocast import without_autocast
+
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
@@ -55,11 +57,11 @@ def _register_gradient(op: CustomOpDef, reference: Callable[..., Tensor]) -> Non
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[: len(ctx.saved_tensors)]
-        with torch.enable_grad():
+        with without_autocast(grad.device), torch.enable_grad():
             tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)]
             out = reference(*tensors, *ctx.options)
-        leaves = [x for x in tensors if x.requires_grad]
-        found = iter(torch.autograd.grad(out, leaves, grad, allow_unused=True))
+            leaves = [x for x in tensors if x.requires_grad]
+            found = iter(torch.autograd.grad(out, leaves, grad, allow_unused=True))
         return *(next(found) if w else None for w in wanted), *(None for _ in ctx.options)
 
     op.register_autograd(backward, setup_context=setup_context)

@@ -1,1 +1,35 @@
 """What full attention looks like in a graph. Reads graphs, never changes them."""
+
+from jetvit.patterns.captured import CapturedGraph
+from jetvit.patterns.errors import CaptureError, InputError, JetvitError, PlanError, RewriteError
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import (
+    AttentionSite,
+    Layout,
+    Linear,
+    Operand,
+    Projections,
+    Rejection,
+    Rewritten,
+    Rope,
+    Sites,
+)
+
+__all__ = [
+    "AttentionSite",
+    "CaptureError",
+    "CapturedGraph",
+    "InputError",
+    "JetvitError",
+    "Layout",
+    "Linear",
+    "Operand",
+    "PlanError",
+    "Projections",
+    "Rejection",
+    "RewriteError",
+    "Rewritten",
+    "Rope",
+    "Sites",
+    "find_sites",
+]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jetvit.patterns.sizes import Size, is_one, quotient, same
+from jetvit.patterns.sizes import Size, is_floor_of, is_one, quotient, same
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +127,9 @@ def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
                 atoms[:0] = inside
                 continue
             inner = quotient(atom.size, missing)
-            if inner is None and position + 1 < len(shape) and same(missing * shape[position + 1], atom.size):
-                inner = shape[position + 1]  # what a guard of the reshape knows, division alone does not show
+            if inner is None and position + 1 < len(shape) and is_floor_of(missing, atom.size, shape[position + 1]):
+                # size // p rows of p: no more than size, and as a reshape keeps the count, no less either
+                inner = shape[position + 1]
             if inner is None or not atom.splittable:
                 what = "a reshape" if atom.splittable else "a reshape that cuts through the extra tokens"
                 return (*result, *fresh_axes(shape[position:], "unknown", what))

@@ -134,6 +134,8 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
     factor = 1.0
     while True:
         node = view.resolve(side.node)
+        if not view.visible(node, core.out.node.graph):
+            return side, factor  # made inside a region: the attention reads what the region gives out
         before = node.args[0] if node.op == "call_function" and node.args else None
         if node.target in TURNS:
             order = list(range(len(shape(node))))

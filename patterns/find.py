@@ -14,7 +14,7 @@ from jetvit.patterns.names import module_name, source_line, unique
 from jetvit.patterns.projections import LAYOUTS, read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rope
-from jetvit.patterns.site import AttentionSite, Operand, Rejection, Sites
+from jetvit.patterns.site import AttentionSite, Operand, Rejection, Rewritten, Sites
 from jetvit.patterns.walk import LayoutWalk
 
 log = logging.getLogger(__name__)
@@ -32,20 +32,30 @@ def find_sites(graph: CapturedGraph) -> Sites:
     walk = LayoutWalk(view, graph.tensor_names)
     order = {node: index for index, node in enumerate(view.nodes)}
     mutations = _mutations(view)
-    found: list[tuple[Core, Geometry | Refused]] = []
+    answers: dict[Node, tuple[Core, Geometry | Refused] | None] = {
+        node: None for node in view.nodes if str(node.target).startswith("jetvit.")
+    }
     for core in find_cores(view, walk):
-        found.append((core, _judge(core, walk, mutations, order)))
-    names = unique([module_name(core.out.node) or "(root)" for core, _ in found])
+        answers[core.out.node] = (core, _judge(core, walk, mutations, order))
+    # Names count through found, refused and rewritten ones alike, so that a rewrite does not rename its neighbours.
+    nodes = sorted(answers, key=order.__getitem__)
+    names = unique([module_name(node) or "(root)" for node in nodes])
     sites = Sites()
-    for name, (core, answer) in zip(names, found, strict=True):
-        if isinstance(answer, Refused):
-            where = source_line(answer.node) or source_line(core.out.node)
-            sites.rejected.append(Rejection(name, answer.reason, answer.node, where))
-            log.info("%s: refused: %s (node %s, %s)", name, answer.reason, answer.node.name, where)
+    for name, node in zip(names, nodes, strict=True):
+        answer = answers[node]
+        if answer is None:
+            sites.rewritten.append(Rewritten(name, node))
+        elif isinstance(answer[1], Refused):
+            sites.rejected.append(_rejection(name, node, answer[1]))
         else:
-            sites.append(_site(name, core, answer, graph, view))
-            log.debug("%s: found (%s), grid %s", name, core.form, answer.grid)
+            sites.append(_site(name, *answer, graph, view))
     return sites
+
+
+def _rejection(name: str, out: Node, refused: Refused) -> Rejection:
+    where = source_line(refused.node) or source_line(out)
+    log.info("%s: refused: %s (node %s, %s)", name, refused.reason, refused.node.name, where)
+    return Rejection(name, refused.reason, refused.node, where)
 
 
 def _judge(
@@ -67,6 +77,7 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
     assert core.k is not None
     assert core.v is not None
     device = core.out.node.meta["val"].device.type
+    log.debug("%s: found (%s), grid %s", name, core.form, geometry.grid)
     return AttentionSite(
         name=name,
         q=Operand(core.q.node, geometry.q),

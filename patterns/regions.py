@@ -59,6 +59,18 @@ class GraphView:
             node = self._same[node]
         return node
 
+    def visible(self, node: Node, graph: Graph) -> bool:
+        """True if a value can be brought into a graph: it is made there or in a graph around it."""
+        while node.graph is not graph:
+            if graph not in self.entrances:
+                return False
+            graph = self.entrances[graph].graph
+        return True
+
+    def alias_in(self, node: Node, graph: Graph) -> Node | None:
+        """The node of a graph that stands for a value from another one, if there is one already."""
+        return next((each for each in graph.nodes if each in self._same and self.resolve(each) is node), None)
+
     def bind(self, placeholder: Node, operand: Node) -> None:
         """Note that a region's new placeholder stands for a value from outside."""
         self._same[placeholder] = operand

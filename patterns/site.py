@@ -134,9 +134,21 @@ class Rejection:
         return f"{self.name}: {self.reason} (node {self.node.name}{', ' + self.source if self.source else ''})"
 
 
-class Sites(list[AttentionSite]):
-    """The sites of a graph in the order of execution; `rejected` holds the near misses."""
+@dataclass(frozen=True)
+class Rewritten:
+    """A site that was rewritten before: the node of the `jetvit::` operator that stands there now."""
 
-    def __init__(self, sites: Iterable[AttentionSite] = (), rejected: Iterable[Rejection] = ()):
+    name: str
+    node: Node
+
+
+class Sites(list[AttentionSite]):
+    """The sites of a graph in the order of execution.
+
+    `rejected` holds the near misses, `rewritten` the sites that a plan has rewritten already.
+    """
+
+    def __init__(self, sites: Iterable[AttentionSite] = ()):
         super().__init__(sites)
-        self.rejected: list[Rejection] = list(rejected)
+        self.rejected: list[Rejection] = []
+        self.rewritten: list[Rewritten] = []

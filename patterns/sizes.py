@@ -7,6 +7,7 @@ from typing import TypeGuard
 import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._sympy.functions import FloorDiv
 
 Size = int | torch.SymInt
 
@@ -46,3 +47,8 @@ def quotient(a: Size, b: Size) -> Size | None:
     if sympy.fraction(ratio)[1] != 1:
         return None
     return int(ratio) if ratio.is_number else a // b
+
+
+def is_floor_of(part: Size, whole: Size, divisor: Size) -> bool:
+    """True if part is written as whole // divisor."""
+    return is_static(divisor) and expression(part) == FloorDiv(expression(whole), sympy.Integer(int(divisor)))

@@ -156,7 +156,12 @@ def getitem(walk: LayoutWalk, node: Node) -> Value:
 )  # fmt: skip
 def view(walk: LayoutWalk, node: Node) -> Value:
     """Row-major order stays; only the ends of axes move."""
-    return ax.reshape(walk.of(node.args[0]), shape(node))
+    sizes = list(shape(node))
+    asked = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else []
+    if len(asked) == len(sizes):
+        # A size that the model's code gives as a number is shorter than the expression that the tracer derives for it.
+        sizes = [own if isinstance(own, int) and own > 0 else size for own, size in zip(asked, sizes, strict=True)]
+    return ax.reshape(walk.of(node.args[0]), sizes)
 
 
 @rule(aten.permute.default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetvit.kernels.checks import check_rope, check_shape, check_tokens, is_absent, refuse
+from jetvit.kernels.checks import check_dtype, check_rope, check_shape, check_tokens, is_absent, refuse
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
 from jetvit.kernels.registration import operator
 
@@ -34,6 +34,7 @@ def _check(
     known = sorted(FEATURE_MAPS)
     refuse(feature_map not in known, f"{op}: feature_map must be one of {known}, got {feature_map!r}")
     refuse(conv_size not in CONV_SIZES, f"{op}: conv_size must be one of {CONV_SIZES}, got {conv_size}")
+    refuse(eps <= 0, f"{op}: eps must be positive, got {eps}")
     absent = [is_absent(x) for x in (w1, b1, w2, b2)]
     if conv_size == 0:
         refuse(not all(absent), f"{op}: conv_size is 0, but w1, b1, w2 or b2 is given")
@@ -45,11 +46,12 @@ def _check(
     channels = q.shape[2] * q.shape[3]
     weights: dict[str, tuple[Tensor, tuple[int, ...]]] = {"b2": (b2, (channels * conv_size**2,))}
     if not is_absent(w1):
-        hidden = b1.shape[0]
-        weights["w1"] = (w1, (hidden, channels))
+        hidden = b1.numel()
         weights["b1"] = (b1, (hidden,))
+        weights["w1"] = (w1, (hidden, channels))
         weights["w2"] = (w2, (channels * conv_size**2, hidden))
     for name, (weight, shape) in weights.items():
+        check_dtype(op, name, weight)
         check_shape(op, name, weight, shape)
 
 
@@ -84,7 +86,8 @@ def linear_attention(
     w2, b2: [head·dim·K·K, hidden], [head·dim·K·K], K = conv_size. Row ((head·D + dim)·K + y)·K + x yields the tap of
         that channel at offset (y − K // 2, x − K // 2): cross-correlation, zeros around the grid.
         w1, b1 and w2 absent, b2 present: b2 is the kernel of every image. All four absent: conv_size is 0.
-    conv_size: 0 (no convolution), 1, 3, 5 or 7. eps: added to den, 1e-6 by custom. feature_map: "relu".
+        Any of the four dtypes.
+    conv_size: 0 (no convolution), 1, 3, 5 or 7. eps: positive, added to den, 1e-6 by custom. feature_map: "relu".
 
     An absent tensor has shape [0]. Returns contiguous [batch, token, head, dim] in q's dtype; sums are fp32, or fp64
     for fp64. A token whose den is 0 gets 0, never NaN. Raises ValueError for anything else. Gradients: autograd

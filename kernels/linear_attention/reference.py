@@ -47,7 +47,7 @@ def linear_attention_reference(
             v_grid = v.split(sizes, dim=1)[1].flatten(2)
             w1, b1, w2, b2 = (x.to(v.dtype) for x in (w1, b1, w2, b2))
             kernel = _depthwise_kernel(v_grid.mean(dim=1), w1, b1, w2, b2, conv_size)
-            convolved = _convolve(v_grid.unflatten(1, (grid_h, grid_w)), kernel).reshape(v_grid.shape)
+            convolved = convolve(v_grid.unflatten(1, (grid_h, grid_w)), kernel).reshape(v_grid.shape)
             before, grid, after = out.split(sizes, dim=1)
             out = torch.cat([before, grid + convolved.unflatten(2, q.shape[2:]), after], dim=1)
         return out.to(dtype).contiguous()
@@ -74,24 +74,24 @@ def _depthwise_kernel(mean: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tens
     return flat.unflatten(1, (mean.shape[1], size, size))
 
 
-def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
+def convolve(x: Tensor, kernel: Tensor) -> Tensor:
     """Cross-correlate x [batch, height, width, channel] with kernel [batch or 1, channel, K, K], zeros around x."""
     images, channels, size, _ = kernel.shape
     groups = images * channels
     if not isinstance(groups, int):
         # Inductor's convolution would specialise on the number of groups, and so on the batch.
-        return _convolve_by_taps(x, kernel)
+        return convolve_by_taps(x, kernel)
     batch, height, width, _ = x.shape
     if images > 1:
         # A kernel an image: the images become channels of one.
         x = x.permute(1, 2, 0, 3).reshape(1, height, width, groups)
-    # A strided slice of a packed qkv would send the CPU's convolution down a road that takes many times as long.
+    # A strided slice of a packed qkv would take the CPU's convolution several times as long.
     x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     out = F.conv2d(x, kernel.reshape(groups, 1, size, size), padding=size // 2, groups=groups).permute(0, 2, 3, 1)
     return out.reshape(height, width, batch, channels).permute(2, 0, 1, 3) if images > 1 else out
 
 
-def _convolve_by_taps(x: Tensor, kernel: Tensor) -> Tensor:
+def convolve_by_taps(x: Tensor, kernel: Tensor) -> Tensor:
     """The same convolution as a sum of shifted products, which Inductor fuses and which knows no groups."""
     height, width = x.shape[1:3]
     size = kernel.shape[-1]

@@ -15,3 +15,10 @@ if (_checkout / "passes" / "__init__.py").is_file() and (_checkout / "pyproject.
     __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
+
+from jetvit.api import find_attention, optimize  # noqa: E402
+from jetvit.cost_model import Choice, Plan  # noqa: E402
+from jetvit.patterns.errors import JetvitError  # noqa: E402
+from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
+
+__all__ = ["AttentionSite", "Choice", "JetvitError", "Plan", "Rejection", "find_attention", "optimize"]

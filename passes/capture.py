@@ -86,6 +86,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
     values: dict[Node, torch.Tensor] = {}
     inputs = [node for node in aten.graph.nodes if node.op == "placeholder"]
     for node, original, example in zip(inputs, placeholders, example_inputs, strict=True):
+        node.meta |= {key: value for key, value in original.meta.items() if key in ("tensor_dict", "grapharg")}
         name = _parameter_name(original, example)
         if name is not None:
             names[node] = name
@@ -94,7 +95,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
         if node.op == "get_attr" and isinstance(tensor := getattr(aten, str(node.target), None), torch.Tensor):
             names[node] = str(node.target)
             node.meta.setdefault("val", mode.from_tensor(tensor, static_shapes=True))
-    return DynamoGraph(aten, names, ambient_autocast(), values if freeze else None)
+    return DynamoGraph(aten, names, ambient_autocast(), values, freeze)
 
 
 def ambient_autocast() -> dict[str, torch.dtype]:

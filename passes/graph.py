@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,10 @@ from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.regions import REGION_OPERANDS, GraphView
-from jetvit.patterns.sizes import is_static
 
 
 class RewritableGraph(CapturedGraph):
@@ -48,9 +46,17 @@ class RewritableGraph(CapturedGraph):
         mode = detect_fake_mode([value for value in values if isinstance(value, torch.Tensor)])
         return mode if mode is not None else FakeTensorMode(allow_non_fake_inputs=True)
 
+    def replace_tensor(self, node: Node, tensor: torch.Tensor) -> None:
+        """Other values for a parameter or buffer, of the same shape; the caller's model keeps its own."""
+        raise NotImplementedError
+
     def node_of(self, name: str) -> Node | None:
         """The node that stands for the tensor of an FQN."""
         return next((node for node, known in self.tensor_names.items() if known == name), None)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The values of parameters and buffers by FQN, as far as they are known, for comparison with a plan's."""
+        raise NotImplementedError
 
     def fake(self, tensor: torch.Tensor) -> torch.Tensor:
         """The shape, dtype and device of a tensor, without its values."""
@@ -92,6 +98,12 @@ class ExportedGraph(RewritableGraph):
         self._specs[node] = InputSpec(kind, TensorArgument(node.name), name, persistent=None if trained else True)
         return node
 
+    def replace_tensor(self, node: Node, tensor: torch.Tensor) -> None:
+        self._state[self.tensor_names[node]] = tensor
+
+    def values(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self._state.items() if isinstance(value, torch.Tensor)}
+
     def program(self) -> ExportedProgram:
         """The graph as an ExportedProgram, validated. Tensors that no node reads any more are left out."""
         graph = self.module.graph
@@ -115,7 +127,7 @@ class ExportedGraph(RewritableGraph):
             graph_signature=signature,
             state_dict={name: tensor for name, tensor in self._state.items() if name in kept},
             range_constraints=copy.copy(self._original.range_constraints),
-            module_call_graph=copy.deepcopy(self._original.module_call_graph),
+            module_call_graph=list(self._original.module_call_graph),
             example_inputs=self._original.example_inputs,
             constants={
                 name: value
@@ -149,7 +161,9 @@ class DynamoGraph(RewritableGraph):
     Args:
         module: the ATen graph.
         tensor_names: placeholder or attribute → FQN.
-        values: the values of parameters and buffers where the user froze them (`options={"freeze": True}`), else none.
+        ambient_autocast: device type → dtype of the autocast regions that were open around the call.
+        inputs: the present values of the parameters and buffers among the placeholders.
+        freeze: these values are for good, and may be folded.
     """
 
     def __init__(
@@ -157,16 +171,17 @@ class DynamoGraph(RewritableGraph):
         module: GraphModule,
         tensor_names: dict[Node, str],
         ambient_autocast: Mapping[str, torch.dtype],
-        values: Mapping[Node, torch.Tensor] | None = None,
+        inputs: Mapping[Node, torch.Tensor],
+        freeze: bool = False,
     ):
         super().__init__(module, tensor_names, ambient_autocast)
-        self._values = dict(values or {})
-        self.owns_weights = values is not None
+        self.inputs = dict(inputs)
+        self.owns_weights = freeze
 
     def tensor(self, node: Node) -> torch.Tensor | None:
         if node.op == "get_attr":
-            return operator.attrgetter(node.target)(self.module)
-        return self._values.get(node)
+            return operator.attrgetter(str(node.target))(self.module)
+        return self.inputs.get(node) if self.owns_weights else None
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
         attribute = "jetvit_" + name.replace(".", "_").replace("#", "_")
@@ -179,85 +194,12 @@ class DynamoGraph(RewritableGraph):
         self.tensor_names[node] = name  # type: ignore[index]
         return node
 
+    def replace_tensor(self, node: Node, tensor: torch.Tensor) -> None:
+        node.replace_all_uses_with(self.add_tensor(self.tensor_names[node], tensor))
+
+    def values(self) -> dict[str, torch.Tensor]:
+        return {self.tensor_names[node]: value for node, value in self.inputs.items()}
+
 
 def _is_tensor_spec(spec: InputSpec) -> bool:
     return spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-
-
-class Insertion:
-    """New nodes at one place of a graph, each with its shape and with the module stack of the node that it stands for.
-
-    Args:
-        graph: the graph to change.
-        anchor: new nodes go before this one and take over where it came from.
-        view: a view of the graph as it was, to bring values into regions.
-    """
-
-    def __init__(self, graph: RewritableGraph, anchor: Node, view: GraphView):
-        self.graph, self.anchor, self.view = graph, anchor, view
-        self._mode = graph.fake_mode
-
-    def call(self, target: Callable[..., Any], *args: Any) -> Node:
-        """A call before the anchor, with `val` computed on fake tensors."""
-        owner = self.anchor.graph
-        with owner.inserting_before(self.anchor):
-            node = owner.call_function(target, args)
-        values = pytree.tree_map_only(Node, lambda each: each.meta["val"], args)
-        with self._mode, torch.no_grad():
-            node.meta["val"] = target(*values)
-        for key in ("nn_module_stack", "stack_trace", "source_fn_stack", "custom"):
-            if key in self.anchor.meta:
-                node.meta[key] = self.anchor.meta[key]
-        return node
-
-    def bring(self, node: Node) -> Node:
-        """A value from outside into the region that the anchor stands in, threaded through the region's operands."""
-        return bring_into(self.view, node, self.anchor.graph)
-
-    def size(self, size: int | torch.SymInt) -> int | Node:
-        """A size as an argument: an int, or a node that computes it from the inputs' shapes."""
-        if is_static(size):
-            return int(size)
-        from jetvit.passes.symbols import size_node
-
-        return self.bring(size_node(self.graph, size))
-
-    def replace(self, old: Node, new: Node) -> None:
-        """Let every user of one node read another. The dead nodes stay for the clean-up."""
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-
-
-def bring_into(view: GraphView, node: Node, graph: Graph) -> Node:
-    """The node of a value inside a graph: itself, a region's placeholder for it, or a new operand of the region."""
-    node = view.resolve(node)
-    if node.graph is graph:
-        return node
-    for placeholder in graph.nodes:
-        if placeholder.op == "placeholder" and view.resolve(placeholder) is node:
-            return placeholder
-    call = view.entrances[graph]
-    outer = bring_into(view, node, call.graph)
-    last = [each for each in graph.nodes if each.op == "placeholder"][-1]
-    with graph.inserting_after(last):
-        placeholder = graph.placeholder(f"{node.name}_in")
-    placeholder.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
-    call.args = (*call.args, outer)
-    _move_before(call, outer)
-    view.bind(placeholder, outer)
-    return placeholder
-
-
-def _move_before(call: Node, value: Node) -> None:
-    """A region's operand has to stand before the region: sizes that were made late are moved up."""
-    order = {node: index for index, node in enumerate(call.graph.nodes)}
-    if order[value] > order[call]:
-        call.prepend(value)
-
-
-def graphs(module: GraphModule) -> Iterable[GraphModule]:
-    """A graph module and those of its regions."""
-    yield module
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in REGION_OPERANDS:
-            attribute = node.args[REGION_OPERANDS[node.target] - 1]
-            yield from graphs(module.get_submodule(attribute.target))

@@ -83,6 +83,10 @@ class GraphView:
         """The dtype of the autocast region around a node for a device type, None outside of one."""
         return self._autocast[node].get(device_type)
 
+    def under_autocast(self, node: Node) -> bool:
+        """True if an autocast region of any device is open at a node."""
+        return bool(self._autocast[node])
+
     @staticmethod
     def _is_region(node: Node) -> bool:
         return node.op == "call_function" and node.target in REGION_OPERANDS

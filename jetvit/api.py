@@ -1,0 +1,80 @@
+"""The offline half of the public face: find the attention of a model, and rewrite a model or an exported program."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from jetvit.cost_model import Plan
+from jetvit.passes.capture import capture
+from jetvit.passes.emit import OptimizedModule
+from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import Sites
+
+log = logging.getLogger(__name__)
+ModelOrProgram = TypeVar("ModelOrProgram", nn.Module, ExportedProgram)
+
+
+def find_attention(
+    model: nn.Module | ExportedProgram,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Sites:
+    """Find the full self-attention sites of a model.
+
+    Args:
+        model: a module in eval mode, or a pre-dispatch ExportedProgram (then no inputs are needed).
+        args, kwargs: example inputs; shapes and dtypes matter, values do not.
+        dynamic_shapes: as `torch.export.export` takes them.
+    Returns:
+        A list of `AttentionSite` in the order of execution; its `rejected` lists the near misses with their reasons.
+    Raises:
+        CaptureError: torch.export cannot capture the model.
+    """
+    return find_sites(capture(model, args, kwargs, dynamic_shapes))
+
+
+def optimize(
+    model: ModelOrProgram,
+    *args: Any,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    dump: str | os.PathLike[str] | None = None,
+) -> ModelOrProgram:
+    """Rewrite a model for inference; without a plan only exact rewrites are made.
+
+    The model given is never changed; the result shares the storage of its weights, but for those that a plan replaces
+    or that were merged or folded.
+
+    Args:
+        model: a module in eval mode, or a pre-dispatch ExportedProgram.
+        args, kwargs: example inputs; without `dynamic_shapes` the result takes inputs of these shapes.
+        plan: which sites become window or linear attention: a `Plan` or the folder of one.
+        dynamic_shapes: as `torch.export.export` takes them.
+        dump: a folder that gets the graph before the first pass and after each that fired.
+    Returns:
+        A module for a module, a validated ExportedProgram for a program. A program without attention comes back itself.
+    Raises:
+        CaptureError: torch.export cannot capture the model.
+        PlanError: the plan does not fit the model.
+    """
+    plan = load_plan(plan)
+    graph = capture(model, args, kwargs, dynamic_shapes)
+    records = run_pipeline(graph, passes(plan), Path(dump) if dump is not None else None)
+    if isinstance(model, ExportedProgram):
+        return graph.program() if any(record.fired for record in records) else model
+    return OptimizedModule(graph.program())  # type: ignore[return-value]
+
+
+def load_plan(plan: Plan | str | os.PathLike[str] | None) -> Plan | None:
+    """A plan as it is, or from its folder."""
+    return Plan.load(plan) if isinstance(plan, str | os.PathLike) else plan

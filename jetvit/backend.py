@@ -1,0 +1,145 @@
+"""`torch.compile(model, backend="jetvit")`: the passes in front of another backend.
+
+A Dynamo graph is traced to the same ATen dialect that `torch.export` gives, rewritten by the same passes, and handed to
+the inner backend. Two instances of a class share one compiled graph, with the parameters as inputs, so nothing that is
+computed from a parameter is kept, unless the user freezes the model. A plan's own weights belong to one checkpoint: the
+parameters that it was compiled for are checked at every call.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from jetvit.api import load_plan
+from jetvit.cost_model import Plan
+from jetvit.passes.capture import capture_dynamo
+from jetvit.passes.graph import DynamoGraph
+from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.patterns.errors import InputError, PlanError
+
+log = logging.getLogger(__name__)
+Compiled = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The options of the backend.
+
+    plan: the plan to apply, or its folder; None makes exact rewrites only.
+    inner: the backend that compiles the rewritten graph, by name or as a function.
+    inner_options: its options (for "inductor": its configuration).
+    freeze: the weights will not change: fold and merge them into the graph, one compilation an instance.
+    """
+
+    plan: Any = None
+    inner: str | Callable[..., Any] = "inductor"
+    inner_options: Mapping[str, Any] = field(default_factory=dict)
+    freeze: bool = False
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:
+        """Options from the mapping that `torch.compile` hands on.
+
+        Raises:
+            InputError: an option is not known.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in options or {}:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                raise InputError(
+                    f"the jetvit backend has no option {name!r}",
+                    do=f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known)}",
+                )
+        return cls(**dict(options or {}))
+
+
+def jetvit(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """The backend that Dynamo calls for each graph.
+
+    Args:
+        gm: Dynamo's graph.
+        example_inputs: its inputs.
+        options: see `BackendOptions`.
+        mode: a mode of Inductor, such as "max-autotune", where that is the inner backend.
+    Raises:
+        InputError: an unknown option or inner backend.
+        PlanError: the plan does not fit the model.
+    """
+    parsed = BackendOptions.parse(options)
+    plan = load_plan(parsed.plan)
+    graph = capture_dynamo(gm, example_inputs, parsed.freeze)
+    run_pipeline(graph, passes(plan, partial=True))
+    compiled = _compile_inner(graph.module, example_inputs, parsed, mode)
+    tied = plan is not None and bool(plan.weights)
+    if not (tied or parsed.freeze):
+        return compiled
+    return _tie(compiled, graph, "the plan's weights" if not parsed.freeze else "the frozen graph")
+
+
+def _compile_inner(
+    module: GraphModule, example_inputs: Sequence[Any], options: BackendOptions, mode: str | None
+) -> Compiled:
+    inner, settings = options.inner, dict(options.inner_options)
+    if inner == "inductor":
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(module, list(example_inputs), config_patches={**list_mode_options(mode or "default"), **settings})
+    if mode is not None:
+        raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {inner!r}", do="leave mode out")
+    if isinstance(inner, str):
+        try:
+            inner = torch._dynamo.lookup_backend(inner)
+        except torch._dynamo.exc.InvalidBackend as error:
+            names = torch.compiler.list_backends(exclude_tags=())
+            near = difflib.get_close_matches(str(options.inner), names, n=1)
+            raise InputError(
+                f"there is no inner backend {options.inner!r}",
+                do=f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(names)}",
+            ) from error
+    return inner(module, list(example_inputs), **({"options": settings} if settings else {}))
+
+
+def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
+    """Refuse to run on parameters other than those that were compiled for, or on edited ones.
+
+    Identity and version of each parameter are compared at every call; both are a few attribute reads.
+    """
+    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    known = [
+        (position, weakref.ref(graph.inputs[node]), graph.inputs[node]._version, graph.tensor_names[node])
+        for position, node in enumerate(placeholders)
+        if node in graph.inputs
+    ]
+    graph.inputs.clear()  # the parameters are the caller's: compiled code must not keep them alive
+
+    def checked(*inputs: Any) -> Any:
+        for position, reference, version, name in known:
+            if inputs[position] is not reference() or inputs[position]._version != version:
+                raise PlanError(
+                    f"{what} belong to other parameters than these",
+                    why=f"{name} is another tensor than at compilation, or was edited since",
+                    do="call torch.compiler.reset() before a change of weights, or compile each model with a plan of "
+                    "its own",
+                )
+        return compiled(*inputs)
+
+    return checked
+
+
+__all__ = ["BackendOptions", "Plan", "jetvit"]

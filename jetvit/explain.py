@@ -1,0 +1,172 @@
+"""`explain`: every attention of a model, what a plan makes of it and what that was measured to cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from jetvit.cost_model import Plan
+from jetvit.passes.capture import capture
+from jetvit.passes.graph import RewritableGraph
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import Sites
+from jetvit.report_plan import PlanSummary, entries_by_name, notes_on, summarise, warnings_on
+from jetvit.report_rows import SiteRow, read_rows
+from jetvit.report_sizes import SizeNames
+from jetvit.report_text import render
+
+SCHEMA_VERSION = 1
+
+
+def explain(
+    model: nn.Module | ExportedProgram,
+    *args: Any,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Report:
+    """Say what jetvit sees in a model, and what a plan does to it. The model is not changed and not run.
+
+    Args:
+        model: a module in eval mode, or an exported program.
+        *args: example inputs of the module; an exported program needs none.
+        plan: a plan, or the folder or plan.json of one.
+        kwargs: example keyword inputs.
+        dynamic_shapes: as `torch.export.export` takes them; token counts are then expressions over the input's sizes.
+    Returns:
+        The report: `print` it, or take `to_dict()` or `to_html(path)`.
+    Raises:
+        CaptureError: the model cannot be captured.
+        PlanError: the plan cannot be read, or is for another model.
+    """
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Plan.load(plan)
+    graph = capture(model, args, kwargs, dynamic_shapes)
+    return Report.from_sites(find_sites(graph), plan, type(model).__name__, graph=graph)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts of attentions, and their latencies.
+
+    `changed` are the found sites that the plan changes. `latency_full_ms` and `latency_chosen_ms` are sums over the
+    `measured` sites of which both are known, each attention alone; None where there is no such site.
+    """
+
+    found: int
+    refused: int
+    rewritten: int
+    changed: int
+    measured: int
+    latency_full_ms: float | None
+    latency_chosen_ms: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `explain` found.
+
+    * `model`: what it is called.
+    * `inputs`: name, sizes (text where dynamic) and dtype of each tensor input; empty if the graph was not given.
+    * `rows`: one an attention, in the order of execution.
+    * `plan`: what the plan says as a whole, None without one.
+    * `warnings`: reasons to doubt the plan's measurements here; `notes`: what to know or to do next.
+    """
+
+    model: str
+    inputs: tuple[tuple[str, tuple[int | str, ...], str], ...]
+    rows: tuple[SiteRow, ...]
+    totals: Totals
+    plan: PlanSummary | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_sites(
+        cls, sites: Sites, plan: Plan | None = None, model_name: str = "model", *, graph: RewritableGraph | None = None
+    ) -> Report:
+        """The report on sites that were found before.
+
+        Args:
+            sites: what `find_sites` answered.
+            plan: the plan to explain.
+            model_name: the heading.
+            graph: the graph of the sites. Without it, symbols keep their names (s77), and image size and weights are
+                not compared with the plan's.
+        Raises:
+            PlanError: the plan is for another model.
+        """
+        names = SizeNames(graph)
+        entries = entries_by_name(plan, sites)
+        rows = read_rows(sites, entries, names, graph)
+        return cls(
+            model=model_name,
+            inputs=tuple(
+                (name, tuple(map(names.text, value.shape)), str(value.dtype).removeprefix("torch."))
+                for name, value in names.inputs
+            ),
+            rows=rows,
+            totals=_totals(rows),
+            plan=None if plan is None else summarise(plan),
+            warnings=() if plan is None else tuple(warnings_on(plan, sites, names, graph)),
+            notes=tuple(notes_on(plan, rows)),
+        )
+
+    def __str__(self) -> str:
+        """A table in plain text for 120 columns: one line a site, the reason below each refused one, then totals."""
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it: numbers, text, None, lists and dicts.
+
+        Keys: `schema_version` (1), `model`, `inputs` (`name`, `shape`, `dtype`), `sites` (the fields of `SiteRow`, with
+        `measured` as label → `drift`, `latency_ms`), `totals` (the fields of `Totals`), `plan` (the fields of
+        `PlanSummary`, or None), `warnings` and `notes` (sentences). Keys may be added, never renamed or removed, while
+        `schema_version` stays.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "inputs": [{"name": name, "shape": list(shape), "dtype": dtype} for name, shape, dtype in self.inputs],
+            "sites": [
+                asdict(row) | {"measured": {label: one._asdict() for label, one in row.measured.items()}}
+                for row in self.rows
+            ],
+            "totals": asdict(self.totals),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one self-contained HTML file with pictures. The same report gives the same bytes.
+
+        Raises:
+            InputError: the file cannot be written; an old one stays as it was.
+        """
+        from jetvit.files import atomic_write
+        from jetvit.report_html import page  # imports matplotlib, which takes a while
+
+        text = page(self)
+        with atomic_write(path) as stream:
+            stream.write(text)
+
+
+def _totals(rows: Sequence[SiteRow]) -> Totals:
+    found = [row for row in rows if row.status == "found"]
+    timed = [(row.full_ms, row.chosen_ms) for row in found]
+    known = [(full, chosen) for full, chosen in timed if full is not None and chosen is not None]
+    return Totals(
+        found=len(found),
+        refused=sum(row.status == "refused" for row in rows),
+        rewritten=sum(row.status == "rewritten" for row in rows),
+        changed=sum(row.decision != "full" for row in found),
+        measured=len(known),
+        latency_full_ms=sum(full for full, _ in known) if known else None,
+        latency_chosen_ms=sum(chosen for _, chosen in known) if known else None,
+    )

@@ -1,0 +1,61 @@
+"""Sizes as a reader wants them: an int, or an expression over the letters of the input, such as "(H//8)*(W//8) + 5"."""
+
+from __future__ import annotations
+
+import re
+
+import sympy
+import torch
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
+
+from jetvit.patterns.captured import CapturedGraph
+from jetvit.patterns.sizes import Size, expression, is_static
+
+_IMAGE_AXES = {0: "B", 2: "H", 3: "W"}
+
+
+class SizeNames:
+    """What the symbols of a dynamic graph are called: B, H and W where they are the axes of the first image input."""
+
+    def __init__(self, graph: CapturedGraph | None = None):
+        self._letters: dict[sympy.Symbol, str] = {}
+        self.inputs: list[tuple[str, torch.Tensor]] = []
+        if graph is None:
+            return
+        for node in graph.module.graph.find_nodes(op="placeholder"):
+            if node not in graph.tensor_names and isinstance(value := node.meta.get("val"), torch.Tensor):
+                self.inputs.append((node.name, value))
+        image = next((value for _, value in self.inputs if value.ndim == 4), None)
+        for axis, letter in _IMAGE_AXES.items() if image is not None else ():
+            size = image.shape[axis]
+            if not is_static(size) and isinstance(symbol := expression(size), sympy.Symbol):
+                self._letters.setdefault(symbol, letter)  # a square input has one symbol for both sides
+
+    def text(self, size: Size) -> int | str:
+        """An int, or the expression of a symbolic size."""
+        if is_static(size):
+            return int(size)
+        return _Printer(self._letters).doprint(expression(size))
+
+    def reword(self, sentence: str) -> str:
+        """A sentence whose symbols are those of the graph, in the letters of the input."""
+        for symbol, letter in self._letters.items():
+            sentence = re.sub(rf"\b{symbol.name}\b", letter, sentence)
+        return re.sub(r"\(\(([^()]*)\)\)", r"(\1)", sentence)  # torch puts two pairs around a floor division
+
+
+class _Printer(StrPrinter):
+    """Sympy's text with // for floor division and letters for symbols."""
+
+    printmethod = ""  # torch's FloorDiv brings its own, which puts brackets around everything
+
+    def __init__(self, letters: dict[sympy.Symbol, str]):
+        super().__init__()
+        self._letters = letters
+
+    def _print_Symbol(self, symbol: sympy.Symbol) -> str:
+        return self._letters.get(symbol, symbol.name)
+
+    def _print_FloorDiv(self, division: sympy.Expr) -> str:
+        return "//".join(self.parenthesize(part, PRECEDENCE["Atom"]) for part in division.args)

@@ -1,0 +1,223 @@
+"""Approximate, and done only because a plan says so: full attention becomes window or linear attention.
+
+What a plan asks for is either done at every site that it names, or refused before the first: a graph is never left half
+rewritten. The softmax scale goes into window attention and plays no part in linear attention.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+import jetvit.kernels  # noqa: F401  registers the operators
+from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base
+from jetvit.passes.base import PassResult
+from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.operands import Operands
+from jetvit.patterns.errors import PlanError
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.regions import GraphView
+from jetvit.patterns.site import AttentionSite, Rewritten, Sites
+from jetvit.patterns.sizes import is_static
+
+log = logging.getLogger(__name__)
+aten = torch.ops.aten
+
+GENERATOR = ("w1", "b1", "w2", "b2")
+
+
+@dataclass(frozen=True)
+class ApplyPlan:
+    """Rewrite the sites that a plan names.
+
+    Args:
+        plan: the plan.
+        partial: the graph may hold only some of the plan's sites (Dynamo, after a graph break).
+    """
+
+    plan: Plan
+    partial: bool = False
+    name: ClassVar[str] = "apply-plan"
+
+    def __call__(self, graph: RewritableGraph) -> PassResult:
+        sites = find_sites(graph)
+        if sites.rewritten:
+            _check_same_plan(self.plan, sites)
+            return PassResult(notes=("the plan was applied before",))
+        match = self.plan.match(sites, partial=self.partial)
+        notes = _notes(self.plan, match, sites, graph)
+        weights = {match.rename(name): tensor for name, tensor in self.plan.weights.items()}
+        chosen = {match.mapping[entry.name]: entry.choice for entry in self.plan.sites if entry.name in match.mapping}
+        work = [(site, chosen[site.name]) for site in sites if _changes(site, chosen.get(site.name))]
+        generators = {site.name: _generator(site, choice, weights) for site, choice in work}
+        if weights and chosen:
+            check_base(
+                {match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values()
+            )
+            _replace_base(graph, weights, {name for site in generators for name in _names(site)}, self.partial)
+        for site, choice in work:
+            _rewrite(graph, site, choice, generators[site.name])
+        return PassResult(len(work), tuple(notes))
+
+
+def _changes(site: AttentionSite, choice: Choice | None) -> bool:
+    """False for full attention, and for a window that covers the grid, which is full attention."""
+    return choice is not None and choice.kind != "full" and not _covers(site, choice)
+
+
+def _covers(site: AttentionSite, choice: Choice) -> bool:
+    if choice.window is None:
+        return False
+    return all(is_static(size) and int(size) <= side for size, side in zip(site.grid, choice.window, strict=True))
+
+
+def _rewrite(
+    graph: RewritableGraph, site: AttentionSite, choice: Choice, generator: Mapping[str, torch.Tensor]
+) -> None:
+    view = GraphView(graph.module, graph.ambient_autocast)
+    operands = Operands(graph, site, view, "bthd")
+    insertion = operands.insertion
+    tensors = (operands.q, operands.k, operands.v)
+    absent = insertion.call(aten.new_empty.default, operands.q, [0])
+    before = insertion.size(site.extra_before)
+    grid = [insertion.size(size) for size in site.grid]
+    if choice.window is not None:
+        target = torch.ops.jetvit.window_attention.default
+        result = insertion.call(target, *tensors, absent, absent, *grid, before, *choice.window, site.scale)
+    else:
+        target = torch.ops.jetvit.linear_attention.default
+        names = dict(zip(GENERATOR, _names(site.name), strict=True))
+        nodes = {
+            part: insertion.bring(graph.add_tensor(names[part], _like(tensor, operands.v)))
+            for part, tensor in generator.items()
+        }
+        parts = [nodes.get(part, absent) for part in GENERATOR]
+        result = insertion.call(
+            target, *tensors, absent, absent, *parts, *grid, before, choice.conv_size, choice.eps, choice.feature_map
+        )
+    operands.replace(result)
+    log.info("%s: full -> %s", site.name, choice.label)
+
+
+def _names(site: str) -> tuple[str, ...]:
+    """FQNs of the kernel generator's weights at a site."""
+    return tuple(f"{site}.linear_attention.{part}" for part in GENERATOR)
+
+
+def _generator(
+    site: AttentionSite, choice: Choice, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The kernel generator's weights that the plan holds for a site.
+
+    Raises:
+        PlanError: the choice has a convolution and the plan has no kernel for it, or one of another shape.
+    """
+    if choice.kind != "linear" or not choice.conv_size:
+        return {}
+    found = {part: weights[name] for part, name in zip(GENERATOR, _names(site.name), strict=True) if name in weights}
+    channels, taps = site.num_heads * site.head_dim, choice.conv_size**2
+    if set(found) not in ({"b2"}, set(GENERATOR)):
+        raise PlanError(
+            f"the plan has no weights for the convolution of {site.name}",
+            why=f"it holds {', '.join(found) or 'none'} of {', '.join(_names(site.name))}",
+            do="use a plan from a trained search, or linear attention with conv_size 0",
+        )
+    hidden = found["b1"].shape[0] if "b1" in found else 0
+    shapes = {"w1": (hidden, channels), "b1": (hidden,), "w2": (channels * taps, hidden), "b2": (channels * taps,)}
+    for part, tensor in found.items():
+        if tuple(tensor.shape) != shapes[part]:
+            raise PlanError(
+                f"a weight of the plan has the wrong shape at {site.name}",
+                why=f"{part} is {list(tensor.shape)}, and {choice.label} needs {list(shapes[part])}",
+                do="make the plan again",
+            )
+    return found
+
+
+def _replace_base(
+    graph: RewritableGraph, weights: Mapping[str, torch.Tensor], new: set[str], partial: bool
+) -> None:
+    """Put the plan's values in the place of the model's, where it changes a weight of the model."""
+    for name, tensor in weights.items():
+        if name in new:
+            continue
+        node = graph.node_of(name)
+        if node is None and partial:
+            continue
+        if node is None or tuple(node.meta["val"].shape) != tuple(tensor.shape):
+            found = "not there" if node is None else f"{list(node.meta['val'].shape)}"
+            raise PlanError(
+                f"the plan changes {name}, which does not fit the model",
+                why=f"it is {found} in the model and {list(tensor.shape)} in the plan",
+                do="apply the plan to the model that it was made on",
+            )
+        graph.replace_tensor(node, _like(tensor, node))
+
+
+def _like(tensor: torch.Tensor, node: Node) -> torch.Tensor:
+    """A plan's tensor in the dtype and on the device of the tensors around it."""
+    value = node.meta["val"]
+    moved = tensor.detach().to(device=value.device, dtype=value.dtype)
+    return torch.nn.Parameter(moved, requires_grad=moved.is_floating_point())
+
+
+def _check_same_plan(plan: Plan, sites: Sites) -> None:
+    """A plan on a graph that was rewritten already: the same one changes nothing, another one is refused."""
+    present = {entry.name: rewritten_choice(entry) for entry in sites.rewritten}
+    asked = {entry.name: entry.choice for entry in plan.sites if entry.choice.kind != "full"}
+    full = {site.name: site for site in sites}
+    for name in sorted({*present, *asked}):
+        same = present.get(name) == asked.get(name)
+        if not same and not (name in full and name in asked and _covers(full[name], asked[name])):
+            raise PlanError(
+                "the graph was rewritten before, by another plan",
+                why=f"{name} is {present.get(name, 'full')} in the graph and {asked.get(name, 'full')} in the plan",
+                do="apply the plan to the original model",
+            )
+
+
+def rewritten_choice(entry: Rewritten) -> Choice:
+    """The choice that a rewritten site was made from."""
+    node = entry.node
+    if node.target is torch.ops.jetvit.window_attention.default:
+        return Choice("window", window=(node.args[8], node.args[9]))
+    conv_size, eps, feature_map = node.args[12:15]
+    return Choice("linear", conv_size=conv_size, eps=eps, feature_map=feature_map)
+
+
+def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -> list[str]:
+    """What the user should be told, and is, as warnings of the log."""
+    notes = []
+    if match.absent:
+        notes.append(f"{len(match.absent)} sites of the plan are not in this graph, first {match.absent[0]}")
+    if match.added or match.removed:
+        prefix = f"with {match.added!r} added" if match.added else f"without {match.removed!r}"
+        log.info("the plan's names are taken %s in front", prefix)
+    if not plan.weights and match.mapping and (warning := base_warning(_renamed(plan, match), graph.values())):
+        notes.append(warning)
+    if (far := far_from_plan(plan, sites)) is not None:
+        notes.append(far)
+    for note in notes:
+        log.warning("%s", note)
+    return notes
+
+
+def _renamed(plan: Plan, match: NameMatch) -> dict[str, tuple[float, float]]:
+    return {match.rename(name): statistics for name, statistics in plan.base.items()}
+
+
+def far_from_plan(plan: Plan, sites: Sites) -> str | None:
+    """A warning where the token grid differs by more than a factor of two from the one that the plan was made for."""
+    made_for = plan.provenance.get("grid")
+    if not sites or not isinstance(made_for, list) or not all(is_static(size) for size in sites[0].grid):
+        return None
+    here = [int(size) for size in sites[0].grid]
+    ratio = (here[0] * here[1]) / (made_for[0] * made_for[1])
+    if 0.5 <= ratio <= 2:
+        return None
+    return f"the plan was made for {made_for[0]}×{made_for[1]} tokens, and there are {here[0]}×{here[1]}: measure again"

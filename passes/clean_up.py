@@ -1,0 +1,96 @@
+"""Leave no trace of a rewrite: transposes that cancel, views that do nothing, nodes that nobody reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import Graph, Node
+
+from jetvit.passes.base import PassResult
+from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.regions import submodules
+from jetvit.patterns.sizes import same
+
+aten = torch.ops.aten
+_VIEWS = (aten.view.default, aten.reshape.default)
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """Merge chains of permutations, drop identities and dead code. Never touches a mutation."""
+
+    name: ClassVar[str] = "clean-up"
+
+    def __call__(self, graph: RewritableGraph) -> PassResult:
+        fired = 0
+        for module in submodules(graph.module):
+            for node in list(module.graph.nodes):
+                fired += _simplify(module.graph, node)
+            before = len(module.graph.nodes)
+            module.graph.eliminate_dead_code()
+            fired += before - len(module.graph.nodes)
+            module.recompile()
+        return PassResult(fired)
+
+
+def _simplify(graph: Graph, node: Node) -> int:
+    if (order := _permutation(node)) is not None:
+        return _merge_permutations(graph, node, order)
+    if node.target in _VIEWS and _same_shape(node, node.args[0]):
+        node.replace_all_uses_with(node.args[0])
+        return 1
+    if node.target in _VIEWS and node.args[0].target in _VIEWS and _same_shape(node, node.args[0].args[0]):
+        node.replace_all_uses_with(node.args[0].args[0])
+        return 1
+    if node.target is aten.contiguous.default and _is_contiguous(node.args[0]) and not node.kwargs:
+        node.replace_all_uses_with(node.args[0])
+        return 1
+    return 0
+
+
+def _merge_permutations(graph: Graph, node: Node, order: list[int]) -> int:
+    """One permutation for two; none if they cancel."""
+    base, merged = node.args[0], 0
+    while (inner := _permutation(base)) is not None:
+        order = [inner[dim] for dim in order]
+        base, merged = base.args[0], merged + 1
+    if order == sorted(order):
+        node.replace_all_uses_with(base)
+        return 1
+    if merged:
+        with graph.inserting_before(node):
+            new = graph.call_function(aten.permute.default, (base, order))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        return 1
+    return 0
+
+
+def _permutation(node: Node) -> list[int] | None:
+    """The order of axes that a transposition or permutation makes, or None."""
+    value = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.dim():
+        return None
+    order = list(range(value.dim()))
+    if node.target is aten.permute.default:
+        return [dim % len(order) for dim in node.args[1]]
+    if node.target in (aten.transpose.int, aten.swapaxes.default):
+        first, second = (dim % len(order) for dim in node.args[1:3])
+        order[first], order[second] = order[second], order[first]
+        return order
+    return None
+
+
+def _same_shape(a: Node, b: Node) -> bool:
+    first, second = a.meta["val"].shape, b.meta["val"].shape
+    return len(first) == len(second) and all(same(x, y) for x, y in zip(first, second, strict=True))
+
+
+def _is_contiguous(node: Node) -> bool:
+    """Known without looking at symbolic strides: the result of an operator that always gives contiguous memory."""
+    if str(node.target).startswith("jetvit."):
+        return True
+    value = node.meta["val"]
+    return all(isinstance(size, int) for size in value.shape) and value.is_contiguous()

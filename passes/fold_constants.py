@@ -1,0 +1,124 @@
+"""Exact: what no input has a part in is computed once.
+
+Covered: interpolated position embeddings and rotary tables at a fixed image size, masks, reparameterised weights. Only
+where the graph owns its weights; what is computed from constants alone is folded on every road. Views are left in place,
+so that a token that is expanded over the batch is not stored for every image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Interpreter, Node
+
+from jetvit.passes.base import PassResult
+from jetvit.passes.graph import RewritableGraph
+from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.regions import REGION_OPERANDS, GraphView
+
+aten = torch.ops.aten
+_FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Replace the largest constant parts of a graph by their values.
+
+    Args:
+        max_elements: the size of the largest tensor that is stored.
+    """
+
+    max_elements: int = 64 * 1024 * 1024
+    name: ClassVar[str] = "fold-constants"
+
+    def __call__(self, graph: RewritableGraph) -> PassResult:
+        view = GraphView(graph.module, graph.ambient_autocast)
+        constant = _constant_nodes(graph, view)
+        live = set(view.nodes)
+        wanted = [node for node in graph.module.graph.nodes if node in constant and self._is_worth(node, constant, live)]
+        for node, value in _evaluate(graph, wanted).items():
+            node.replace_all_uses_with(graph.add_tensor(f"folded.value_{node.name}", value))
+        return PassResult(len(wanted))
+
+    def _is_worth(self, node: Node, constant: set[Node], live: set[Node]) -> bool:
+        """A computed tensor that something not constant reads, directly or through a view."""
+        value = node.meta.get("val")
+        if node.op != "call_function" or node.target in _FREE or not isinstance(value, torch.Tensor):
+            return False
+        if value.numel() > self.max_elements:
+            return False
+        return any(user in live and (user not in constant or user.target in _FREE) for user in node.users)
+
+
+def _constant_nodes(graph: RewritableGraph, view: GraphView) -> set[Node]:
+    """Nodes of the outer graph whose value depends on constants, and on weights that the graph owns, alone."""
+    constant: set[Node] = set()
+    mutated = _written(graph)
+    for node in graph.module.graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            known = node in graph.tensor_names and node not in mutated
+            is_weight = node.op == "placeholder" or str(node.target).startswith("jetvit_")
+            if known and (graph.owns_weights or not is_weight) and graph.tensor(node) is not None:
+                constant.add(node)
+        elif node.op == "call_function" and _is_pure(node) and _is_static(node):
+            if not view.under_autocast(node) and all(used in constant for used in node.all_input_nodes):
+                constant.add(node)
+    return constant
+
+
+def _is_pure(node: Node) -> bool:
+    target = node.target
+    if target in REGION_OPERANDS:
+        return False
+    if not isinstance(target, torch._ops.OpOverload):
+        return "getitem" in str(target)
+    random = torch.Tag.nondeterministic_seeded in target.tags
+    return not target._schema.is_mutable and not random and target.namespace == "aten"
+
+
+def _is_static(node: Node) -> bool:
+    values = node.meta.get("val")
+    values = values if isinstance(values, list | tuple) else [values]
+    return all(isinstance(v, torch.Tensor) and all(isinstance(s, int) for s in v.shape) for v in values)
+
+
+def _written(graph: RewritableGraph) -> set[Node]:
+    """Tensors that the graph itself writes to, such as running statistics."""
+    written = set()
+    for node in graph.module.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            written |= set(node.all_input_nodes)
+    return written
+
+
+def _evaluate(graph: RewritableGraph, wanted: list[Node]) -> dict[Node, torch.Tensor]:
+    """The values of some constant nodes."""
+    interpreter = Interpreter(graph.module)
+    environment: dict[Node, Any] = {}
+    interpreter.env = environment
+    results = {}
+    needed = _needed(wanted)
+    with torch.no_grad():
+        for node in graph.module.graph.nodes:
+            if node not in needed:
+                continue
+            if node.op in ("placeholder", "get_attr"):
+                environment[node] = graph.tensor(node)
+            else:
+                environment[node] = interpreter.run_node(node)
+        for node in wanted:
+            results[node] = environment[node].detach().clone()
+    return results
+
+
+def _needed(wanted: list[Node]) -> set[Node]:
+    needed: set[Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    return needed

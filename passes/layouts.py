@@ -1,0 +1,57 @@
+"""From a site's own layouts to the canonical orders and back, with no more nodes than it takes."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from jetvit.passes.insertion import Insertion
+from jetvit.patterns.site import AttentionSite, Layout, Operand
+
+aten = torch.ops.aten
+
+
+def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order: str) -> Node:
+    """A site's tensor with one axis each for batch, token, head and dim, in the order of the four letters.
+
+    The result has stride 1 along dim.
+    """
+    node = insertion.bring(operand.node)
+    letters = _letters(operand.layout)
+    if any(len(role) != 1 for role in operand.layout.roles) or len(letters) != 4:
+        sizes = {"b": -1, "h": site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
+        letters += [letter for letter in "bh" if letter not in letters]
+        node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
+    permutation = [letters.index(letter) for letter in order]
+    if permutation != [0, 1, 2, 3]:
+        node = insertion.call(aten.permute.default, node, permutation)
+    if order[-1] == "d" and node.meta["val"].stride(-1) != 1:
+        node = insertion.call(aten.contiguous.default, node)
+    return node
+
+
+def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str) -> Node:
+    """The inverse for the site's result: a tensor in the four-letter order as the layout of `site.out`."""
+    layout = site.out.layout
+    letters = _letters(layout)
+    missing = [letter for letter in "bh" if letter not in letters]
+    permutation = [order.index(letter) for letter in (*letters, *missing)]
+    if permutation != [0, 1, 2, 3]:
+        node = insertion.call(aten.permute.default, node, permutation)
+    if any(len(role) != 1 for role in layout.roles) or missing:
+        shape: list[int | Node] = []
+        for role in layout.roles:
+            if role == ("t",):
+                shape.append(insertion.size(site.tokens))
+            elif role == ("d",):
+                shape.append(site.head_dim)
+            elif "b" in role:
+                shape.append(-1)
+            else:
+                shape.append(site.num_heads if role else 1)
+        node = insertion.call(aten.reshape.default, node, shape)
+    return node
+
+
+def _letters(layout: Layout) -> list[str]:
+    return [letter for role in layout.roles for letter in role]

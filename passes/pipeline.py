@@ -1,0 +1,92 @@
+"""The order of the passes, and what is checked, timed and written down on the way.
+
+normalise → the plan's rewrites → exact rewrites (fuse, merge, fold) → clean up. Exact rewrites come after the plan,
+because they take away the parameter names that a plan asks for. A second run of the pipeline fires nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jetvit.cost_model import Plan
+from jetvit.passes.apply_plan import ApplyPlan
+from jetvit.passes.base import Pass
+from jetvit.passes.clean_up import CleanUp
+from jetvit.passes.fold_constants import FoldConstants
+from jetvit.passes.fuse_attention import FuseAttention
+from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.merge_projections import MergeProjections
+from jetvit.passes.normalize import Normalize
+from jetvit.passes.verify import result_types, verify
+from jetvit.patterns.find import find_sites
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass of a run: its name, how often it fired, its time in seconds, and its notes."""
+
+    name: str
+    fired: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def passes(plan: Plan | None = None, partial: bool = False) -> list[Pass]:
+    """The passes in their order.
+
+    Args:
+        plan: the approximate rewrites to make; None makes none.
+        partial: the graph may hold only some of the plan's sites.
+    """
+    approximate: list[Pass] = [ApplyPlan(plan, partial)] if plan is not None else []
+    return [Normalize(), *approximate, FuseAttention(), MergeProjections(), FoldConstants(), CleanUp()]
+
+
+def run_pipeline(
+    graph: RewritableGraph, sequence: Sequence[Pass], dump: Path | None = None, check: bool = True
+) -> list[PassRecord]:
+    """Run passes over a graph in place.
+
+    A graph without any attention site is left as it is.
+
+    Args:
+        graph: the graph to change.
+        sequence: the passes.
+        dump: a folder that gets the graph's code before the first pass and after each that fired.
+        check: verify the graph after each pass that fired.
+    Raises:
+        RewriteError: a pass broke the graph.
+        PlanError: the plan does not fit it.
+    """
+    records: list[PassRecord] = []
+    sites = find_sites(graph)
+    if not sites and not sites.rewritten and not any(isinstance(each, ApplyPlan) for each in sequence):
+        log.info("no full attention was found; the graph is left as it is")
+        return records
+    expected = result_types(graph)
+    _dump(graph, dump, 0, "captured")
+    for index, each in enumerate(sequence, start=1):
+        start = time.perf_counter()
+        result = each(graph)
+        if result.fired and check:
+            verify(graph, expected, each.name)
+        if result.fired:
+            _dump(graph, dump, index, each.name)
+        record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes)
+        log.debug("%s fired %d times in %.3f s", record.name, record.fired, record.seconds)
+        records.append(record)
+    return records
+
+
+def _dump(graph: RewritableGraph, folder: Path | None, index: int, name: str) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    text = graph.module.print_readable(print_output=False, include_stride=True)
+    (folder / f"{index}-{name}.txt").write_text(text, encoding="utf-8")

@@ -1,0 +1,56 @@
+"""A symbolic size as a node: computed from the shapes of the graph's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from jetvit.passes.graph import RewritableGraph
+from jetvit.patterns.errors import RewriteError
+
+
+def size_node(graph: RewritableGraph, size: torch.SymInt) -> Node:
+    """A node of the outer graph that yields a symbolic size; one that is there already is taken again.
+
+    Raises:
+        RewriteError: a symbol of the size is no size of an input.
+    """
+    nodes = graph.module.graph.nodes
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    place = next(node for node in nodes if node.op not in ("placeholder", "get_attr"))
+    for node in nodes:
+        if node.op == "call_function" and node.meta.get("jetvit_size") == size.node.expr:
+            return node
+    before = set(nodes)
+    tracer = GraphAppendingTracer(graph.module.graph)
+    with graph.module.graph.inserting_before(place):
+        symbols = {
+            symbol: Proxy(_symbol(graph, placeholders, symbol, size), tracer) for symbol in size.node.expr.free_symbols
+        }
+        result = sympy_interp(PythonReferenceAnalysis, symbols, size.node.expr).node
+    for node in [node for node in nodes if node not in before and node.op == "call_function"]:
+        node.meta["val"] = node.target(*pytree.tree_map_only(Node, lambda each: each.meta["val"], node.args))
+    result.meta["jetvit_size"] = size.node.expr
+    return result
+
+
+def _symbol(graph: RewritableGraph, placeholders: list[Node], symbol: sympy.Symbol, size: Any) -> Node:
+    for node in placeholders:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) and value.node.expr == symbol:
+            return node
+        for dim, length in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            if isinstance(length, torch.SymInt) and length.node.expr == symbol:
+                return graph.module.graph.call_function(torch.ops.aten.sym_size.int, (node, dim))
+    raise RewriteError(
+        f"the size {size} cannot be computed in the graph",
+        why=f"{symbol} is not the size of an input",
+        do="capture with fixed image sizes",
+    )

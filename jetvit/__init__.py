@@ -20,5 +20,16 @@ from jetvit.api import find_attention, optimize  # noqa: E402
 from jetvit.cost_model import Choice, Plan  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
+from jetvit.search import calibrate, check_plan  # noqa: E402
 
-__all__ = ["AttentionSite", "Choice", "JetvitError", "Plan", "Rejection", "find_attention", "optimize"]
+__all__ = [
+    "AttentionSite",
+    "Choice",
+    "JetvitError",
+    "Plan",
+    "Rejection",
+    "calibrate",
+    "check_plan",
+    "find_attention",
+    "optimize",
+]

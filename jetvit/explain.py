@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from jetvit.cost_model import Plan
 from jetvit.passes.capture import capture
+from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import RewritableGraph
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
@@ -33,8 +34,8 @@ def explain(
     """Say what jetvit sees in a model, and what a plan does to it. The model is not changed and not run.
 
     Args:
-        model: a module in eval mode, or an exported program.
-        *args: example inputs of the module; an exported program needs none.
+        model: a module in eval mode, an exported program, or what `jetvit.optimize` made of either.
+        *args: example inputs of the module; a program and an optimized module need none.
         plan: a plan, or the folder or plan.json of one.
         kwargs: example keyword inputs.
         dynamic_shapes: as `torch.export.export` takes them; token counts are then expressions over the input's sizes.
@@ -46,8 +47,11 @@ def explain(
     """
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
+    name = type(model).__name__
+    if isinstance(model, OptimizedModule):
+        model = model.program  # a second capture would lose the names of the sites
     graph = capture(model, args, kwargs, dynamic_shapes)
-    return Report.from_sites(find_sites(graph), plan, type(model).__name__, graph=graph)
+    return Report.from_sites(find_sites(graph), plan, name, graph=graph)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import json
 import logging
 import re
@@ -22,7 +21,7 @@ from torch.export.passes import move_to_device_pass
 
 from jetvit.files import load_exported
 from jetvit.patterns.errors import InputError
-from jetvit.weights import check_fit, copy_weights, read_folder, read_weights, resample_pos_embed, strip_prefixes
+from jetvit.weights import copy_weights, read_weights, resample_pos_embed, strip_prefixes
 
 log = logging.getLogger("jetvit.models")
 
@@ -86,7 +85,9 @@ def load_model(
     args = dict(model_args or {})
     target = _device(device)
     if spec.startswith("hf:"):
-        loaded = _load_hf(spec, Path(spec[3:]).expanduser(), weights, args, dtype)
+        from jetvit.hf_models import load_hf  # which builds on this file
+
+        loaded = load_hf(spec, Path(spec[3:]).expanduser(), weights, args, dtype)
     elif spec.startswith("timm:"):
         loaded = _load_timm(spec, spec[5:], weights, args, dtype)
     elif spec.endswith(".onnx"):
@@ -157,7 +158,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"{device!r} is no device", why=_why(error), do="use cpu, cuda or cuda:N") from error
+        raise InputError(f"{device!r} is no device", why=reason(error), do="use cpu, cuda or cuda:N") from error
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"the device {device} is not there",
@@ -168,14 +169,14 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def seeded() -> Iterator[None]:
     """Random weights that repeat, without touching the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         yield
 
 
-def _import(name: str) -> Any:
+def import_package(name: str) -> Any:
     """Import timm or transformers."""
     from jetvit.torchvision_shim import ensure_torchvision
 
@@ -186,197 +187,10 @@ def _import(name: str) -> Any:
         raise InputError(f"cannot import {name}", why=str(error), do='pip install "jetvit[models]"') from error
 
 
-def _why(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The type of an error and the start of its message, on one line."""
     text = " ".join(str(error).split())
     return type(error).__name__ + (f": {text[:300]}" if text else "")
-
-
-# HuggingFace
-
-
-def _load_hf(
-    spec: str, folder: Path, weights: str | Path | None, args: dict[str, Any], dtype: torch.dtype | None
-) -> LoadedModel:
-    random = args.pop("random", False)
-    if not (folder / "config.json").is_file():
-        why = "it has no config.json" if folder.is_dir() else "there is no such folder"
-        raise InputError(
-            f"{folder} is no HuggingFace folder",
-            why=why,
-            do="give a local folder with config.json and model.safetensors; nothing is fetched from the hub",
-        )
-    transformers = _import("transformers")
-    with _offline_and_quiet(transformers):
-        config = _hf_config(transformers, folder, args)
-        model_class = _hf_class(transformers, config, folder)
-        tensors, notes = _hf_tensors(model_class, config, folder, weights, random)
-        try:
-            if tensors is None:
-                with _seeded():
-                    model, info = model_class._from_config(config, dtype=dtype or torch.float32), None
-            else:
-                # Its own loader, for it knows the names that older versions of the library gave to these weights.
-                model, info = model_class.from_pretrained(
-                    None,
-                    config=config,
-                    state_dict=tensors,
-                    dtype=dtype or torch.float32,
-                    local_files_only=True,
-                    ignore_mismatched_sizes=True,  # they are in `info`, and refused below with all others
-                    output_loading_info=True,
-                )
-        except Exception as error:  # the configuration is anyone's: shapes, types and names can all be wrong
-            raise InputError(
-                f"transformers could not build {model_class.__name__}",
-                why=_why(error),
-                where=str(folder / "config.json"),
-                do="check config.json and every --model-arg",
-            ) from error
-    if info is not None and tensors is not None:
-        notes += _check_loading_info(model, info, tensors, weights or folder)
-    parameters = inspect.signature(model.forward).parameters
-    if next(iter(parameters), None) != "pixel_values":
-        raise InputError(
-            f"{model_class.__name__} is no vision model",
-            why=f"its first input is {next(iter(parameters), 'none')}, not pixel_values",
-            where=str(folder),
-            do="give the folder of an image model",
-        )
-    mean, std = _hf_normalisation(folder)
-    vision = getattr(config, "backbone_config", None) or config
-    return LoadedModel(
-        model=model,
-        spec=spec,
-        kwargs={"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {},
-        mean=mean,
-        std=std,
-        patch_size=_side(getattr(vision, "patch_size", None)),
-        image_size=_sides(getattr(vision, "image_size", None)),
-        random_weights=tensors is None,
-        notes=notes,
-    )
-
-
-@contextmanager
-def _offline_and_quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers off the hub, and its progress bars and reports off the screen: problems come as our errors."""
-    constants: Any = importlib.import_module("huggingface_hub.constants")
-    logging_ = transformers.utils.logging
-    offline, verbosity, bars = constants.HF_HUB_OFFLINE, logging_.get_verbosity(), logging_.is_progress_bar_enabled()
-    constants.HF_HUB_OFFLINE = True  # the environment variable is read only once, when the hub's library is imported
-    logging_.set_verbosity_error()
-    logging_.disable_progress_bar()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-        logging_.set_verbosity(verbosity)
-        if bars:
-            logging_.enable_progress_bar()
-
-
-def _hf_config(transformers: Any, folder: Path, args: dict[str, Any]) -> Any:
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # json, key, value, type and validation errors: the file is anyone's
-        raise InputError(
-            f"{folder / 'config.json'} is no configuration that transformers {transformers.__version__} knows",
-            why=_why(error),
-            do="check the file; a newer model may need a newer transformers; code in the folder is never run",
-        ) from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError("quantised weights are not supported", where=str(folder), do="use the unquantised model")
-    for key, value in args.items():
-        # Set on the object, not passed to the loader: its keywords reach the hub and remote code.
-        name = "_attn_implementation" if key == "attn_implementation" else key
-        if key.startswith("_") or not hasattr(config, name) or (key != name and value not in ("eager", "sdpa")):
-            raise InputError(
-                f"the model argument {key}={value} is not for {type(config).__name__}",
-                where=str(folder / "config.json"),
-                do="name an entry of config.json, attn_implementation=eager|sdpa, or random=true",
-            )
-        try:
-            setattr(config, name, value)
-        except Exception as error:  # transformers validates some entries, each version with errors of its own
-            raise InputError(f"the model argument {key}={value} is refused", why=_why(error)) from error
-    return config
-
-
-def _hf_class(transformers: Any, config: Any, folder: Path) -> Any:
-    names = getattr(config, "architectures", None) or []
-    if names:
-        found = getattr(transformers, str(names[0]), None)
-        if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    elif type(config) in transformers.AutoModel._model_mapping:
-        return transformers.AutoModel._model_mapping[type(config)]
-    raise InputError(
-        f"transformers {transformers.__version__} has no model class for this folder",
-        why=f"config.json names the architecture {names[0] if names else 'of ' + type(config).__name__}",
-        where=str(folder),
-        do="a newer transformers may have it; code in the folder is never run",
-    )
-
-
-def _hf_tensors(
-    model_class: Any, config: Any, folder: Path, weights: str | Path | None, random: bool
-) -> tuple[dict[str, Tensor] | None, list[str]]:
-    """The weights to load and notes about them; None for random weights."""
-    if weights is not None:
-        tensors = read_weights(weights)
-        with torch.device("meta"):
-            expected = model_class._from_config(config).state_dict()
-        return strip_prefixes(tensors, expected), [f"weights from {weights}"]
-    if random:
-        return None, ["random weights: latency is real, quality is not"]
-    found = read_folder(folder)
-    if found is None:
-        raise InputError(
-            f"{folder} holds no weights",
-            why="it has config.json, but no model.safetensors and no index of shards",
-            do="pass --weights F, or --model-arg random=true for random weights",
-        )
-    return found, []
-
-
-def _check_loading_info(
-    model: nn.Module, info: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str | Path
-) -> list[str]:
-    state = model.state_dict()
-    if info.get("error_msgs"):
-        raise InputError(
-            "transformers could not load the weights", why="; ".join(info["error_msgs"])[:500], where=str(where)
-        )
-    return check_fit(
-        missing={name: state[name].shape for name in info["missing_keys"] if name in state},
-        misfits={
-            n: f"{list(given)} in the file, {list(mine)} in the model" for n, given, mine in info["mismatched_keys"]
-        },
-        unexpected={name: tensors[name].shape if name in tensors else () for name in info["unexpected_keys"]},
-        model_names=state,
-        where=where,
-    )
-
-
-def _hf_normalisation(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation from preprocessor_config.json, None where it has none."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return None, None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if config.get("do_normalize") is False:
-            return (0.0,) * 3, (1.0,) * 3
-        if config.get("image_mean") is None or config.get("image_std") is None:
-            return None, None
-        mean, std = (tuple(float(value) for value in config[key]) for key in ("image_mean", "image_std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"image_mean {mean} and image_std {std} are not three numbers each, the latter above 0")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} is no image configuration", why=_why(error), do="fix the file or remove it"
-        ) from error
-    return mean, std
 
 
 # timm
@@ -385,7 +199,7 @@ def _hf_normalisation(folder: Path) -> tuple[tuple[float, ...] | None, tuple[flo
 def _load_timm(
     spec: str, name: str, weights: str | Path | None, args: dict[str, Any], dtype: torch.dtype | None
 ) -> LoadedModel:
-    timm = _import("timm")
+    timm = import_package("timm")
     for key in ("pretrained", "checkpoint_path"):  # one would fetch weights, the other load them unchecked
         if key in args:
             raise InputError(f"the model argument {key} is not supported", do="pass --weights F instead")
@@ -398,7 +212,7 @@ def _load_timm(
         )
 
     def build(**extra: Any) -> nn.Module:
-        with _seeded():
+        with seeded():
             return timm.create_model(name, pretrained=False, **{**extra, **args})
 
     try:
@@ -411,7 +225,7 @@ def _load_timm(
     except Exception as error:  # model classes check their arguments each in its own way
         raise InputError(
             f"timm could not build {name}",
-            why=_why(error),
+            why=reason(error),
             do="check every --model-arg against the model class" if args else "check the name and its tag",
         ) from error
     if dtype is not None:
@@ -428,8 +242,8 @@ def _load_timm(
         spec=spec,
         mean=tuple(config["mean"]) if config.get("mean") else None,
         std=tuple(config["std"]) if config.get("std") else None,
-        patch_size=_side(getattr(embed, "patch_size", None)),
-        image_size=_sides(getattr(embed, "img_size", None) or (config.get("input_size") or (None,))[1:]),
+        patch_size=square_side(getattr(embed, "patch_size", None)),
+        image_size=both_sides(getattr(embed, "img_size", None) or (config.get("input_size") or (None,))[1:]),
         random_weights=weights is None,
         notes=notes,
     )
@@ -445,12 +259,12 @@ def _load_factory(
     log.warning("running your code: %s", spec)
     factory = _find_factory(module_name, factory_name)
     try:
-        with _seeded():
+        with seeded():
             model = factory(**args)
     except Exception as error:
         raise InputError(
             f"{spec} raised an error",
-            why=_why(error),
+            why=reason(error),
             where=_place(error),
             do=f"check the function and its arguments ({', '.join(args) or 'none were given'})",
         ) from error
@@ -474,7 +288,7 @@ def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
         absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         raise InputError(
             f"cannot import {module_name}",
-            why=_why(error),
+            why=reason(error),
             where="" if absent else _place(error),
             do="put the folder that holds it on PYTHONPATH" if absent else "fix the module so that it imports",
         ) from error
@@ -529,17 +343,17 @@ def _load_pt2(
         spec=spec,
         kwargs={name: value for name, value in example_kwargs.items() if name != input_name},
         input_name=input_name,
-        image_size=_sides(tuple(image.shape[-2:])) if isinstance(image, Tensor) and image.ndim == 4 else None,
+        image_size=both_sides(tuple(image.shape[-2:])) if isinstance(image, Tensor) and image.ndim == 4 else None,
     )
 
 
-def _side(value: Any) -> int | None:
+def square_side(value: Any) -> int | None:
     """A patch's side in pixels; None where it is unknown or not square."""
-    sides = _sides(value)
+    sides = both_sides(value)
     return sides[0] if sides is not None and sides[0] == sides[1] else None
 
 
-def _sides(value: Any) -> tuple[int, int] | None:
+def both_sides(value: Any) -> tuple[int, int] | None:
     """(height, width) of an int or a pair; None for anything else."""
     if isinstance(value, int):
         return value, value

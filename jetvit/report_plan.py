@@ -62,16 +62,18 @@ class PlanSummary:
         """The fields as JSON can hold them."""
         return asdict(self) | {
             "size": None if self.size is None else list(self.size),
-            "front": [
-                point.to_json() | {"drift": finite(point.drift), "latency_ms": finite(point.latency_ms)}
-                for point in self.front
-            ],
+            "front": [point.to_json() for point in self.front],
         }
 
 
 def summarise(plan: Plan) -> PlanSummary:
     """The summary of a plan. Provenance is free-form: what has another type than expected is left out."""
     said = plan.provenance
+    front = tuple(
+        FrontPoint(point.changed, point.drift, finite(point.latency_ms))
+        for point in plan.front
+        if finite(point.drift) is not None
+    )
     drift = _number(said.get("joint_drift_selection"))
     return PlanSummary(
         size=plan.size,
@@ -85,8 +87,8 @@ def summarise(plan: Plan) -> PlanSummary:
         torch=_text(said.get("torch")),
         measured_size=_text(said.get("size")),
         dtype=_text(said.get("dtype")),
-        front=plan.front,
-        chosen=_chosen(plan, drift),
+        front=front,
+        chosen=_chosen(plan, front, drift),
     )
 
 
@@ -160,12 +162,12 @@ def _here(by_fqn: Mapping[str, Any], match: NameMatch) -> dict[str, Any]:
     return {match.rename(fqn): value for fqn, value in by_fqn.items() if fqn.startswith(prefix)}
 
 
-def _chosen(plan: Plan, drift: float | None) -> int | None:
+def _chosen(plan: Plan, front: Sequence[FrontPoint], drift: float | None) -> int | None:
     """The point of the front that is this plan: as many changed sites and, of several, the nearest drift."""
     changed = sum(entry.choice.kind != "full" for entry in plan.sites)
-    candidates = [index for index, point in enumerate(plan.front) if point.changed == changed]
+    candidates = [index for index, point in enumerate(front) if point.changed == changed]
     if drift is not None and candidates:
-        return min(candidates, key=lambda index: abs(plan.front[index].drift - drift))
+        return min(candidates, key=lambda index: abs(front[index].drift - drift))
     return candidates[0] if len(candidates) == 1 else None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from jetvit.cost_model import SitePlan
@@ -69,6 +70,13 @@ class SiteRow:
         """Latency of the decision here, None if it was not measured."""
         return self._latency(self.decision or "full")
 
+    @property
+    def drift(self) -> float | None:
+        """Drift of the model's output if this decision alone were taken: 0 for full attention, None: not measured."""
+        if self.decision == "full":
+            return 0.0
+        return self.measured[self.decision].drift if self.decision and self.decision in self.measured else None
+
     def _latency(self, label: str) -> float | None:
         return self.measured[label].latency_ms if label in self.measured else None
 
@@ -129,7 +137,8 @@ def _refused(entry: Rejection, names: SizeNames) -> SiteRow:
 def _rewritten(entry: Rewritten, names: SizeNames) -> SiteRow:
     """Operators of jetvit work on [batch, token, head, dim] and are told the grid."""
     node = entry.node
-    arguments = {each.name: value for each, value in zip(node.target._schema.arguments, node.args, strict=True)}  # type: ignore[union-attr]
+    assert isinstance(node.target, OpOverload)
+    arguments = {each.name: value for each, value in zip(node.target._schema.arguments, node.args, strict=True)}
     rows, columns, before = (_size(arguments[name]) for name in ("grid_h", "grid_w", "extra_before"))
     _, tokens, heads, head_dim = node.meta["val"].shape
     return SiteRow(
@@ -174,5 +183,5 @@ def _covers(window: tuple[int, int], grid: tuple[Size, Size]) -> bool:
     return all(is_static(size) and int(size) <= side for size, side in zip(grid, window, strict=True))
 
 
-def _size(argument: int | Node) -> Size:
+def _size(argument: Any) -> Size:
     return argument.meta["val"] if isinstance(argument, Node) else argument

@@ -19,7 +19,7 @@ class SizeNames:
     """What the symbols of a dynamic graph are called: B, H and W where they are the axes of the first image input."""
 
     def __init__(self, graph: CapturedGraph | None = None):
-        self._letters: dict[sympy.Symbol, str] = {}
+        self._letters: dict[sympy.Symbol, sympy.Symbol] = {}
         self.inputs: list[tuple[str, torch.Tensor]] = []
         if graph is None:
             return
@@ -27,35 +27,31 @@ class SizeNames:
             if node not in graph.tensor_names and isinstance(value := node.meta.get("val"), torch.Tensor):
                 self.inputs.append((node.name, value))
         image = next((value for _, value in self.inputs if value.ndim == 4), None)
-        for axis, letter in _IMAGE_AXES.items() if image is not None else ():
+        if image is None:
+            return
+        for axis, letter in _IMAGE_AXES.items():
             size = image.shape[axis]
             if not is_static(size) and isinstance(symbol := expression(size), sympy.Symbol):
-                self._letters.setdefault(symbol, letter)  # a square input has one symbol for both sides
+                # A square input has one symbol for both sides: it is H.
+                self._letters.setdefault(symbol, sympy.Symbol(letter, integer=True, positive=True))
 
     def text(self, size: Size) -> int | str:
         """An int, or the expression of a symbolic size."""
         if is_static(size):
             return int(size)
-        return _Printer(self._letters).doprint(expression(size))
+        return _Printer().doprint(expression(size).xreplace(self._letters))
 
     def reword(self, sentence: str) -> str:
         """A sentence whose symbols are those of the graph, in the letters of the input."""
         for symbol, letter in self._letters.items():
-            sentence = re.sub(rf"\b{symbol.name}\b", letter, sentence)
+            sentence = re.sub(rf"\b{symbol.name}\b", letter.name, sentence)
         return re.sub(r"\(\(([^()]*)\)\)", r"(\1)", sentence)  # torch puts two pairs around a floor division
 
 
 class _Printer(StrPrinter):
-    """Sympy's text with // for floor division and letters for symbols."""
+    """Sympy's text with // for floor division."""
 
     printmethod = ""  # torch's FloorDiv brings its own, which puts brackets around everything
 
-    def __init__(self, letters: dict[sympy.Symbol, str]):
-        super().__init__()
-        self._letters = letters
-
-    def _print_Symbol(self, symbol: sympy.Symbol) -> str:
-        return self._letters.get(symbol, symbol.name)
-
     def _print_FloorDiv(self, division: sympy.Expr) -> str:
-        return "//".join(self.parenthesize(part, PRECEDENCE["Atom"]) for part in division.args)
+        return "//".join(self.parenthesize(part, PRECEDENCE["Atom"], strict=True) for part in division.args)

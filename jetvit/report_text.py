@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from jetvit.explain import Report
 
 WIDTH = 120
-_NAME_WIDTH = 40
-_WHY_WIDTH = 24
+LEGEND = (
+    "drift: how far the model's output moves if this site alone is changed (0: not at all, 1: as far off as its "
+    "mean). ms: latency of this attention alone."
+)
+_NAME_WIDTH, _LEAST_NAME_WIDTH = 40, 12
 _GAP = "  "
+_INDENT = "    "
 
 
 def render(report: Report) -> str:
@@ -25,6 +29,8 @@ def render(report: Report) -> str:
     lines += [f"input {plain(line)}" for line in input_lines(report)]
     if report.rows:
         lines += ["", *_table(report.rows)]
+    if any(row.measured for row in report.rows):
+        lines += ["", *textwrap.wrap(LEGEND, WIDTH)]
     lines += ["", *_sentences(report)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -52,7 +58,7 @@ def shared_traits(rows: Sequence[SiteRow]) -> dict[str, str]:
     """The traits that all found sites have in common, field → words; they need no column."""
     found = [row for row in rows if row.status == "found"]
     values = {trait: {getattr(row, trait) for row in found} for trait in _TRAITS}
-    return {trait: _TRAITS[trait](only.pop()) for trait, only in values.items() if len(only) == 1}
+    return {trait: _TRAITS[trait](*only) for trait, only in values.items() if len(only) == 1}
 
 
 def plain(text: str) -> str:
@@ -80,10 +86,10 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-_TRAITS = {
+_TRAITS: dict[str, Callable[[str | None], str]] = {
     "dtype": str,
     "rope": lambda rope: f"RoPE {rope}" if rope else "no RoPE",
-    "form": {"sdpa": "SDPA", "softmax": "softmax between two products"}.__getitem__,
+    "form": lambda form: "SDPA" if form == "sdpa" else "softmax between two products",
     "projections": "{} q, k, v".format,
 }
 
@@ -108,51 +114,87 @@ def _table(rows: Sequence[SiteRow]) -> Iterator[str]:
         yield f"every name starts with {plain(prefix)}"
     if shared:
         yield f"every site found: {', '.join(shared.values())}"
-    columns = _columns(rows, prefix, [trait for trait in _TRAITS if trait not in shared])
-    left = sum(column.width + len(_GAP) for column in columns)
-    explained = any(row.why for row in rows)
-    room = max(WIDTH - left, _WHY_WIDTH)
-    yield ""
-    yield _GAP.join([column.fit(column.title) for column in columns] + (["why"] if explained else []))
+    if prefix or shared:
+        yield ""
+    columns = _columns(rows, prefix, shared)
+    footnotes = _add_reasons(columns, rows)
+    overhang = _width(columns) - WIDTH
+    if overhang > 0:
+        room = max(columns[0].width - overhang, _LEAST_NAME_WIDTH)
+        columns[0] = _Column("site", [shorten(cell, room) for cell in columns[0].cells])
+    yield _GAP.join(column.fit(column.title) for column in columns)
     for index, row in enumerate(rows):
         if row.status == "refused":
             yield from _refusal(columns[0].cells[index], row)
-            continue
-        line = _GAP.join(column.fit(column.cells[index]) for column in columns)
-        why, *more = textwrap.wrap(plain(row.why), room) or [""]
-        yield f"{line}{_GAP}{why}"
-        yield from (" " * left + each for each in more)
+        else:
+            yield _GAP.join(column.fit(column.cells[index]) for column in columns)
+    if footnotes:
+        yield ""
+        for footnote in footnotes:
+            yield from textwrap.wrap(footnote, WIDTH, subsequent_indent=_INDENT)
 
 
-def _columns(rows: Sequence[SiteRow], prefix: str, traits: list[str]) -> list[_Column]:
-    names = [shorten(plain(row.name.removeprefix(prefix)), _NAME_WIDTH) for row in rows]
-    columns = [
-        _Column("site", names),
-        _Column("tokens", [str(row.tokens) for row in rows], right=True),
-        _Column("grid", [str(row.grid) for row in rows], right=True),
-        _Column("extra", [extra_text(row) for row in rows], right=True),
-        _Column("heads×dim", [f"{row.num_heads}×{row.head_dim}" for row in rows], right=True),
-        *(_Column(trait, [str(getattr(row, trait) or "–") for row in rows]) for trait in traits),
+def _add_reasons(columns: list[_Column], rows: Sequence[SiteRow]) -> list[str]:
+    """Add the column "why", and return the footnotes that it points to where the reasons themselves are too wide."""
+    reasons = list(dict.fromkeys(row.why for row in rows if row.why))
+    if not reasons:
+        return []
+    column = _Column("why", [plain(row.why) for row in rows])
+    footnotes: list[str] = []
+    if _width([*columns, column]) > WIDTH:
+        marks = {reason: f"[{index}]" for index, reason in enumerate(reasons, start=1)}
+        column = _Column("why", [marks.get(row.why, "") for row in rows])
+        footnotes = [f"{mark} {plain(reason)}" for reason, mark in marks.items()]
+    columns.append(column)
+    return footnotes
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    return sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1)
+
+
+def _columns(rows: Sequence[SiteRow], prefix: str, shared: Mapping[str, str]) -> list[_Column]:
+    """The columns of a table; the cells of refused rows stay empty but for the name."""
+    there = [row for row in rows if row.status != "refused"]
+
+    def column(title: str, cell: Callable[[SiteRow], str], right: bool = False) -> _Column:
+        return _Column(title, ["" if row.status == "refused" else plain(cell(row)) for row in rows], right)
+
+    columns = [_Column("site", [shorten(plain(row.name.removeprefix(prefix)), _NAME_WIDTH) for row in rows])]
+    if not there:
+        return columns
+    columns += [
+        column("tokens", lambda row: str(row.tokens), right=True),
+        column("grid", lambda row: str(row.grid), right=True),
+        column("extra tokens", extra_text),
+        column("heads×dim", lambda row: f"{row.num_heads}×{row.head_dim}", right=True),
     ]
-    if any(row.measured or row.decision not in (None, "full") for row in rows):
-        columns.append(_Column("decision", [decision_text(row) for row in rows]))
-    if any(row.measured for row in rows):
+    if any(row.status == "found" for row in rows):
+        columns += [column(trait, _or_dash(trait)) for trait in _TRAITS if trait not in shared]
+    if any(row.measured or row.decision != "full" for row in there):
+        columns.append(column("decision", decision_text))
+    if any(row.measured for row in there):
         columns += [
-            _Column("drift", [number(_drift_of(row)) for row in rows], right=True),
-            _Column("full ms", [number(row.full_ms) for row in rows], right=True),
-            _Column("now ms", [number(row.chosen_ms) for row in rows], right=True),
+            column("drift", lambda row: number(row.drift), right=True),
+            column("full ms", lambda row: number(row.full_ms), right=True),
+            column("now ms", lambda row: number(row.chosen_ms), right=True),
         ]
     return columns
 
 
+def _or_dash(trait: str) -> Callable[[SiteRow], str]:
+    return lambda row: getattr(row, trait) or "–"
+
+
 def _refusal(name: str, row: SiteRow) -> Iterator[str]:
     yield f"{name}{_GAP}refused"
-    yield from textwrap.wrap(plain(row.reason), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    yield from textwrap.wrap(plain(row.reason), WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     where = f"node {plain(row.node)}"
     if row.source:
         path, found, code = plain(row.source).partition(": ")
         where += f", {_short_path(path)}{found}{code}"
-    yield f"    {where if len(where) <= WIDTH - 4 else where[: WIDTH - 5] + '…'}"
+    line = _INDENT + where
+    yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
 def _short_path(path: str) -> str:
@@ -162,19 +204,14 @@ def _short_path(path: str) -> str:
 
 
 def extra_text(row: SiteRow) -> str:
-    """Extra tokens as "5+0": before and after the grid."""
-    return f"{row.extra_before}+{row.extra_after}"
+    """Extra tokens as "5 before", "2 before, 3 after" the grid, or "none"."""
+    counts = ((row.extra_before, "before"), (row.extra_after, "after"))
+    return ", ".join(f"{count} {where}" for count, where in counts if count != 0) or "none"
 
 
 def decision_text(row: SiteRow) -> str:
     """The decision; of a rewritten site, that it is done."""
     return f"{row.decision} (done)" if row.status == "rewritten" else row.decision or ""
-
-
-def _drift_of(row: SiteRow) -> float | None:
-    if row.decision == "full":
-        return 0.0
-    return row.measured[row.decision].drift if row.decision in row.measured else None
 
 
 def _sentences(report: Report) -> Iterator[str]:
@@ -193,7 +230,7 @@ def _counts(report: Report) -> Iterator[str]:
     parts = [f"{totals.found} can be rewritten", f"{totals.refused} refused"]
     if totals.rewritten:
         parts.append(f"{totals.rewritten} rewritten already")
-    yield f"{counted(len(report.rows), 'attention')}: {', '.join(parts)}."
+    yield f"{counted(len(report.rows), 'attention site')}: {', '.join(parts)}."
     if report.plan is None:
         if totals.found:
             yield "No plan was given: every site keeps full attention."

@@ -56,9 +56,7 @@ class ApplyPlan:
         work = [(site, chosen[site.name]) for site in sites if _changes(site, chosen.get(site.name))]
         generators = {site.name: _generator(site, choice, weights) for site, choice in work}
         if weights and chosen:
-            check_base(
-                {match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values()
-            )
+            check_base({match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values())
             _replace_base(graph, weights, {name for site in generators for name in _names(site)}, self.partial)
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name])
@@ -109,9 +107,7 @@ def _names(site: str) -> tuple[str, ...]:
     return tuple(f"{site}.linear_attention.{part}" for part in GENERATOR)
 
 
-def _generator(
-    site: AttentionSite, choice: Choice, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _generator(site: AttentionSite, choice: Choice, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The kernel generator's weights that the plan holds for a site.
 
     Raises:
@@ -139,9 +135,7 @@ def _generator(
     return found
 
 
-def _replace_base(
-    graph: RewritableGraph, weights: Mapping[str, torch.Tensor], new: set[str], partial: bool
-) -> None:
+def _replace_base(graph: RewritableGraph, weights: Mapping[str, torch.Tensor], new: set[str], partial: bool) -> None:
     """Put the plan's values in the place of the model's, where it changes a weight of the model."""
     for name, tensor in weights.items():
         if name in new:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import nn
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -71,7 +71,9 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
     """
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     context = TracingContext.try_get()
-    mode = context.fake_mode if context is not None and context.fake_mode is not None else detect_fake_mode(example_inputs)
+    mode = (
+        context.fake_mode if context is not None and context.fake_mode is not None else detect_fake_mode(example_inputs)
+    )
     if mode is None:
         mode = torch._subclasses.FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
     fakes = [_fake_input(example, mode, context) for example in example_inputs]

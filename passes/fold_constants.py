@@ -37,7 +37,9 @@ class FoldConstants:
         view = GraphView(graph.module, graph.ambient_autocast)
         constant = _constant_nodes(graph, view)
         live = set(view.nodes)
-        wanted = [node for node in graph.module.graph.nodes if node in constant and self._is_worth(node, constant, live)]
+        wanted = [
+            node for node in graph.module.graph.nodes if node in constant and self._is_worth(node, constant, live)
+        ]
         for node, value in _evaluate(graph, wanted).items():
             node.replace_all_uses_with(graph.add_tensor(f"folded.value_{node.name}", value))
         return PassResult(len(wanted))

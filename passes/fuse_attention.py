@@ -39,5 +39,3 @@ class FuseAttention:
 
 def _is_plain(site: AttentionSite) -> bool:
     return site.out.node.target is SDPA and argument(site.out.node, 3, "attn_mask") is None
-
-

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
@@ -63,6 +64,14 @@ class RewritableGraph(CapturedGraph):
         return self.fake_mode.from_tensor(tensor.detach(), static_shapes=True)
 
 
+@contextmanager
+def on_fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
+    """Run operators on the shapes of a graph, symbolic ones too, without a guard on their symbols."""
+    shapes = mode.shape_env
+    with mode, enable_python_dispatcher(), torch.no_grad(), shapes.suppress_guards() if shapes else nullcontext():
+        yield
+
+
 class ExportedGraph(RewritableGraph):
     """The graph of an ExportedProgram. The program is never changed; `program()` gives a new one that shares tensors."""
 
@@ -105,7 +114,10 @@ class ExportedGraph(RewritableGraph):
         return {name: value for name, value in self._state.items() if isinstance(value, torch.Tensor)}
 
     def program(self) -> ExportedProgram:
-        """The graph as an ExportedProgram, validated. Tensors that no node reads any more are left out."""
+        """The graph as an ExportedProgram, validated, to which the graph belongs from then on.
+
+        Tensors that no node reads any more are left out.
+        """
         graph = self.module.graph
         for node in [node for node in graph.nodes if node.op == "placeholder"]:
             if not node.users and _is_tensor_spec(self._specs[node]) and self._droppable(node):
@@ -145,9 +157,7 @@ class ExportedGraph(RewritableGraph):
         if any(out.target == name for out in self._original.graph_signature.output_specs):
             return False  # a buffer that the program writes to
         before = {
-            spec.target: spec.arg.name
-            for spec in self._original.graph_signature.input_specs
-            if spec.target is not None
+            spec.target: spec.arg.name for spec in self._original.graph_signature.input_specs if spec.target is not None
         }
         if name not in before:
             return True

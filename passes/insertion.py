@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.symbols import size_node
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, is_static
@@ -37,8 +36,7 @@ class Insertion:
         with owner.inserting_before(self.anchor):
             node = owner.call_function(target, args, kwargs)
         values, named = pytree.tree_map_only(Node, lambda each: each.meta["val"], (args, kwargs))
-        shapes = self._mode.shape_env
-        with self._mode, torch.no_grad(), shapes.suppress_guards() if shapes is not None else nullcontext():
+        with on_fake_tensors(self._mode):
             node.meta["val"] = target(*values, **named)
         node.meta |= {key: self.anchor.meta[key] for key in _INHERITED if key in self.anchor.meta}
         return node

@@ -44,7 +44,9 @@ class MergeProjections:
         projections = [site.projections for site in sites]
         view = GraphView(graph.module, graph.ambient_autocast)
         projections += [_of_operator(entry.node, view, graph) for entry in sites.rewritten]
-        groups = [[named[role] for role in "qkv"] for each in projections if {"q", "k", "v"} <= set(named := each.named())]
+        groups = [
+            [named[role] for role in "qkv"] for each in projections if {"q", "k", "v"} <= set(named := each.named())
+        ]
         return PassResult(sum(_merge(graph, group) for group in groups))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import submodules
 from jetvit.patterns.errors import RewriteError
 from jetvit.patterns.sizes import same
@@ -64,13 +63,13 @@ class _Propagation(Interpreter):
 
 
 def _propagate(graph: RewritableGraph) -> list[Any]:
-    mode = graph.fake_mode
     nodes = graph.module.graph.nodes
     inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
     interpreter = _Propagation(graph.module)
-    interpreter.fakes = {node.target: node.meta["val"] for node in nodes if node.op == "get_attr" and "val" in node.meta}
-    shapes = mode.shape_env
-    with mode, torch.no_grad(), shapes.suppress_guards() if shapes is not None else nullcontext():
+    interpreter.fakes = {
+        node.target: node.meta["val"] for node in nodes if node.op == "get_attr" and "val" in node.meta
+    }
+    with on_fake_tensors(graph.fake_mode):
         return pytree.tree_leaves(interpreter.run(*inputs))
 
 

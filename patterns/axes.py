@@ -75,6 +75,9 @@ def rejoin(axis: Axis) -> Axis:
             first, second = atoms[-2].pieces, atoms[-1].pieces
             if not (first and second and first[0] is second[0] and first[1] == 0 and second[1] == 1):
                 break
+            sizes = (first[0].size, atoms[-2].size, atoms[-1].size)
+            if all(isinstance(size, int) for size in sizes) and sizes[0] != sizes[1] * sizes[2]:
+                break  # pieces of two different splits of the same atom
             atoms[-2:] = [first[0]]
     return tuple(atoms)
 
@@ -150,11 +153,15 @@ def flat_segments(axis: Axis) -> list[tuple[Axis, Size]]:
 
 def concatenate(parts: Sequence[Axis]) -> Axis:
     """The axis of a concatenation. The parts of one axis, complete and in order, give that axis back."""
+    if len(parts) == 1:
+        return parts[0]
     cuts = [axis[0].cut for axis in parts if len(axis) == 1]
     if len(cuts) == len(parts) and all(cut is not None for cut in cuts):
         whole = [cut for cut in cuts if cut is not None]
         base = whole[0][0]
-        meet = all(left[0] == right[0] and same(left[2], right[1]) for left, right in zip(whole, whole[1:], strict=False))
+        meet = all(
+            left[0] == right[0] and same(left[2], right[1]) for left, right in zip(whole, whole[1:], strict=False)
+        )
         if meet and same(whole[0][1], 0) and same(whole[-1][2], axis_size(base)):
             return base
     segments = tuple(segment for axis in parts for segment in flat_segments(axis))

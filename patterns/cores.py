@@ -226,7 +226,7 @@ def _assign(core: Core, scores: _Product, last: _Product, key_axis: int, key_res
     core.q = Side(query, scores.free[index[0]], scores.contracted[index[0]])
     core.k = Side(key, scores.free[index[1]], scores.contracted[index[1]])
     if last.contracted[0] != key_axis:
-        core.refuse("the second product does not sum over the keys", last.node)
+        core.refuse("the second product does not sum over the axis that the softmax runs over", last.node)
         return
     core.v = Side(last.second, last.contracted[1], last.free[1])
 
@@ -274,7 +274,11 @@ class _Up:
         """A view may only rearrange the leading axes; the key axis stays where it is, counted from the right."""
         before, after = shape(node.args[0]), shape(node)
         from_right = len(after) - self.key_result_axis
-        if len(before) < 2 or from_right > 2 or not all(same(b, a) for b, a in zip(before[-2:], after[-2:], strict=True)):
+        if (
+            len(before) < 2
+            or from_right > 2
+            or not all(same(b, a) for b, a in zip(before[-2:], after[-2:], strict=True))
+        ):
             self.obstacles.append(Obstacle("the attention scores are reshaped across queries and keys", node))
         self.key_result_axis = len(before) - from_right
         return node.args[0]
@@ -309,8 +313,12 @@ class _Up:
 
     def _is_score_like(self, node: Node) -> bool:
         """The last two axes of a product of q and k are as long as each other or hold tokens; weights hold none."""
-        return "input" in self.walk.sources.get(node, ()) and _as_product(node) is not None and not any(
-            used in self.walk.sources and self.walk.sources[used] == {"weight"} for used in node.all_input_nodes
+        return (
+            "input" in self.walk.sources.get(node, ())
+            and _as_product(node) is not None
+            and not any(
+                used in self.walk.sources and self.walk.sources[used] == {"weight"} for used in node.all_input_nodes
+            )
         )
 
 

@@ -120,9 +120,7 @@ def _storage(node: Node, view: GraphView) -> Node:
     return node
 
 
-def _check_mutations(
-    core: Core, view: GraphView, mutations: list[tuple[Node, Node]], order: dict[Node, int]
-) -> None:
+def _check_mutations(core: Core, view: GraphView, mutations: list[tuple[Node, Node]], order: dict[Node, int]) -> None:
     """q, k and v are read where the attention ends: nothing may write to them after they were first read."""
     if not mutations:
         return

@@ -78,7 +78,13 @@ def _between(node: Node, before: Node, view: GraphView) -> set[Node]:
         if each in inner or each is before or each.op != "call_function":
             continue
         inner.add(each)
-        rotary = each.target in (aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.neg.default, aten.stack.default)
+        rotary = each.target in (
+            aten.add.Tensor,
+            aten.mul.Tensor,
+            aten.cat.default,
+            aten.neg.default,
+            aten.stack.default,
+        )
         if rotary or each.target in (*LAYOUTS, *CASTS):
             stack.extend(each.all_input_nodes)
     return inner

@@ -54,11 +54,11 @@ def value_range(node: Any) -> Range:
     if target in _SAME:
         return value_range(node.args[0])
     if target in _CASTS:
-        return _cast(node, value_range(node.args[0]))
+        return _stored(node, value_range(node.args[0]))
     if target in _FILLED:
         return (_FILLED[target], _FILLED[target])
     if target in _FULL:
-        return value_range(node.args[_FULL[target]])
+        return _stored(node, value_range(node.args[_FULL[target]]))
     if target is aten.arange.default:
         return (0.0, math.inf)
     if target in (aten.arange.start, aten.arange.start_step):
@@ -66,7 +66,7 @@ def value_range(node: Any) -> Range:
         return (value_range(node.args[0])[0], math.inf) if rising else _ANY
     if target in (aten.add.Tensor, aten.add.Scalar) and not node.kwargs and len(node.args) == 2:
         (a, b), (c, d) = value_range(node.args[0]), value_range(node.args[1])
-        return (a + c, b + d)
+        return _stored(node, (a + c, b + d))
     return _truth(node)
 
 
@@ -78,7 +78,7 @@ def _truth(node: Node) -> Range:
         always = {"ge": a >= d, "gt": a > d, "le": b <= c, "lt": b < c}[_COMPARISONS[target]]
         never = {"ge": b < c, "gt": b <= c, "le": a > d, "lt": a >= d}[_COMPARISONS[target]]
         return (1.0, 1.0) if always else (0.0, 0.0) if never else (0.0, 1.0)
-    if target in _AND or target in _OR:
+    if (target in _AND or target in _OR) and _is_boolean(node):
         both = [value_range(each) for each in node.args[:2]]
         absorbing = 0.0 if target in _AND else 1.0
         if (absorbing, absorbing) in both:
@@ -96,14 +96,21 @@ def _truth(node: Node) -> Range:
     return _ANY
 
 
-def _cast(node: Node, before: Range) -> Range:
-    """A cast to bool gives 0 or 1; one to an integer may round."""
+def _stored(node: Node, before: Range) -> Range:
+    """The bounds as a node's dtype holds them: bool keeps 0 or 1, integers round and may wrap around."""
+    low, high = before
+    if not low <= high:  # inf − inf
+        return _ANY
     if _is_boolean(node):
-        return (0.0, 0.0) if before == (0.0, 0.0) else (1.0, 1.0) if before[0] > 0 or before[1] < 0 else (0.0, 1.0)
+        return (0.0, 0.0) if before == (0.0, 0.0) else (1.0, 1.0) if low > 0 or high < 0 else (0.0, 1.0)
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and all(map(math.isfinite, before)):
-        return (math.floor(before[0]), math.ceil(before[1]))
-    return before
+    if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point:
+        limits = torch.iinfo(value.dtype)
+        low, high = (math.floor(low) if math.isfinite(low) else low), (math.ceil(high) if math.isfinite(high) else high)
+        known = low == -math.inf or low >= limits.min, high == math.inf or high <= limits.max
+        narrow = limits.bits < 32 and (math.isinf(low) or math.isinf(high))  # no index or count is as large as 2 ** 31
+        return (low, high) if all(known) and not narrow and low < math.inf and high > -math.inf else _ANY
+    return (low, high)
 
 
 def _is_boolean(node: Node) -> bool:

@@ -118,7 +118,11 @@ def _same_value(a: Node, b: Node, view: GraphView) -> bool:
     a, b = view.resolve(a), view.resolve(b)
     if a is b:
         return True
-    if a.op != "call_function" or a.target is not b.target or a.target not in (operator.getitem, *_SPLITS, *VIEWS, *CASTS):
+    if (
+        a.op != "call_function"
+        or a.target is not b.target
+        or a.target not in (operator.getitem, *_SPLITS, *VIEWS, *CASTS)
+    ):
         return False
     return a.args[1:] == b.args[1:] and _same_value(a.args[0], b.args[0], view)
 

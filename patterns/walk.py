@@ -203,9 +203,7 @@ def expand(walk: LayoutWalk, node: Node) -> Value:
     axes, sizes = walk.of(node.args[0]), shape(node)
     axes = ((),) * (len(sizes) - len(axes)) + axes
     kept = [same(ax.axis_size(axis), size) for axis, size in zip(axes, sizes, strict=True)]
-    return tuple(
-        axis if keep else ax.fresh(size, "weight") for axis, size, keep in zip(axes, sizes, kept, strict=True)
-    )
+    return tuple(axis if keep else ax.fresh(size, "weight") for axis, size, keep in zip(axes, sizes, kept, strict=True))
 
 
 @rule(aten.select.int)
@@ -343,7 +341,7 @@ def linear(walk: LayoutWalk, node: Node) -> Value:
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default)
 def matmul(walk: LayoutWalk, node: Node) -> Value:
     """Rows of the first operand, columns of the second; columns of a weight are new features."""
-    first, second = (node.args[1:3] if node.target in (aten.addmm.default, aten.baddbmm.default) else node.args[:2])
+    first, second = node.args[1:3] if node.target in (aten.addmm.default, aten.baddbmm.default) else node.args[:2]
     a, b = walk.of(first), walk.of(second)
     if len(a) < 2 or len(b) < 2:
         return None

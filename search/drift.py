@@ -1,0 +1,94 @@
+"""How far an output moved: squared error over the reference's own variation.
+
+drift = Σ‖f̂ − f‖² / Σ‖f − f̄‖², with f̄ the mean of f per image and channel over its tokens or pixels, both sums over all
+images. For an output without tokens, [batch, features], f̄ is the mean over the images. 0 is no change; 1 is as wrong as
+giving the mean of the picture for every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jetvit.patterns.errors import InputError
+
+
+def place_axes(output: Tensor, channel_axes: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The axes of tokens or pixels of an output.
+
+    Args:
+        output: a tensor whose first axis is the batch.
+        channel_axes: the axes that are channels, where they are known; else [B, C, h, w] and [B, N, C] are assumed.
+    """
+    if channel_axes is None:
+        channel_axes = {4: (1,), 3: (2,), 2: (1,)}.get(output.dim(), ())
+    return tuple(axis for axis in range(1, output.dim()) if axis not in channel_axes)
+
+
+@dataclass
+class Drift:
+    """Collects drift over images against references that are kept, in double precision sums.
+
+    Args:
+        references: the outputs of the original model, one [B, …] tensor a batch.
+        places: the axes of tokens or pixels; none for a [B, features] output.
+    """
+
+    references: Sequence[Tensor]
+    places: tuple[int, ...]
+    _errors: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._variations = self._variation()
+
+    def add(self, index: int, output: Tensor) -> None:
+        """Count the outputs of one batch against reference `index`."""
+        squared = (output.double() - self.references[index].double()).square()
+        self._errors += squared.flatten(1).sum(1).tolist()
+
+    @property
+    def per_image(self) -> list[float]:
+        """The drift of each image alone, in the order of `add`."""
+        return [error / max(own, 1e-300) for error, own in zip(self._errors, self._variations, strict=True)]
+
+    @property
+    def total(self) -> float:
+        """The drift over the images so far; infinite if an output was not finite."""
+        value = sum(self._errors) / max(sum(self._variations[: len(self._errors)]), 1e-300)
+        return value if value == value else float("inf")
+
+    def _variation(self) -> list[float]:
+        if self.places:
+            means = [reference.double().mean(self.places, keepdim=True) for reference in self.references]
+        else:
+            mean = torch.cat(list(self.references)).double().mean(0, keepdim=True)
+            means = [mean] * len(self.references)
+        centred = (ref.double() - mean for ref, mean in zip(self.references, means, strict=True))
+        return [value for each in centred for value in each.square().flatten(1).sum(1).tolist()]
+
+
+def agreement(output: Tensor, reference: Tensor) -> list[float]:
+    """The correlation of each image's centred output with its reference: 1 for the same, 0 for nothing in common."""
+    pairs = []
+    for ours, theirs in zip(output.double().flatten(1), reference.double().flatten(1), strict=True):
+        ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+        pairs.append(float(ours @ theirs / (ours.norm() * theirs.norm()).clamp_min(1e-300)))
+    return pairs
+
+
+def check_finite(output: Tensor, what: str) -> Tensor:
+    """The tensor itself.
+
+    Raises:
+        InputError: it has a NaN or an infinity.
+    """
+    if not bool(torch.isfinite(output).all()):
+        raise InputError(
+            f"{what} is not finite",
+            why=f"{int((~torch.isfinite(output)).sum())} of {output.numel()} values are NaN or infinite",
+            do="check the weights and the images; fp16 may overflow where bf16 does not",
+        )
+    return output

@@ -1,0 +1,163 @@
+"""Running a captured graph on images: whole, or from the cut in front of one attention site.
+
+Scoring a choice at site i repeats nothing before that site: the values that are alive there are kept, and only the rest
+of a rewritten graph is run. Nodes before the site have the same names in both graphs, which is how values are handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from jetvit.patterns.axes import rank_of
+from jetvit.patterns.errors import InputError
+from jetvit.patterns.regions import GraphView
+from jetvit.patterns.walk import LayoutWalk
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
+Output = int | str | Callable[[Any], Tensor] | None
+
+
+def as_batches(batches: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Batch]:
+    """Batches as (args, kwargs) pairs.
+
+    Args:
+        batches: tensors [B, 3, H, W], or (args, kwargs) pairs.
+        kwargs: keyword arguments for batches that are plain tensors.
+    Raises:
+        InputError: there is none, or their shapes differ.
+    """
+    pairs: list[Batch] = []
+    for batch in batches:
+        if isinstance(batch, Tensor):
+            pairs.append(((batch,), dict(kwargs or {})))
+        else:
+            args, own = batch
+            pairs.append((tuple(args), {**(kwargs or {}), **own}))
+    if not pairs:
+        raise InputError("there are no images to measure on", do="give at least one batch")
+    shapes = [[tuple(t.shape) for t in pytree.tree_leaves(pair) if isinstance(t, Tensor)] for pair in pairs]
+    for index, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise InputError(
+                "the batches have different shapes",
+                why=f"batch {index} is {shape} and the first is {shapes[0]}",
+                do="leave out the last, smaller batch, or resize the images to one size",
+            )
+    return pairs
+
+
+class Runner:
+    """Runs an exported program as a graph of nodes.
+
+    Args:
+        program: the program; nothing is changed.
+        output: which tensor of the result to look at: a number among its tensors, a key or attribute, a function of the
+            result, or None for the first floating-point tensor.
+    """
+
+    def __init__(self, program: ExportedProgram, output: Output = None):
+        self.program = program
+        self.module = program.graph_module
+        self._output = output
+        self._nodes = list(self.module.graph.nodes)
+        self._last_use = _last_uses(self._nodes)
+
+    def run(self, batch: Batch, known: Mapping[str, Any] | None = None) -> Tensor:
+        """The chosen output for a batch.
+
+        Args:
+            batch: arguments and keyword arguments.
+            known: values by node name that need not be computed again.
+        """
+        environment = self._start(batch)
+        environment.update({node: known[node.name] for node in self._nodes if known and node.name in known})
+        with torch.inference_mode():
+            results = Interpreter(self.module).run(initial_env=environment)
+            return self._select(results)
+
+    def cuts(self, batch: Batch, places: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """For each of the named nodes, in order: the values by node name that are alive just before it runs."""
+        interpreter = Interpreter(self.module, garbage_collect_values=False)
+        alive = interpreter.env = self._start(batch)
+        with torch.inference_mode():
+            for node in self._nodes:
+                if node.op == "output":
+                    return
+                if node.name in places:
+                    yield node.name, {each.name: value for each, value in alive.items()}
+                if node.op != "placeholder":
+                    alive[node] = interpreter.run_node(node)
+                for dead in self._last_use.get(node, ()):
+                    alive.pop(dead, None)
+
+    def channel_axes(self) -> tuple[int, ...] | None:
+        """Which axes of the output are channels, as the layout walk knows it; None if it does not."""
+        if callable(self._output):
+            return None
+        names = {
+            node: str(spec.target)
+            for node, spec in zip(self._nodes, self.program.graph_signature.input_specs, strict=False)
+            if spec.target is not None
+        }
+        walk = LayoutWalk(GraphView(self.module), names)
+        results = self._user_results(list(self.module.graph.output_node().args[0]))
+        chosen = self._pick(results, lambda node: node.meta.get("val") if isinstance(node, Node) else node)
+        axes = walk.of(chosen)
+        ranks = [rank_of(axis) for axis in axes]
+        if not axes or any(rank in (0, 1) for rank in ranks[1:]):
+            return None
+        return tuple(axis for axis, rank in enumerate(ranks) if rank == 2)
+
+    def _start(self, batch: Batch) -> dict[Node, Any]:
+        """The values of the placeholders."""
+        # Torch keeps the order of weights and user inputs to itself; this is what ExportedProgram's own call uses.
+        values = self.program._graph_module_flat_inputs(*batch)
+        return dict(zip((node for node in self._nodes if node.op == "placeholder"), values, strict=True))
+
+    def _user_results(self, results: Sequence[Any]) -> Any:
+        specs = self.program.graph_signature.output_specs
+        flat = [result for result, spec in zip(results, specs, strict=True) if spec.kind.name == "USER_OUTPUT"]
+        out_spec = self.program.call_spec.out_spec
+        return pytree.tree_unflatten(flat, out_spec) if out_spec is not None else flat
+
+    def _select(self, results: Sequence[Any]) -> Tensor:
+        return self._pick(self._user_results(results), lambda value: value).float()
+
+    def _pick(self, result: Any, value_of: Callable[[Any], Any]) -> Any:
+        """The chosen leaf of a result; `value_of` gives the tensor that a leaf stands for."""
+        if callable(self._output):
+            return self._output(result)
+        leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(value_of(leaf), Tensor)]
+        if self._output is None:
+            for leaf in leaves:
+                if value_of(leaf).is_floating_point():
+                    return leaf
+            raise InputError("the model has no floating-point output to compare", do="name one with `output`")
+        if isinstance(self._output, int):
+            if not -len(leaves) <= self._output < len(leaves):
+                raise InputError(f"there is no output {self._output}", why=f"the model yields {len(leaves)} tensors")
+            return leaves[self._output]
+        found = result.get(self._output) if isinstance(result, Mapping) else getattr(result, self._output, None)
+        if not isinstance(value_of(found), Tensor):
+            names = ", ".join(result) if isinstance(result, Mapping) else type(result).__name__
+            raise InputError(f"there is no output {self._output!r}", why=f"the model yields {names}")
+        return found
+
+
+def _last_uses(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
+    """For each node, the nodes whose values nobody reads after it."""
+    last: dict[Node, Node] = {}
+    for node in nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    result: dict[Node, list[Node]] = {}
+    for used, node in last.items():
+        result.setdefault(node, []).append(used)
+    return result

@@ -1,0 +1,19 @@
+"""Model libraries are imported once, before the first capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick(frozen_imports: None) -> None:
+    """Captures are several times slower while the garbage collector walks what libraries import."""
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.no_grad():
+        yield

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from jetvit.cost_model.choice import Choice
-from jetvit.kernels import linear_attention, window_attention
+from jetvit.kernels import window_attention
 
 _BLOCK_S = 5e-3  # One sample on a CPU is the mean over as many runs as fit in here: long enough for the clock.
 _WARM_UP_S = 25e-3
@@ -110,13 +110,8 @@ def _attention(choice: Choice, shape: AttentionShape, q: Tensor, k: Tensor, v: T
     if choice.window is not None:
         return partial(window_attention, q, k, v, absent, absent, *place, *choice.window, scale)
     weights = _generator_weights(shape, choice.conv_size or 0, absent)
-    return partial(
-        linear_attention,
-        *(q, k, v, absent, absent),
-        *weights,
-        *place,
-        *(choice.conv_size, choice.eps, choice.feature_map),
-    )
+    arguments = (q, k, v, absent, absent, *weights, *place, choice.conv_size, choice.eps, choice.feature_map)
+    return partial(torch.ops.jetvit.linear_attention.default, *arguments)
 
 
 def _generator_weights(shape: AttentionShape, conv_size: int, absent: Tensor) -> list[Tensor]:

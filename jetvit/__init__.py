@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 from jetvit.api import find_attention, optimize  # noqa: E402
 from jetvit.cost_model import Choice, Plan  # noqa: E402
+from jetvit.explain import explain  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
 from jetvit.search import calibrate, check_plan  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "Rejection",
     "calibrate",
     "check_plan",
+    "explain",
     "find_attention",
     "optimize",
 ]

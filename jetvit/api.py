@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -71,8 +71,8 @@ def optimize(
     graph = capture(model, args, kwargs, dynamic_shapes)
     records = run_pipeline(graph, passes(plan), Path(dump) if dump is not None else None)
     if isinstance(model, ExportedProgram):
-        return graph.program() if any(record.fired for record in records) else model
-    return OptimizedModule(graph.program())  # type: ignore[return-value]
+        return cast(ModelOrProgram, graph.program() if any(record.fired for record in records) else model)
+    return cast(ModelOrProgram, OptimizedModule(graph.program()))
 
 
 def load_plan(plan: Plan | str | os.PathLike[str] | None) -> Plan | None:

@@ -13,7 +13,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule
@@ -99,7 +99,8 @@ def _compile_inner(
         from torch._inductor import list_mode_options
         from torch._inductor.compile_fx import compile_fx
 
-        return compile_fx(module, list(example_inputs), config_patches={**list_mode_options(mode or "default"), **settings})
+        settings = {**list_mode_options(mode or "default"), **settings}
+        return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
     if mode is not None:
         raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {inner!r}", do="leave mode out")
     if isinstance(inner, str):

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
@@ -25,11 +26,13 @@ def export_model(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """Export a model for inference; an ExportedProgram is returned as it is.
+    """Export a model for inference; an ExportedProgram is returned as it is, and so is that of a rewritten model.
 
     Raises:
         CaptureError: torch.export cannot capture the model, or a program was given that was decomposed already.
     """
+    if isinstance(model, OptimizedModule):
+        return model.program
     if isinstance(model, ExportedProgram):
         return model
     if not isinstance(model, nn.Module):

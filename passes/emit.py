@@ -66,15 +66,14 @@ class OptimizedModule(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OptimizedModule:
         tensors = [*self.parameters(), *self.buffers()]
-        probe = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-        if probe is not None and fn(probe.detach()[:0] if probe.dim() else probe.detach()).dtype != probe.dtype:
+        probe = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.dim()), None)
+        if probe is not None and fn(probe.detach()[:1]).dtype != probe.dtype:
             raise RewriteError(
                 "the dtype of a rewritten model cannot be changed",
                 why=f"its casts were captured for {probe.dtype}",
                 do="call .to(dtype) on the original model, then jetvit.optimize",
             )
-        device = fn(probe.detach()[:0] if probe.dim() else probe.detach()).device if probe is not None else None
-        if probe is None or device == probe.device:
+        if probe is None or (device := fn(probe.detach()[:1]).device) == probe.device:
             super()._apply(fn, recurse)
         else:
             self._adopt(move_to_device_pass(self.program, device))  # devices stand in the graph's nodes as well

@@ -1,8 +1,8 @@
 """Exact: what no input has a part in is computed once.
 
 Covered: interpolated position embeddings and rotary tables at a fixed image size, masks, reparameterised weights. Only
-where the graph owns its weights; what is computed from constants alone is folded on every road. Views are left in place,
-so that a token that is expanded over the batch is not stored for every image.
+where the graph owns its weights; what is computed from constants alone is folded on every road. Views are left in
+place, so that a token that is expanded over the batch is not stored for every image.
 """
 
 from __future__ import annotations
@@ -64,9 +64,14 @@ def _constant_nodes(graph: RewritableGraph, view: GraphView) -> set[Node]:
             is_weight = node.op == "placeholder" or str(node.target).startswith("jetvit_")
             if known and (graph.owns_weights or not is_weight) and graph.tensor(node) is not None:
                 constant.add(node)
-        elif node.op == "call_function" and _is_pure(node) and _is_static(node):
-            if not view.under_autocast(node) and all(used in constant for used in node.all_input_nodes):
-                constant.add(node)
+        elif (
+            node.op == "call_function"
+            and _is_pure(node)
+            and _is_static(node)
+            and not view.under_autocast(node)
+            and all(used in constant for used in node.all_input_nodes)
+        ):
+            constant.add(node)
     return constant
 
 

@@ -1,6 +1,7 @@
 """Captured graphs that passes may change: one class a road, one way to add a tensor and to put nodes in.
 
-A pass never touches the user's module or program: an `ExportedGraph` works on a copy of the graph and shares the tensors.
+A pass never touches the user's module or program: an `ExportedGraph` works on a copy of the graph and shares its
+tensors.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def on_fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
 
 
 class ExportedGraph(RewritableGraph):
-    """The graph of an ExportedProgram. The program is never changed; `program()` gives a new one that shares tensors."""
+    """The graph of an ExportedProgram, which is never changed: `program()` gives a new one that shares its tensors."""
 
     owns_weights = True
 
@@ -85,7 +86,7 @@ class ExportedGraph(RewritableGraph):
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
         names = {node: spec.target for node, spec in self._specs.items() if _is_tensor_spec(spec)}
-        super().__init__(module, names)  # type: ignore[arg-type]
+        super().__init__(module, names)
 
     def tensor(self, node: Node) -> torch.Tensor | None:
         name = self.tensor_names.get(node)

@@ -1,4 +1,4 @@
-"""Putting nodes into a captured graph: with shapes, with the module stack of what they stand for, and across regions."""
+"""Putting nodes into a captured graph: with shapes, with the stack of what they stand for, and across regions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Insertion:
 
     def size(self, size: Size) -> int | Node:
         """A size as an argument: an int, or a node that computes it from the inputs' shapes."""
-        return int(size) if is_static(size) else self.bring(size_node(self.graph, size))
+        if isinstance(size, int) or is_static(size):
+            return int(size)
+        return self.bring(size_node(self.graph, size))
 
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
         """The tensor in a dtype; itself if it has it already."""

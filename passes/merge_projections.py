@@ -1,7 +1,7 @@
 """Exact: the separate projections to q, k and v become one matrix product.
 
-Covered: three linear layers that read one tensor and belong to one site alone, any of them without a bias. Only where the
-graph owns its weights, because the merged weight is a copy. Larger products run closer to the peak of the device.
+Covered: three linear layers that read one tensor and belong to one site alone, any of them without a bias. Only where
+the graph owns its weights, because the merged weight is a copy. Larger products run closer to the peak of the device.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class MergeProjections:
 
 
 def _of_operator(node: Node, view: GraphView, graph: RewritableGraph) -> Projections:
-    """The projections of a site that was rewritten, read off the operands of its operator: [batch, token, head, dim]."""
-    sides = [Side(operand, 1, 3) for operand in node.args[:3]]
-    return read_projections(Core("operator", Side(node, 1, 3), *sides, nodes=[node]), view, graph.tensor_names)
+    """The projections of a site that was rewritten, read off its operator's [batch, token, head, dim] operands."""
+    q, k, v = (Side(operand, 1, 3) for operand in node.args[:3])
+    return read_projections(Core("operator", Side(node, 1, 3), q, k, v, nodes=[node]), view, graph.tensor_names)
 
 
 def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:

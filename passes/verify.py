@@ -1,4 +1,4 @@
-"""The check after every pass: the graph is well formed and yields what it yielded before, in shape, dtype and device."""
+"""The check after every pass: the graph is well formed and yields the same shapes, dtypes and devices as before."""
 
 from __future__ import annotations
 

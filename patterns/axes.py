@@ -19,8 +19,9 @@ class Atom:
     """An indivisible piece of an axis. Compared by identity: equal sizes do not make equal atoms.
 
     kind: "row" or "col" (of a two-dimensional map), "input" (an axis of a user's input), "feature" (made by a matrix
-        product), "weight" (of a parameter or a constant) or "unknown" (made by an operator that the walk does not know).
-    origin: the axis number in the input for "input"; a free text for "unknown".
+        product), "weight" (of a parameter or a constant) or "unknown" (made by an operator not known to the walk).
+    origin: where it came from, in words.
+    entry: for "input", the input's name and the number of the axis there.
     pieces: the atom and piece numbers that it was split from.
     cut: the axis and the bounds that it was sliced from.
     segments: the axes that were concatenated, with their sizes.
@@ -28,7 +29,8 @@ class Atom:
 
     size: Size
     kind: str
-    origin: object = None
+    origin: str = ""
+    entry: tuple[str, int] | None = None
     pieces: tuple[Atom, int] | None = None
     cut: tuple[Axis, Size, Size] | None = None
     segments: tuple[tuple[Axis, Size], ...] | None = None
@@ -56,12 +58,12 @@ def axis_size(axis: Axis) -> Size:
     return size
 
 
-def fresh(size: Size, kind: str, origin: object = None) -> Axis:
+def fresh(size: Size, kind: str, origin: str = "", entry: tuple[str, int] | None = None) -> Axis:
     """A new axis of one atom, or the empty product for size 1."""
-    return () if is_one(size) else (Atom(size, kind, origin),)
+    return () if is_one(size) else (Atom(size, kind, origin, entry),)
 
 
-def fresh_axes(shape: Iterable[Size], kind: str, origin: object = None) -> Axes:
+def fresh_axes(shape: Iterable[Size], kind: str, origin: str = "") -> Axes:
     """New axes for a whole shape."""
     return tuple(fresh(size, kind, origin) for size in shape)
 
@@ -137,8 +139,8 @@ def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
                 what = "a reshape" if atom.splittable else "a reshape that cuts through the extra tokens"
                 return (*result, *fresh_axes(shape[position:], "unknown", what))
             # Both pieces remember the whole, so that merging them gives it back.
-            taken.append(Atom(missing, atom.kind, atom.origin, pieces=(atom, 0)))
-            atoms.insert(0, Atom(inner, atom.kind, atom.origin, pieces=(atom, 1)))
+            taken.append(Atom(missing, atom.kind, atom.origin, atom.entry, pieces=(atom, 0)))
+            atoms.insert(0, Atom(inner, atom.kind, atom.origin, atom.entry, pieces=(atom, 1)))
             missing = 1
         result.append(rejoin(tuple(taken)))
     return tuple(result)
@@ -159,9 +161,7 @@ def concatenate(parts: Sequence[Axis]) -> Axis:
     if len(cuts) == len(parts) and all(cut is not None for cut in cuts):
         whole = [cut for cut in cuts if cut is not None]
         base = whole[0][0]
-        meet = all(
-            left[0] == right[0] and same(left[2], right[1]) for left, right in zip(whole, whole[1:], strict=False)
-        )
+        meet = all(left[0] == right[0] and same(left[2], right[1]) for left, right in pairwise(whole))
         if meet and same(whole[0][1], 0) and same(whole[-1][2], axis_size(base)):
             return base
     segments = tuple(segment for axis in parts for segment in flat_segments(axis))

@@ -1,8 +1,8 @@
 """The few forms of attention: one SDPA node, or a softmax between two products.
 
-`find_cores` reads them off the graph with their scale, whatever stands between the two products: scalings on q, on k, on
-both or on the product; upcasts; dropout that does nothing; views of the leading axes. Anything else that stands there is
-kept as an `Obstacle`, so that a near miss is an answer with a reason and not silence.
+`find_cores` reads them off the graph with their scale, whatever stands between the two products: scalings on q, on k,
+on both or on the product; upcasts; dropout that does nothing; views of the leading axes. Anything else that stands
+there is kept as an `Obstacle`, so that a near miss is an answer with a reason and not silence.
 
 Covered products: `matmul`, `bmm`, `baddbmm`, `einsum` with explicit letters.
 """
@@ -130,13 +130,15 @@ def _peel(core: Core, view: GraphView) -> None:
 
 
 def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | None) -> tuple[Side, float]:
-    """One operand before its transposes; q and k (those with a `narrow` dtype) also before scalings and upcasts to more."""
+    """One operand before its transposes; q and k, which have a `narrow` dtype, also before scalings and upcasts."""
     factor = 1.0
     while True:
         node = view.resolve(side.node)
         if not view.visible(node, core.out.node.graph):
             return side, factor  # made inside a region: the attention reads what the region gives out
-        before = node.args[0] if node.op == "call_function" and node.args else None
+        if node.op != "call_function":
+            return Side(node, side.token, side.dim), factor
+        before = node.args[0] if node.args else node
         if node.target in TURNS:
             order = list(range(len(shape(node))))
             if node.target is aten.permute.default:
@@ -158,9 +160,9 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
 def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
     query, key, value = node.args[:3]
     rank, head_dim = len(shape(node)), shape(query)[-1]
-    sides = [Side(each, rank - 2, rank - 1) for each in (query, key, value)]
     scale = argument(node, 6, "scale")
-    core = Core("sdpa", Side(node, rank - 2, rank - 1), *sides, nodes=[node])
+    q, k, v = (Side(each, rank - 2, rank - 1) for each in (query, key, value))
+    core = Core("sdpa", Side(node, rank - 2, rank - 1), q, k, v, nodes=[node])
     core.scale = float(scale) if isinstance(scale, int | float) else 1.0 / math.sqrt(int(head_dim))
     if isinstance(scale, Node):
         core.refuse("the softmax scale is not a constant", node)

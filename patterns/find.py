@@ -45,10 +45,12 @@ def find_sites(graph: CapturedGraph) -> Sites:
         answer = answers[node]
         if answer is None:
             sites.rewritten.append(Rewritten(name, node))
-        elif isinstance(answer[1], Refused):
-            sites.rejected.append(_rejection(name, node, answer[1]))
+            continue
+        core, found = answer
+        if isinstance(found, Refused):
+            sites.rejected.append(_rejection(name, node, found))
         else:
-            sites.append(_site(name, *answer, graph, view))
+            sites.append(_site(name, core, found, graph, view))
     return sites
 
 

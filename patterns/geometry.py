@@ -1,4 +1,4 @@
-"""From the axes of q, k and v to a site in canonical terms: batch, heads, tokens, the token grid and the extra tokens."""
+"""From the axes of q, k and v to a site in canonical terms: batch, heads, the token grid and the extra tokens."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def _grid(axis: Axis) -> tuple[Size, Size] | None:
     row, col = axis
     if (row.kind, col.kind) == ("row", "col"):
         return row.size, col.size
-    if row.kind == col.kind == "input":
-        (row_input, row_dim), (col_input, col_dim) = row.origin, col.origin  # type: ignore[misc]
+    if row.kind == col.kind == "input" and row.entry is not None and col.entry is not None:
+        (row_input, row_dim), (col_input, col_dim) = row.entry, col.entry
         if row_input == col_input and 0 < row_dim < col_dim:
             return row.size, col.size
     return None

@@ -23,6 +23,7 @@ LAYOUTS = (
 )  # fmt: skip
 """Operators that rearrange entries without changing them."""
 
+_ROTARY = (aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.neg.default, aten.stack.default)
 NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
 

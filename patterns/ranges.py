@@ -1,7 +1,7 @@
 """Bounds of values that no input and no weight has a part in: enough to prove that a mask hides nothing.
 
-Libraries build masks from `arange`, comparisons and `where` even where nothing is masked (transformers' bidirectional mask
-is `arange(n) >= 0`). The bounds hold for every size, so a symbolic graph is no obstacle.
+Libraries build masks from `arange`, comparisons and `where` even where nothing is masked (transformers' bidirectional
+mask is `arange(n) >= 0`). The bounds hold for every size, so a symbolic graph is no obstacle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rotary position embeddings on the way to q and k.
 
 Two styles are recognised, both as x · cos + rotate(x) · sin: "half", where rotate gives (−x₂, x₁) for the two halves of
-head_dim (HF DINOv3), and "interleaved", where it does so for neighbouring pairs (timm's EVA family). Tokens that are not
-rotated stand in a concatenation around the rotated ones. What is not recognised simply stays in the graph.
+head_dim (HF DINOv3), and "interleaved", where it does so for neighbouring pairs (timm's EVA family). Tokens that are
+not rotated stand in a concatenation around the rotated ones. What is not recognised simply stays in the graph.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _rotation_style(node: Node, x: Node, view: GraphView) -> str | None:
         if negative.target is aten.neg.default:
             halves = _half(view.resolve(negative.args[0]), x, view), _half(positive, x, view)
             return "half" if halves == (1, 0) else None
-    node = _through(node, view, VIEWS + (aten.flatten.using_ints,))
+    node = _through(node, view, (*VIEWS, aten.flatten.using_ints))
     if node.target is aten.stack.default and len(node.args[0]) == 2:
         negative, positive = (view.resolve(part) for part in node.args[0])
         if negative.target is aten.neg.default:

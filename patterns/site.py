@@ -67,7 +67,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Projections:
-    """The projections that belong to one site alone. `packed` is set instead of q, k, v where one product yields all."""
+    """The projections that belong to one site alone; `packed` instead of q, k and v where one product yields all."""
 
     packed: Linear | None = None
     q: Linear | None = None

@@ -1,8 +1,8 @@
 """The layout walk: one forward pass that tells what every axis of every tensor in a graph is made of.
 
 `LayoutWalk(view)` gives `axes[node]` for each live node: a tuple of axes for a tensor, a list of them for a tuple of
-tensors. Operators are rules in a table; one that is not there makes axes of kind "unknown" that name the operator, so an
-attention over such an axis is refused with the true reason. The walk is linear in the number of nodes.
+tensors. Operators are rules in a table; one that is not there makes axes of kind "unknown" that name the operator, so
+that an attention over such an axis is refused with the true reason. The walk is linear in the number of nodes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LayoutWalk:
             return None
         if weight:
             return ax.fresh_axes(value.shape, "weight")
-        return tuple(ax.fresh(size, "input", (node.name, dim)) for dim, size in enumerate(value.shape))
+        return tuple(ax.fresh(size, "input", node.name, (node.name, dim)) for dim, size in enumerate(value.shape))
 
     def _call(self, node: Node) -> Value:
         value = node.meta.get("val")
@@ -223,8 +223,8 @@ def unbind(walk: LayoutWalk, node: Node) -> Value:
 
 
 @rule(
-    aten.chunk.default, aten.split.Tensor, aten.split.default, aten.split_with_sizes.default, aten.tensor_split.sections,
-    aten.split.sizes,
+    aten.chunk.default, aten.split.Tensor, aten.split.default, aten.split.sizes, aten.split_with_sizes.default,
+    aten.tensor_split.sections,
 )  # fmt: skip
 def split(walk: LayoutWalk, node: Node) -> Value:
     """Consecutive cuts of one axis."""
@@ -326,7 +326,7 @@ def pad(walk: LayoutWalk, node: Node) -> Value:
 
 def _renewed(axis: Axis, size: Size, origin: str) -> Axis:
     kind = axis[0].kind if len(axis) == 1 and axis[0].segments is None else "unknown"
-    return ax.fresh(size, kind, axis[0].origin if kind == "input" else origin)
+    return ax.fresh(size, kind, origin, axis[0].entry if kind == "input" else None)
 
 
 # Products ---------------------------------------------------------------------------------------------------------

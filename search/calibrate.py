@@ -1,8 +1,9 @@
 """`calibrate`: a plan without training, from measured drift and measured latency.
 
 Every site × every window is tried alone on real images, each choice is timed at its true shape on the present device,
-and whole plans are measured until the fastest within the drift bound is found. Half of the images choose, the other half
-tell what the choice is worth. Linear attention is not tried: another function of the same weights, it needs training.
+and whole plans are measured until the fastest within the drift bound is found. Half of the images choose, the other
+half tell what the choice is worth. Linear attention is not tried: it is another function of the same weights, and needs
+training.
 """
 
 from __future__ import annotations

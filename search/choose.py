@@ -1,8 +1,8 @@
 """Choosing one option a site: least attention latency while the model's joint drift stays under a bound.
 
-Drift is not additive, so adding up the drifts of single sites only orders the candidates. Each plan that is considered is
-measured as a whole: first a bisection over the plans that are best for some exchange rate between latency and drift, then
-single exchanges around the best of them.
+Drift is not additive, so adding up the drifts of single sites only orders the candidates. Each plan that is considered
+is measured as a whole: first a bisection over the plans that are best for some exchange rate between latency and drift,
+then single exchanges around the best of them.
 """
 
 from __future__ import annotations

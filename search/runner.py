@@ -1,7 +1,8 @@
 """Running a captured graph on images: whole, or from the cut in front of one attention site.
 
-Scoring a choice at site i repeats nothing before that site: the values that are alive there are kept, and only the rest
-of a rewritten graph is run. Nodes before the site have the same names in both graphs, which is how values are handed on.
+Scoring a choice at site i repeats nothing before that site: the values that are alive there are kept, and only the
+rest of a rewritten graph is run. Nodes before the site have the same names in both graphs, which is how values are
+handed on.
 """
 
 from __future__ import annotations

@@ -52,14 +52,15 @@ class Attention:
 class Captured:
     """What one road makes of a model: its graphs (several on the Dynamo road), their sites and near misses.
 
-    `attentions` holds the values of each site and `output` the result of the run that captured them; `run(args,
-    kwargs)` gives the values of another run.
+    `attentions` holds the values of each site, `values` those of every node and `output` the result of the latest run,
+    at first the one that captured them. `run(args, kwargs)` is another run.
     """
 
     run: Callable[..., list[Attention]]
     graphs: list[RewritableGraph] = field(default_factory=list)
     sites: Sites = field(default_factory=Sites)
     attentions: list[Attention] = field(default_factory=list)
+    values: dict[Node, Any] = field(default_factory=dict)
     output: Any = None
 
     def add(self, graph: RewritableGraph) -> Sites:
@@ -83,11 +84,12 @@ def by_export(
         inputs = [graph.tensor(node) if node in graph.tensor_names else next(given) for node in placeholders]
         recorder = Recorder(graph.module, sites)
         captured.output = recorder.run(*inputs)
+        captured.attentions, captured.values = recorder.attentions, recorder.values
         return recorder.attentions
 
     captured = Captured(run)
     sites = captured.add(graph)
-    captured.attentions = run(args, kwargs)
+    run(args, kwargs)
     return captured
 
 
@@ -107,6 +109,7 @@ def by_dynamo(
             recorder = Recorder(graph.module, sites)
             results = recorder.run(*inputs)
             captured.attentions += recorder.attentions
+            captured.values |= recorder.values
             return results
 
         return call

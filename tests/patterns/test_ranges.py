@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.patterns.ranges import is_always, value_range
-from tests.patterns.roads import of_case
 
 NUMBERS = st.sampled_from([-3, -1, -0.5, 0, 0.5, 1, 2, 3, math.inf, -math.inf])
 DTYPES = st.sampled_from([torch.bool, torch.int8, torch.uint8, torch.int64, torch.float32])
@@ -38,12 +37,13 @@ def results(build: Callable[..., Tensor], *inputs: Tensor) -> tuple[Node, dict[N
 def constants(draw: st.DrawFn, depth: int = 4) -> Callable[[], Tensor]:
     """A function that makes a tensor of three entries from numbers alone."""
     kinds = ["arange", "range", "full", "zeros", "ones"]
-    inner = ["add", "compare", "where", "cast", "not", "view", "and", "or"]
+    inner = ["add", "compare", "where", "cast", "not", "view", "and", "or", "bits"]
     kind = draw(st.sampled_from(kinds + inner * 3 if depth else kinds))
     if kind in kinds:
         number, start = draw(NUMBERS), draw(st.sampled_from([-2, 0, 0.5, 3]))
-        step, dtype = draw(st.sampled_from([1, 2, -1, 0.5])), draw(DTYPES)
-        if dtype not in (torch.float32, torch.bool) and math.isinf(number):
+        step = draw(st.sampled_from([1, 2, -1, 0.5]))
+        dtype = draw(st.sampled_from([torch.bool, torch.int64, torch.float32]))
+        if dtype == torch.int64 and math.isinf(number):
             number = 0
         return {
             "arange": lambda: torch.arange(3),
@@ -65,12 +65,19 @@ def constants(draw: st.DrawFn, depth: int = 4) -> Callable[[], Tensor]:
         "where": lambda: torch.where(a().bool(), b(), c()),
         "not": lambda: ~a().bool(),
         "view": lambda: a().view(1, 3).expand(2, 3)[0],
-        "and": lambda: a().bool() & b().bool() if draw_bool else torch.logical_and(a(), b()),
+        "and": lambda: a().bool() & b().bool(),
         "or": lambda: torch.logical_or(a(), b()),
-    }[kind] if (draw_bool := draw(st.booleans())) or True else a
+        "bits": lambda: a().to(torch.int64) & b().to(torch.int64),
+    }[kind]
 
 
 @given(constants())
+@example(lambda: torch.ones(3, dtype=torch.bool) + torch.ones(3, dtype=torch.bool))  # a sum of booleans is no number
+@example(lambda: torch.full((3,), 3) & torch.full((3,), 2))
+@example(lambda: torch.full((3,), -1).to(torch.uint8))  # wraps around
+@example(lambda: (torch.arange(3) + 0.5).to(torch.int64))
+@example(lambda: torch.full((3,), 0.5, dtype=torch.int64))
+@example(lambda: torch.full((3,), 3, dtype=torch.bool))
 def test_every_value_lies_inside(build: Callable[[], Tensor]) -> None:
     _, values = results(build)
     for node, value in values.items():
@@ -127,8 +134,3 @@ def test_not_proven(build: Callable[[], Tensor]) -> None:
 def test_what_depends_on_an_input_has_no_bounds() -> None:
     node, _ = results(lambda x: x + torch.zeros(3), torch.zeros(3))
     assert value_range(node) == (-math.inf, math.inf)
-
-
-def test_bidirectional_mask_of_a_library() -> None:
-    """An encoder of transformers with eager attention is found although a mask stands in its graph, or none does."""
-    assert of_case("hf_vit_eager", "export").sites

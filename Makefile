@@ -1,0 +1,53 @@
+# The habits a stranger tries first. `make demo` and `make test` install what they need into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench wheel clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first: with it in place the other packages do not pull another build of it. torchvision goes in without its
+# dependencies, because it asks for the CUDA build of torch.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt torchvision
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,test]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole way on a CPU in about two minutes: find, choose, rewrite, compile, compare
+	$(BIN)/jetvit demo
+
+test: $(STAMP)  ## the test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the wide sweeps
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The rooms are folders beside ./jetvit; mypy sees the package as an installed wheel would hold it.
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/lint && mkdir -p build/lint/jetvit
+	@ln -s $(CURDIR)/jetvit/* build/lint/jetvit/
+	@for room in kernels patterns cost_model passes search; do ln -s $(CURDIR)/$$room build/lint/jetvit/$$room; done
+	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchmarks/results
+	$(BIN)/python -m benchmarks.find_sites
+	$(BIN)/python -m benchmarks.calibrate
+
+wheel: $(STAMP)  ## build a wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,154 @@
+"""The command `jetvit`: one subcommand a file in `jetvit.commands`, and what becomes of their errors.
+
+Exit status: 0 done, 1 a named refusal, 2 wrong usage, 130 interrupted. Results go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+import torch
+
+import jetvit
+from jetvit.commands import COMMANDS
+from jetvit.commands.common import add_debug_option
+from jetvit.patterns.errors import JetvitError
+
+EPILOG = """\
+MODEL is one of
+  hf:DIR               a local HuggingFace folder: config.json and its weights; nothing is downloaded
+  timm:NAME            a timm model; random weights unless --weights F is given
+  pkg.module:factory   a function of yours that returns the model; your code is run
+  FILE.pt2             a program that torch.export or jetvit wrote
+
+example: from a model to a faster file
+  jetvit explain   hf:dinov3-base --size 704x960
+  jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ -o plan/
+  jetvit check     hf:dinov3-base --size 704x960 --images other-photos/ --plan plan/
+  jetvit bench     hf:dinov3-base --size 704x960 --plan plan/
+  jetvit optimize  hf:dinov3-base --size 704x960 --plan plan/ -o fast.pt2
+
+`jetvit COMMAND --help` says more about each. No model at hand? Run `jetvit demo`.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal or file that cannot show "×" gets "?" instead of an error
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        args = _parse(argv)
+    except SystemExit as leave:  # argparse has printed help or an error
+        return int(leave.code or 0)
+    handler = _log_to(sys.stderr)
+    try:
+        with warnings.catch_warnings():
+            if not args.debug:
+                warnings.simplefilter("ignore")  # of libraries; what the user should see comes as notes
+            args.run(args)
+            sys.stdout.flush()
+    except BrokenPipeError:  # `jetvit explain … | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was left half-written", args.debug, 130)
+    except JetvitError as error:
+        return _fail(f"error: {error}", args.debug)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"error: {error.strerror or error}{where}", args.debug)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = str(error).partition("\n")[0] or "memory is used up"
+        return _fail(f"error: out of memory\n  why: {message}\n  do: take a smaller --size or --batch", args.debug)
+    finally:
+        logging.getLogger("jetvit").removeHandler(handler)
+    return 0
+
+
+def _fail(message: str, debug: bool, status: int = 1) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return status
+
+
+def _log_to(stream: TextIO) -> logging.Handler:
+    """Warnings of jetvit as "warning: …"; those of model loading come as notes of the loaded model."""
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.addFilter(lambda record: record.name != "jetvit.models")
+    logging.getLogger("jetvit").addHandler(handler)
+    return handler
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations and names the nearest command or option."""
+
+    def __init__(self, **options: object):
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options  # type: ignore[arg-type]
+        )
+
+    def refuse(self, what: str, do: str = "") -> NoReturn:
+        """Say what is wrong and leave with status 2."""
+        advice = do or f"see {self.prog} --help"
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: {what}\n  do: {advice}\n")
+
+    def error(self, message: str) -> NoReturn:
+        self.refuse(message)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="jetvit",
+        description="Rewrite full attention in Vision Transformers into window and linear attention.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"jetvit {jetvit.__version__}")
+    add_debug_option(parser, default=False)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    commands: dict[str, Parser] = {}
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").partition("\n")[0]
+        command = subparsers.add_parser(
+            name, help=summary.rstrip("."), description=module.DESCRIPTION, epilog=module.EPILOG
+        )
+        module.add_arguments(command)
+        add_debug_option(command)
+        command.set_defaults(run=module.run, parser=command)
+        commands[name] = command
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is None and not {"-h", "--help", "--version"} & set(words):
+        parser.print_help(sys.stderr)
+        parser.exit(2, "\nerror: name a command\n")
+    if first is not None and first not in commands:
+        parser.refuse(f"there is no command {first!r}", _nearest(first, commands))
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        options = [option for action in args.parser._actions for option in action.option_strings]
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        kind = "option" if word.startswith("-") else "argument"
+        args.parser.refuse(
+            f"{args.parser.prog} has no {kind} {word.partition('=')[0]!r}" if kind == "option" else f"what is {word!r}?",
+            _nearest(word.partition("=")[0], options) if kind == "option" else "",
+        )
+    return args
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, Parser]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,127 @@
+"""Choose windows for a model without training, by measured drift and latency, and write the plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from jetvit.commands.options import add_image_options, add_model_options, add_output_option
+from jetvit.commands.progress import progress_bar
+from jetvit.commands.subject import RANDOM, Batch, Subject, load_subject, refuse_nan_weights
+from jetvit.cost_model import Plan
+from jetvit.explain import explain
+from jetvit.images import ImageFolder
+from jetvit.patterns.errors import InputError
+from jetvit.search import calibrate
+
+LIMIT = 16
+DESCRIPTION = """\
+Try windows at every attention of a model on your images, time each on this device, and write the fastest plan whose
+output drifts no more than --max-drift. Half of the images choose; the other half, held out, tell what the choice is
+worth. Drift 0 is the original model; 1 is as wrong as its mean for every token. Minutes, no training."""
+EPILOG = """\
+examples:
+  jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ -o plan/
+  jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ --budget 5ms -o plan/
+  jetvit calibrate timm:vit_base_patch16_224 --weights vit.safetensors --images photos/ --max-drift 0.1 -o plan/"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `jetvit calibrate`."""
+    add_image_options(parser, LIMIT)
+    parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
+    parser.add_argument(
+        "--max-drift", type=_drift, default=0.35, metavar="D", help="the largest drift allowed (default: 0.35)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="B",
+        help="a share of the full model's latency (0.6) or a time (5ms): then the plan of least drift within it",
+    )
+    add_output_option(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Calibrate, save the plan and print what was measured."""
+    out = Path(args.out)
+    _refuse_unwritable(out)
+    subject = load_subject(args)
+    folder = subject.images(args.images, args.limit)
+    refuse_nan_weights(subject.model)
+    with progress_bar() as progress:
+        batches = subject.batches(folder, progress)
+        if len(batches) < 2:
+            raise InputError(
+                "one batch of images cannot be halved",
+                why="half of the images choose the plan, and the other half check it",
+                where=args.images,
+                do="give twice as many images or more, or a smaller --batch",
+            )
+        plan = calibrate(
+            subject.model,
+            batches,
+            args.max_drift,
+            args.budget,
+            args.output,
+            provenance=_provenance(args, folder),
+            progress=progress,
+        )
+    report = replace(_explained(subject, batches[0], plan), model=args.model)
+    plan.save(out)
+    if args.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    print(report)
+    print(f"\nThe full model takes {plan.provenance['eager_full_ms']:.4g} ms a batch of {subject.batch}, not compiled.")
+    if subject.loaded.random_weights:
+        print(f"{RANDOM} Drift on them says nothing about the real model.")
+    print(f"wrote the plan to {args.out}")
+
+
+def _explained(subject: Subject, batch: Batch, plan: Plan):
+    return explain(subject.model, *batch[0], plan=plan, kwargs=batch[1])
+
+
+def _provenance(args: argparse.Namespace, folder: ImageFolder) -> dict[str, str | int]:
+    """What the plan was made from, without the paths of this machine."""
+    return {
+        "model": args.model.rpartition("/")[2] if args.model.endswith(".pt2") else args.model,
+        "images": Path(args.images).resolve().name,
+        "images_sha256": folder.digest(),
+    }
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Refuse, before minutes of work, a folder that the plan cannot be written to."""
+    above = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not above.is_dir():
+        why = f"{above} is a file"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        why = f"the folder {above} is not writable"
+    else:
+        return
+    raise InputError(f"cannot write the plan {folder}", why=why, do="name a folder that can be written, new or old")
+
+
+def _drift(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no drift: give a number of 0 or more, such as 0.35")
+    return value
+
+
+def _budget(text: str) -> str:
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms)?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) == 0 or (match[2] is None and float(match[1]) > 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no budget: give a share of the latency (0.6) or a time (5ms)")
+    return match[1] + (match[2] or "").lower()

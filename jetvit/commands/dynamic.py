@@ -1,0 +1,107 @@
+"""`--dynamic`: a program whose batch, height and width are open, or the reason why this model has no such program.
+
+torch.export specialises in silence: a model that turns its token grid into Python ints is captured without an error,
+and the program then refuses, or gets wrong, every other size. So the program is run at another size and compared.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from jetvit.commands.subject import Subject
+from jetvit.models import reason
+from jetvit.passes.capture import export_model
+from jetvit.patterns.errors import CaptureError
+
+ADVICE = "leave --dynamic out, and capture at the size that you need"
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest error against the largest output, by dtype: the same operators in another order."""
+
+
+def capture_dynamic(model: nn.Module, subject: Subject) -> ExportedProgram:
+    """Capture a model with its batch, height and width open, and prove it at another size.
+
+    Args:
+        model: the module to capture, called as `subject.model` is.
+        subject: how it is called.
+    Raises:
+        CaptureError: torch.export cannot leave the sizes open, or the program fails at another size.
+    """
+    args, kwargs = subject.call(_noise(2, subject.size))  # torch.export fixes an axis of length 1
+    sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, *(None for _ in kwargs))
+    try:
+        program = export_model(model, args, kwargs, sizes)
+    except CaptureError as error:
+        raise CaptureError(
+            "the model could not be captured with open sizes", why=_letters(error.why), where=error.where, do=ADVICE
+        ) from error
+    size, batch, expected = _other_size(model, subject)
+    try:
+        with torch.no_grad():
+            found = program.module()(*batch[0], **batch[1])
+    except Exception as error:  # a guard, or whatever operator meets a shape that it cannot take
+        raise CaptureError(
+            "the model cannot be captured with open sizes",
+            why=f"torch.export fixed a size in it. Captured at {_text(subject.size)}, it fails for one image of "
+            f"{_text(size)}: {_letters(reason(error))}",
+            do=ADVICE,
+        ) from error
+    if not _close(found, expected):
+        raise CaptureError(
+            "the model cannot be captured with open sizes",
+            why=f"captured at {_text(subject.size)}, it gives other results than the model for {_text(size)}",
+            do=ADVICE,
+        )
+    return program
+
+
+def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], Any, Any]:
+    """A size of another height, width, aspect and area that the model takes, its call, and its output."""
+    height, width = subject.size
+    refusal: Exception | None = None
+    for size in ((height // 2, 3 * width // 2), (2 * height, 3 * width)):
+        batch = subject.call(_noise(1, size))
+        try:
+            with torch.no_grad():
+                return size, batch, model(*batch[0], **batch[1])
+        except Exception as error:  # the model is anyone's
+            refusal = error
+    raise CaptureError(
+        "the model takes no other image size",
+        why=f"called with {_text(size)} in place of {_text(subject.size)}, it raises {reason(refusal)}",  # type: ignore[arg-type]
+        do=ADVICE,
+    )
+
+
+def _close(found: Any, expected: Any) -> bool:
+    ours, theirs = ([leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (found, expected))
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    if not theirs.is_floating_point() or theirs.numel() == 0:
+        return True
+    error = (ours.float() - theirs.float()).abs().max()
+    return bool(error <= CLOSE.get(theirs.dtype, 1e-3) * theirs.float().abs().max().clamp_min(1e-6))
+
+
+def _noise(batch: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _letters(text: str) -> str:
+    """torch's "pixel_values.size()[2]" as "height"."""
+    names = {"0": "batch", "2": "height", "3": "width"}
+    return re.sub(r"\w+\.size\(\)\[([023])\]", lambda match: names[match[1]], text)
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,55 @@
+"""Say what jetvit sees in a model, and what a plan makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+
+from torch import nn
+
+from jetvit.api import load_plan
+from jetvit.commands.dynamic import capture_dynamic
+from jetvit.commands.options import add_model_options
+from jetvit.commands.subject import load_subject
+from jetvit.explain import explain
+from jetvit.files import atomic_path
+
+DESCRIPTION = """\
+List every attention of a model: which can be rewritten, and why the others cannot, with the line of their source.
+With a plan: what becomes of each, and what was measured. The model is not run and not changed."""
+EPILOG = """\
+examples:
+  jetvit explain timm:vit_base_patch16_224 --size 704x960
+  jetvit explain hf:dinov3-base --plan plan/ --html report.html"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `jetvit explain`."""
+    parser.add_argument("--plan", metavar="P", help="the folder of a plan, or its plan.json")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--html", metavar="F", help="write a page with pictures instead")
+    add_model_options(parser, dynamic=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the report, or write it."""
+    plan = load_plan(args.plan)
+    if args.html is not None:
+        with atomic_path(args.html) as page:  # refuses a path that cannot be written before the model is loaded
+            _report(args, plan).to_html(page)
+        print(f"wrote {args.html}")
+        return
+    report = _report(args, plan)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+
+
+def _report(args, plan):
+    subject = load_subject(args)
+    if args.dynamic and isinstance(subject.model, nn.Module):
+        report = explain(capture_dynamic(subject.model, subject), plan=plan)
+    else:
+        positional, keywords = subject.example()
+        report = explain(subject.model, *positional, plan=plan, kwargs=keywords)
+    return replace(report, model=args.model)

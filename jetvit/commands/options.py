@@ -1,0 +1,80 @@
+"""The options that several commands share, and their types."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from jetvit.images import parse_size
+from jetvit.patterns.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
+    """`--debug`, which stands before or after the command."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False) -> None:
+    """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic."""
+    parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory or FILE.pt2")
+    group = parser.add_argument_group("the model and its input")
+    group.add_argument("--size", type=_size, metavar="HxW", help="image height and width (default: the model's own)")
+    group.add_argument("--batch", type=at_least(1), metavar="N", help="images in a batch (default: 1)")
+    group.add_argument("--dtype", choices=DTYPES, help="of weights and images (default: float32; a factory's own)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument("--weights", metavar="F", help="weights from a .safetensors, .pt, .pth or .bin file")
+    group.add_argument(
+        "--model-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the factory or timm model, an entry of a HuggingFace configuration; can be repeated",
+    )
+    if dynamic:
+        group.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
+
+
+def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: bool = True) -> None:
+    """`--images DIR` and `--limit N`."""
+    parser.add_argument(
+        "--images", metavar="DIR", required=required, help="a folder of images like those that the model will see"
+    )
+    parser.add_argument(
+        "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
+    )
+
+
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    """`--output NAME`: the tensor that drift is measured on."""
+    parser.add_argument(
+        "--output",
+        type=lambda text: int(text) if text.lstrip("-").isdigit() else text,
+        metavar="NAME",
+        help="measure drift on this output of the model, by name or number (default: the first floating-point one)",
+    )
+
+
+def at_least(lowest: int) -> Any:
+    """A type for argparse: a whole number that is not below `lowest`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {lowest} or more")
+        return value
+
+    return parse
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}: {error.why}; {error.do}") from error

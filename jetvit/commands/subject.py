@@ -1,0 +1,157 @@
+"""The model that a command works on, with the images that it is called with."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from jetvit.commands.options import DTYPES
+from jetvit.commands.progress import Progress
+from jetvit.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, normalise, synthetic_images
+from jetvit.models import LoadedModel, load_model, parse_model_args
+from jetvit.patterns.errors import InputError
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
+RANDOM = "The weights are random: the speed is real, the quality is not."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model, and the images that it is called with: [batch, 3, *size] of `dtype` on `device`."""
+
+    loaded: LoadedModel
+    size: tuple[int, int]
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module | ExportedProgram:
+        """The model."""
+        return self.loaded.model
+
+    def call(self, images: Tensor) -> Batch:
+        """The (args, kwargs) of a call on normalised images."""
+        return self.loaded.inputs(images.to(self.device, self.dtype))
+
+    def example(self) -> Batch:
+        """The (args, kwargs) of a call on drawn pictures."""
+        return self.call(normalise(synthetic_images(self.batch, self.size), *self._normalisation()))
+
+    def images(self, path: str, limit: int) -> ImageFolder:
+        """A folder of images at this size, normalised as the model takes them."""
+        if self.loaded.mean is None:
+            note("the model does not say how its images are normalised; ImageNet's mean and deviation are taken")
+        return ImageFolder(path, self.size, *self._normalisation(), limit=limit)
+
+    def batches(self, folder: ImageFolder, progress: Progress) -> list[Batch]:
+        """The folder's images as whole batches; images that fill no batch are left out, with a note.
+
+        Raises:
+            InputError: fewer images than one batch, or one that cannot be read.
+        """
+        whole, left = divmod(len(folder), self.batch)
+        if whole == 0:
+            raise InputError(
+                f"{len(folder)} images are fewer than a batch of {self.batch}",
+                where=str(folder.path),
+                do="give more images (see --limit) or a smaller --batch",
+            )
+        if left:
+            note(f"{left} of {len(folder)} images are left out: they fill no batch of {self.batch}")
+        batches = []
+        for images in folder.batches(self.batch):
+            if len(images) == self.batch:
+                batches.append(self.call(images))
+                progress("reading images", len(batches), whole)
+        return batches
+
+    def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.loaded.mean or IMAGENET_MEAN, self.loaded.std or IMAGENET_STD
+
+
+def load_subject(args: argparse.Namespace) -> Subject:
+    """Load the model that the arguments name, print its notes, and settle its input.
+
+    Raises:
+        InputError: the model cannot be loaded, or does not take images of that size or batch.
+    """
+    loaded = load_model(
+        args.model,
+        weights=args.weights,
+        model_args=parse_model_args(args.model_arg),
+        dtype=DTYPES[args.dtype] if args.dtype else None,
+        device=args.device,
+    )
+    for each in loaded.notes:
+        note(each)
+    batch, dtype = args.batch or 1, torch.float32
+    if isinstance(loaded.model, ExportedProgram):
+        image = _image_of(loaded.model, args)
+        _refuse_other_sizes(image, args)
+        batch, dtype = args.batch or (image.shape[0] if isinstance(image.shape[0], int) else 1), image.dtype
+    else:
+        dtype = next((each.dtype for each in loaded.model.parameters() if each.is_floating_point()), dtype)
+    size = args.size or loaded.image_size
+    if size is None:
+        raise InputError(f"the image size of {args.model} is not known", do="say it with --size, such as --size 704x960")
+    if loaded.patch_size is not None:
+        check_size(size, loaded.patch_size)
+    return Subject(loaded, size, batch, dtype, torch.device(args.device))
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def refuse_nan_weights(model: nn.Module | ExportedProgram) -> None:
+    """Refuse a parameter with a NaN or an infinity by its name.
+
+    Weight files are checked as they are read; this is for what a factory returns and what a program holds.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise InputError(
+                f"the weight {name} holds NaN or Inf",
+                why="nothing can be measured on it",
+                do="load or convert the weights again; fp16 overflows where bf16 and fp32 do not",
+            )
+
+
+def _image_of(program: ExportedProgram, args: argparse.Namespace) -> Tensor:
+    """The batch of images among the inputs of a program, as a tensor without values."""
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" and node.name in names else None
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return value
+    raise InputError(f"{args.model} takes no images", why="none of its inputs is [batch, channel, height, width]")
+
+
+def _refuse_other_sizes(image: Tensor, args: argparse.Namespace) -> None:
+    """Refuse options that ask a program for sizes other than those that it was exported for."""
+    held = [length if isinstance(length, int) else None for length in image.shape]
+    height, width = args.size or (None, None)
+    asked = ((args.batch, held[0], "--batch"), (height, held[2], "--size"), (width, held[3], "--size"))
+    option = next((name for wish, length, name in asked if wish and length and wish != length), None)
+    if option is None and getattr(args, "dynamic", False) and any((held[0], held[2], held[3])):
+        option = "--dynamic"
+    if option is not None:
+        shape = "×".join("any" if length is None else str(length) for length in held)
+        raise InputError(
+            f"{option} cannot change an exported program",
+            why=f"its sizes are part of the file: it takes images of {shape}",
+            where=args.model,
+            do=f"leave {option} out, or export the model again from its source",
+        )

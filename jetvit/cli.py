@@ -19,7 +19,7 @@ import torch
 
 import jetvit
 from jetvit.commands import COMMANDS
-from jetvit.commands.common import add_debug_option
+from jetvit.commands.options import add_debug_option
 from jetvit.patterns.errors import JetvitError
 
 EPILOG = """\
@@ -96,7 +96,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object):
         super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options  # type: ignore[arg-type]
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,  # type: ignore[arg-type]
         )
 
     def refuse(self, what: str, do: str = "") -> NoReturn:
@@ -143,7 +145,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         kind = "option" if word.startswith("-") else "argument"
         args.parser.refuse(
-            f"{args.parser.prog} has no {kind} {word.partition('=')[0]!r}" if kind == "option" else f"what is {word!r}?",
+            f"{args.parser.prog} has no {kind} {word.partition('=')[0]!r}"
+            if kind == "option"
+            else f"what is {word!r}?",
             _nearest(word.partition("=")[0], options) if kind == "option" else "",
         )
     return args

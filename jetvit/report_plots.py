@@ -82,9 +82,9 @@ def front(plan: PlanSummary) -> Figure:
     """Drift over latency of every plan measured on the way, with the number of changed sites; this plan is marked."""
     timed = any(point.latency_ms is not None for point in plan.front)
     shown = [
-        (point.latency_ms if timed else point.changed, point.drift, point.changed, index == plan.chosen)
+        (float(point.changed) if latency is None else latency, point.drift, point.changed, index == plan.chosen)
         for index, point in enumerate(plan.front)
-        if not timed or point.latency_ms is not None
+        if (latency := point.latency_ms) is not None or not timed
     ]
     shown.sort(key=lambda point: point[2])
     with style.context(["default", _STYLE]):

@@ -203,12 +203,8 @@ def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -
 
 def _renamed(plan: Plan, match: NameMatch) -> dict[str, tuple[float, float]]:
     """The plan's record of base weights by the model's names; those outside of this part of the model are left out."""
-    inside = {
-        name: values
-        for name, values in plan.base.items()
-        if name.startswith(f"{match.removed}." if match.removed else "")
-    }
-    return {match.rename(name): values for name, values in inside.items()}
+    prefix = f"{match.removed}." if match.removed else ""
+    return {match.rename(name): values for name, values in plan.base.items() if name.startswith(prefix)}
 
 
 def far_from_plan(plan: Plan, sites: Sites) -> str | None:

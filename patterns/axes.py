@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jetvit.patterns.sizes import Size, is_floor_of, is_one, quotient, same
 

@@ -16,6 +16,7 @@ from torch.fx import Node
 from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import Rope
+from jetvit.patterns.sizes import same
 from jetvit.patterns.walk import argument, shape
 
 aten = torch.ops.aten
@@ -46,10 +47,14 @@ def read_rotation(node: Node, view: GraphView) -> Rotation | None:
     """The rotation that a tensor comes from, through casts and a concatenation with tokens that are not rotated."""
     node = _through(node, view, (*CASTS, *COPIES, *VIEWS, *TURNS))
     if node.target is aten.cat.default:
-        found = [rotation for part in node.args[0] if (rotation := _rotated(_through(part, view, CASTS), view))]
+        parts = {part: _rotated(_through(part, view, CASTS), view) for part in node.args[0]}
+        found = [rotation for rotation in parts.values() if rotation is not None]
         if len(found) != 1:
             return None
-        before = _origin(found[0].before, view)
+        dim = argument(node, 1, "dim", 0) % len(shape(node))
+        before = _origin(found[0].before, dim, view)
+        if any(_origin(part, dim, view) is not before for part, rotated in parts.items() if rotated is None):
+            return None  # the other tokens come from elsewhere
         return Rotation(before, found[0].cos, found[0].sin, found[0].style)
     return _rotated(node, view)
 
@@ -127,14 +132,26 @@ def _same_value(a: Node, b: Node, view: GraphView) -> bool:
     return a.args[1:] == b.args[1:] and _same_value(a.args[0], b.args[0], view)
 
 
-def _origin(node: Node, view: GraphView) -> Node:
-    """The tensor whose tokens were split into rotated and other ones."""
-    node = view.resolve(node)
-    while node.op == "call_function" and (
-        node.target is aten.slice.Tensor or node.target in (*CASTS, *_SPLITS, operator.getitem)
-    ):
-        node = view.resolve(node.args[0])
-    return node
+def _origin(node: Node, dim: int, view: GraphView) -> Node:
+    """The tensor whose tokens, along an axis, were split into rotated and other ones."""
+    while True:
+        node = view.resolve(node)
+        if node.target is operator.getitem:
+            cut, position = view.resolve(node.args[0]), 2
+            if cut.target not in _SPLITS:
+                return node
+        elif node.target is aten.slice.Tensor:
+            cut, position = node, 1
+        elif node.target in CASTS:
+            node = node.args[0]
+            continue
+        else:
+            return node
+        before = cut.args[0]
+        along = argument(cut, position, "dim", 0) % len(shape(before))
+        if along != dim and not same(shape(node)[along], shape(before)[along]):
+            return node
+        node = before
 
 
 def _through(node: Node, view: GraphView, targets: tuple[object, ...]) -> Node:

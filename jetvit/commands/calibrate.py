@@ -1,4 +1,4 @@
-"""Choose windows for a model without training, by measured drift and latency, and write the plan."""
+"""Make a plan from measured drift and latency, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure on new images how far a plan's output is from the original model's."""
+"""Measure the drift of a plan on new images."""
 
 from __future__ import annotations
 

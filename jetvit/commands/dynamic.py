@@ -80,7 +80,9 @@ def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], An
 
 
 def _close(found: Any, expected: Any) -> bool:
-    ours, theirs = ([leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (found, expected))
+    ours, theirs = (
+        [leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (found, expected)
+    )
     return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 

@@ -1,4 +1,4 @@
-"""Say what jetvit sees in a model, and what a plan makes of it."""
+"""List the attention of a model, and what a plan makes of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jetvit.files import atomic_path
 
 DESCRIPTION = """\
 List every attention of a model: which can be rewritten, and why the others cannot, with the line of their source.
-With a plan: what becomes of each, and what was measured. The model is not run and not changed."""
+With a plan: what becomes of each, and what was measured. Nothing is measured or changed."""
 EPILOG = """\
 examples:
   jetvit explain timm:vit_base_patch16_224 --size 704x960

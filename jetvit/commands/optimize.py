@@ -1,4 +1,4 @@
-"""Write a rewritten model as a .pt2 file."""
+"""Write the rewritten model as a .pt2 file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit optimize`."""
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the .pt2 file to write")
     parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
-    parser.add_argument("--dump", metavar="DIR", help="write the graph before the first pass and after each that fired")
     add_model_options(parser, dynamic=True)
 
 
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         subject = load_subject(args)
         graph = capture(_program(subject, args.dynamic))
         sites = find_sites(graph)
-        records = run_pipeline(graph, passes(plan), args.dump)
+        records = run_pipeline(graph, passes(plan))
         torch.export.save(graph.program(), path)
         load_exported(path)  # the file takes its place only if it can be read
     for line in _summary(plan, sites, records):

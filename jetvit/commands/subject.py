@@ -101,7 +101,9 @@ def load_subject(args: argparse.Namespace) -> Subject:
         dtype = next((each.dtype for each in loaded.model.parameters() if each.is_floating_point()), dtype)
     size = args.size or loaded.image_size
     if size is None:
-        raise InputError(f"the image size of {args.model} is not known", do="say it with --size, such as --size 704x960")
+        raise InputError(
+            f"the image size of {args.model} is not known", do="say it with --size, such as --size 704x960"
+        )
     if loaded.patch_size is not None:
         check_size(size, loaded.patch_size)
     return Subject(loaded, size, batch, dtype, torch.device(args.device))

@@ -1,0 +1,282 @@
+"""End-to-end latency of a plan against the best full attention: three columns, measured in one run, in shuffled rounds.
+
+The columns are the model as it is (eager), the model compiled by Inductor (the baseline that counts), and the model
+rewritten by jetvit and compiled by Inductor in the same way. Every round times all three in a new order, so that a
+noisy moment of the machine hits all alike, and the ratio is bootstrapped over whole rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+import jetvit
+from jetvit.api import load_plan, optimize
+from jetvit.cost_model import Plan
+from jetvit.patterns.errors import InputError, JetvitError
+
+SCHEMA_VERSION = 1
+EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MIN_ROUNDS = 5
+_SAMPLE_S = 0.02  # a sample is the mean over as many calls as fit in here: long enough for the clock
+_RESAMPLES = 2000
+
+Run = Callable[[], Any]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to run the model: median and quartiles in milliseconds a batch, and one sample a round."""
+
+    name: str
+    median_ms: float
+    q25_ms: float
+    q75_ms: float
+    images_per_s: float
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` measured.
+
+    `ratio` is the latency of compiled full attention over that of compiled jetvit, above 1 where jetvit is faster;
+    `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they became; it is empty without
+    a plan. `environment` says where and how: shape, dtype, device, threads, versions, mode.
+    """
+
+    columns: tuple[Column, ...]
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+    choices: Mapping[str, int]
+    environment: Mapping[str, Any]
+
+    def column(self, name: str) -> Column:
+        """The column of that name: `EAGER`, `COMPILED` or `JETVIT`."""
+        return next(each for each in self.columns if each.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON can hold it, with every sample."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def __str__(self) -> str:
+        """A table of the columns, the ratio, and what was measured."""
+        where = self.environment
+        lines = [f"{'':<18}{'median ms':>10}  {'quartiles ms':>19}  {'images/s':>9}"]
+        for each in self.columns:
+            quartiles = f"{_digits(each.q25_ms)} – {_digits(each.q75_ms)}"
+            lines.append(
+                f"{each.name:<18}{_digits(each.median_ms):>10}  {quartiles:>19}  {_digits(each.images_per_s):>9}"
+            )
+        interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
+        lines += ["", f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
+        if self.ratio_low <= 1 <= self.ratio_high:
+            lines.append("That is no difference that these rounds can tell apart.")
+        if self.choices:
+            lines.append("plan: " + ", ".join(f"{count} {label}" for label, count in self.choices.items()))
+        else:
+            lines.append("no plan: every site keeps full attention, and jetvit made only exact rewrites")
+        lines.append(
+            f"{where['shape']} {where['dtype']} on {where['device']}, {where['threads']} threads, "
+            f"torch {where['torch']}, mode {where['mode']}, {self.rounds} rounds"
+        )
+        return "\n".join(lines)
+
+
+def bench(
+    model: nn.Module | ExportedProgram,
+    *args: Any,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    rounds: int = 20,
+    mode: str = "default",
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Time a model in eager mode, compiled, and rewritten and compiled.
+
+    It calls `torch.compiler.reset()`, so that no earlier compilation stands in the way of this one.
+
+    Args:
+        model: a module in eval mode, or an exported program.
+        args, kwargs: the inputs of every call; the first tensor is the batch of images.
+        plan: the plan to apply, or its folder; None makes exact rewrites only.
+        rounds: how many samples each column gets.
+        mode: Inductor's mode, for both compiled columns.
+        time_limit_s: begin no round after so many seconds of measuring, but for the first five.
+        seed: of the order within rounds, and of the bootstrap.
+        progress: called with a description, the steps done, and their number.
+    Raises:
+        InputError: fewer than five rounds, an unknown mode, or no tensor among the inputs.
+        PlanError: the plan does not fit the model.
+        JetvitError: the model does not run on the inputs, or cannot be compiled.
+    """
+    if rounds < MIN_ROUNDS:
+        raise InputError(f"{rounds} rounds are too few for quartiles", do=f"give {MIN_ROUNDS} or more")
+    if mode not in MODES:
+        raise InputError(f"Inductor has no mode {mode!r}", do=f"give one of {', '.join(MODES)}")
+    plan, keywords = load_plan(plan), dict(kwargs or {})
+    images = next((leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)), None)
+    if images is None:
+        raise InputError("there is nothing to time the model on", do="give example inputs")
+    changed: nn.Module
+    if isinstance(model, ExportedProgram):
+        changed = optimize(model, plan=plan).module()
+        model = model.module()
+    else:
+        changed = optimize(model, *args, plan=plan, kwargs=keywords)
+    torch.compiler.reset()
+    functions: dict[str, Callable[..., Any]] = {
+        EAGER: model,
+        COMPILED: torch.compile(model, mode=None if mode == "default" else mode),
+        JETVIT: torch.compile(changed, mode=None if mode == "default" else mode),
+    }
+    with torch.inference_mode():
+        runs = {name: _bind(function, args, keywords) for name, function in functions.items()}
+        calls = {name: _warm_up(name, run, images.device) for name, run in _reported(runs, progress)}
+        samples = _measure(runs, calls, images.device, rounds, time_limit_s, random.Random(seed), progress)
+    ratio, low, high = _ratio(samples[COMPILED], samples[JETVIT], seed)
+    return BenchResult(
+        columns=tuple(_column(name, values, len(images)) for name, values in samples.items()),
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        rounds=len(samples[EAGER]),
+        choices=_choices(plan),
+        environment=_environment(images, mode),
+    )
+
+
+def _bind(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Run:
+    return lambda: function(*args, **kwargs)
+
+
+def _reported(runs: Mapping[str, Run], progress: Progress | None):
+    for done, item in enumerate(runs.items()):
+        if progress is not None:
+            progress("compiling", done, len(runs))
+        yield item
+    if progress is not None:
+        progress("compiling", len(runs), len(runs))
+
+
+def _warm_up(name: str, run: Run, device: torch.device) -> int:
+    """Compile, run until nothing is done for the first time, and answer how many calls make a sample."""
+    try:
+        for _ in range(3):  # the second call of a CUDA graph still records
+            run()
+        took = _time(run, 1, device) / 1e3
+    except JetvitError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the model's own code, Inductor, or the C++ compiler behind it
+        raise JetvitError(
+            f"the model does not run: {name}",
+            why=" ".join(f"{type(error).__name__}: {error}".split())[:400],
+            do="check the inputs" if name == EAGER else "check that torch.compile works here: on a CPU it needs g++",
+        ) from error
+    return max(1, round(_SAMPLE_S / max(took, 1e-6)))
+
+
+def _measure(
+    runs: Mapping[str, Run],
+    calls: Mapping[str, int],
+    device: torch.device,
+    rounds: int,
+    time_limit_s: float | None,
+    order: random.Random,
+    progress: Progress | None,
+) -> dict[str, list[float]]:
+    """Milliseconds a call: one sample a round and column."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    start = time.perf_counter()
+    for done in range(rounds):
+        if time_limit_s is not None and done >= MIN_ROUNDS and time.perf_counter() - start > time_limit_s:
+            break
+        order.shuffle(names)
+        for name in names:
+            samples[name].append(_time(runs[name], calls[name], device))
+        if progress is not None:
+            progress("measuring", done + 1, rounds)
+    return samples
+
+
+def _time(run: Run, calls: int, device: torch.device) -> float:
+    """The mean time of a call, in milliseconds."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / calls
+    began = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return 1e3 * (time.perf_counter() - began) / calls
+
+
+def _column(name: str, samples_ms: Sequence[float], batch: int) -> Column:
+    q25, median, q75 = (float(value) for value in np.percentile(samples_ms, [25, 50, 75]))
+    return Column(name, median, q25, q75, 1e3 * batch / median, tuple(samples_ms))
+
+
+def _ratio(full: Sequence[float], ours: Sequence[float], seed: int) -> tuple[float, float, float]:
+    """The ratio of the medians, and its 95 % interval over rounds drawn with replacement, in pairs."""
+    pairs = np.array([full, ours])
+    drawn = np.random.default_rng(seed).integers(pairs.shape[1], size=(_RESAMPLES, pairs.shape[1]))
+    medians = np.median(pairs[:, drawn], axis=2)
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return float(np.median(pairs[0]) / np.median(pairs[1])), float(low), float(high)
+
+
+def _choices(plan: Plan | None) -> dict[str, int]:
+    labels = [site.choice.label for site in plan.sites] if plan is not None else []
+    return {label: labels.count(label) for label in dict.fromkeys(labels)}
+
+
+def _environment(images: Tensor, mode: str) -> dict[str, Any]:
+    cuda = images.device.type == "cuda"
+    return {
+        "shape": "×".join(map(str, images.shape)),
+        "dtype": str(images.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(images.device) if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "mode": mode,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "jetvit": jetvit.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
+
+
+def _digits(value: float) -> str:
+    """Three or four significant digits."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench wheel clean
+.PHONY: help demo test test-slow lint format bench report wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ format: $(STAMP)  ## let ruff mend what it can
 bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchmarks/results
 	$(BIN)/python -m benchmarks.find_sites
 	$(BIN)/python -m benchmarks.calibrate
+
+report: $(STAMP)  ## write the README's tables from benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 wheel: $(STAMP)  ## build a wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -21,7 +21,7 @@ TRAINING_FREE = (
     "This plan is training-free. Windows in the place of full attention give a modest gain that way. Linear attention "
     "is hopeless without training: it puts another function of the same weights in the place of the softmax. A trained "
     "post-training search brings the rest: in the JetViT paper two full-attention blocks suffice, at 1.79× the "
-    "throughput. See `jetvit search`."
+    "throughput."
 )
 NOTHING_MEASURED = (
     "Nothing was measured. `jetvit calibrate MODEL --images DIR -o PLAN` measures drift and latency of each choice at "

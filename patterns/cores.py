@@ -29,7 +29,8 @@ SOFTMAX = (aten.softmax.int, aten._softmax.default)
 CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default)
 COPIES = (aten.contiguous.default, aten.clone.default, aten.detach.default, aten.alias.default)
 TURNS = (aten.transpose.int, aten.permute.default, aten.t.default, aten.mT.default, aten.swapaxes.default)
-VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
+VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default,
+         aten.flatten.using_ints, aten.unflatten.int)  # fmt: skip
 SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor)
 MASKINGS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_fill_.Scalar, aten.masked_fill_.Tensor,

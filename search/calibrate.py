@@ -361,12 +361,10 @@ def _no_plan(
 
 
 def _environment(site: AttentionSite) -> dict[str, Any]:
-    device = site.out.node.meta["val"].device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "made_by": "calibrate",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": name,
+        "device": device_name(site.out.node.meta["val"].device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(site.dtype).removeprefix("torch."),
@@ -375,7 +373,10 @@ def _environment(site: AttentionSite) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             for line in file:

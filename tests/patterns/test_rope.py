@@ -67,6 +67,13 @@ def odd_first(x: Tensor) -> Tensor:
     return torch.stack([-x[..., ::2], x[..., 1::2]], dim=-1).reshape(x.shape)
 
 
+class ForeignPrefix(RopeAttention):
+    """Keeps the prefix of another tensor than the one that is rotated."""
+
+    def rope(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        return torch.cat([2 * x[:, :, :3], super().rope(x, sin, cos)[:, :, 3:]], dim=2)
+
+
 class OnlyKeys(RopeAttention):
     """Rotates k and not q."""
 
@@ -88,8 +95,8 @@ class TwoTables(RopeAttention):
 @pytest.mark.parametrize(
     "attention",
     [partial(RopeAttention, each) for each in (rotate_backwards, swap_halves, rotate_thirds, odd_first)]
-    + [partial(OnlyKeys, rotate_half), partial(TwoTables, rotate_half)],
-    ids=["backwards", "swapped", "uneven", "odd_first", "only_keys", "two_tables"],
+    + [partial(each, rotate_half) for each in (OnlyKeys, TwoTables, ForeignPrefix)],
+    ids=["backwards", "swapped", "uneven", "odd_first", "only_keys", "two_tables", "foreign_prefix"],
 )
 def test_near_misses_stay_outside(attention: Callable[[], Any]) -> None:
     """Another rotation is no obstacle to a site; it is just not claimed."""

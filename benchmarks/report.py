@@ -1,0 +1,104 @@
+"""Write the measured tables of the README from the result files.
+
+A block between `<!-- results:NAME -->` and `<!-- end -->` is replaced by the table made from the newest NAME.json of
+each device. A test holds that the README says what the files say.
+
+    python -m benchmarks.report [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+_BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def newest(name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The newest result file of that name of each device."""
+    files = sorted(RESULTS.glob(f"*/*/{name}.json"))
+    latest = {file.parent.parent.name: file for file in files}
+    return [(file, json.loads(file.read_text(encoding="utf-8"))) for file in latest.values()]
+
+
+def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Latency and drift of a training-free plan."""
+    lines = [
+        "| plan | compiled full | compiled jetvit | ratio (95 % interval) | drift on unseen images |",
+        "|---|---|---|---|---|",
+    ]
+    for _, record in results:
+        for name, plan in record["plans"].items():
+            bench = plan["bench"]
+            columns = {column["name"]: column for column in bench["columns"]}
+            full, ours = columns["compiled, full"]["median_ms"], columns["compiled, jetvit"]["median_ms"]
+            drift = f"{plan['drift']:.2f} ({plan['images']} images)"
+            lines.append(
+                f"| {name}: {_count(bench['choices'])} | {full:.0f} ms | {ours:.0f} ms | **{bench['ratio']:.2f}×** "
+                f"({bench['ratio_low']:.2f}–{bench['ratio_high']:.2f}) | {drift} |"
+            )
+    return "\n".join([*lines, "", *_sources(results)])
+
+
+def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Time to find the sites of a graph."""
+    lines = ["| layers | graph nodes | sites found | time to find them |", "|---|---|---|---|"]
+    for _, record in results:
+        lines += [
+            f"| {row['depth']} | {row['nodes']} | {row['sites']} | {1e3 * row['find_median_s']:.0f} ms |"
+            for row in record["rows"]
+        ]
+    return "\n".join([*lines, "", *_sources(results)])
+
+
+TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
+    "calibrate": calibrate_table,
+    "find_sites": find_sites_table,
+}
+
+
+def render(text: str) -> str:
+    """The README with its measured blocks brought up to date; "not measured yet" where there is no result."""
+
+    def block(match: re.Match[str]) -> str:
+        results = newest(match[2])
+        table = TABLES[match[2]](results) if results else "not measured yet"
+        return f"{match[1]}{table}\n{match[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Rewrite the README, or with --check only say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is out of date")
+    args = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = render(before)
+    if args.check:
+        sys.exit(before != after)
+    README.write_text(after, encoding="utf-8")
+
+
+def _count(choices: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {label}" for label, count in choices.items())
+
+
+def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
+    return [
+        f"<sub>{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['date'][:10]}: "
+        f"`{record['command']}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
+        for file, record in results
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Result files: what was measured, with the device, the versions and the command, under benchmarks/results."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jetvit import __version__
+from jetvit.search.calibrate import device_name
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, threads, date and command, as every result file begins."""
+    return {
+        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "jetvit": __version__,
+    }
+
+
+def default_path(name: str) -> Path:
+    """benchmarks/results/<device>/<date>/<name>.json."""
+    device = re.sub(r"[^a-z0-9]+", "-", environment()["device"].lower()).strip("-")
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return RESULTS / device / day / f"{name}.json"
+
+
+def write(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a result file and say where."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else sys.argv[0]

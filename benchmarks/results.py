@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from jetvit import __version__
-from jetvit.search.calibrate import device_name
+from jetvit.search.calibration import device_name
 
 RESULTS = Path(__file__).parent / "results"
 

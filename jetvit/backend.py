@@ -88,7 +88,7 @@ def jetvit(
     tied = plan is not None and bool(plan.weights)
     if not (tied or parsed.freeze):
         return compiled
-    return _tie(compiled, graph, "the plan's weights" if not parsed.freeze else "the frozen graph")
+    return _tie(compiled, graph, "the plan's weights belong" if tied else "the frozen graph belongs")
 
 
 def _compile_inner(
@@ -123,7 +123,7 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
     """
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     known = [
-        (position, weakref.ref(graph.inputs[node]), graph.inputs[node]._version, graph.tensor_names[node])
+        (position, weakref.ref(graph.inputs[node]), _version(graph.inputs[node]), graph.tensor_names[node])
         for position, node in enumerate(placeholders)
         if node in graph.inputs
     ]
@@ -131,9 +131,9 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
 
     def checked(*inputs: Any) -> Any:
         for position, reference, version, name in known:
-            if inputs[position] is not reference() or inputs[position]._version != version:
+            if inputs[position] is not reference() or _version(inputs[position]) != version:
                 raise PlanError(
-                    f"{what} belong to other parameters than these",
+                    f"{what} to other parameters than these",
                     why=f"{name} is another tensor than at compilation, or was edited since",
                     do="call torch.compiler.reset() before a change of weights, or compile each model with a plan of "
                     "its own",
@@ -141,6 +141,11 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
         return compiled(*inputs)
 
     return checked
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """The count of in-place edits; None for a tensor made in inference mode, which keeps no count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 __all__ = ["BackendOptions", "Plan", "jetvit"]

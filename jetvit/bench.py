@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import jetvit
-from jetvit.api import load_plan, optimize
+from jetvit.api import find_attention, load_plan, optimize
 from jetvit.cost_model import Plan
+from jetvit.passes.apply_plan import rewritten_choice
+from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
+from jetvit.patterns.site import Sites
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"
@@ -54,9 +58,10 @@ class Column:
 class BenchResult:
     """What `bench` measured.
 
-    `ratio` is the latency of compiled full attention over that of compiled jetvit, above 1 where jetvit is faster;
-    `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they became; it is empty without
-    a plan. `environment` says where and how: shape, dtype, device, threads, versions, mode.
+    `ratio` is the latency of compiled full attention over that of compiled jetvit, the median over rounds, above 1
+    where jetvit is faster; `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they
+    became, by the plan if there was one (`planned`). `environment` says where and how: shape, dtype, device, threads,
+    versions, mode.
     """
 
     columns: tuple[Column, ...]
@@ -64,6 +69,7 @@ class BenchResult:
     ratio_low: float
     ratio_high: float
     rounds: int
+    planned: bool
     choices: Mapping[str, int]
     environment: Mapping[str, Any]
 
@@ -88,10 +94,10 @@ class BenchResult:
         lines += ["", f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
         if self.ratio_low <= 1 <= self.ratio_high:
             lines.append("That is no difference that these rounds can tell apart.")
-        if self.choices:
-            lines.append("plan: " + ", ".join(f"{count} {label}" for label, count in self.choices.items()))
-        else:
-            lines.append("no plan: every site keeps full attention, and jetvit made only exact rewrites")
+        counts = ", ".join(f"{count} {label}" for label, count in self.choices.items())
+        lines.append(f"attention sites: {counts or 'none, so there was nothing to rewrite'}")
+        if not self.planned:
+            lines.append("no plan was given: jetvit made only exact rewrites")
         lines.append(
             f"{where['shape']} {where['dtype']} on {where['device']}, {where['threads']} threads, "
             f"torch {where['torch']}, mode {where['mode']}, {self.rounds} rounds"
@@ -136,12 +142,11 @@ def bench(
     images = next((leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)), None)
     if images is None:
         raise InputError("there is nothing to time the model on", do="give example inputs")
-    changed: nn.Module
+    program = export_model(model, args, keywords)
+    sites = find_attention(program)
+    changed = optimize(program, plan=plan).module()
     if isinstance(model, ExportedProgram):
-        changed = optimize(model, plan=plan).module()
         model = model.module()
-    else:
-        changed = optimize(model, *args, plan=plan, kwargs=keywords)
     torch.compiler.reset()
     functions: dict[str, Callable[..., Any]] = {
         EAGER: model,
@@ -159,7 +164,8 @@ def bench(
         ratio_low=low,
         ratio_high=high,
         rounds=len(samples[EAGER]),
-        choices=_choices(plan),
+        planned=plan is not None,
+        choices=count_choices(plan, sites),
         environment=_environment(images, mode),
     )
 
@@ -242,17 +248,24 @@ def _column(name: str, samples_ms: Sequence[float], batch: int) -> Column:
 
 
 def _ratio(full: Sequence[float], ours: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """The ratio of the medians, and its 95 % interval over rounds drawn with replacement, in pairs."""
-    pairs = np.array([full, ours])
-    drawn = np.random.default_rng(seed).integers(pairs.shape[1], size=(_RESAMPLES, pairs.shape[1]))
-    medians = np.median(pairs[:, drawn], axis=2)
-    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
-    return float(np.median(pairs[0]) / np.median(pairs[1])), float(low), float(high)
+    """The median over rounds of full / ours within the round, and its 95 % interval over rounds drawn with replacement.
+
+    Within a round, for a machine that is busy for a while slows down both.
+    """
+    ratios = np.array(full) / np.array(ours)
+    drawn = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
 
 
-def _choices(plan: Plan | None) -> dict[str, int]:
-    labels = [site.choice.label for site in plan.sites] if plan is not None else []
-    return {label: labels.count(label) for label in dict.fromkeys(labels)}
+def count_choices(plan: Plan | None, sites: Sites) -> dict[str, int]:
+    """How many sites of a model become what under a plan, by label, the most frequent first."""
+    names = {} if plan is None or sites.rewritten else plan.match(sites).mapping
+    counts = Counter(rewritten_choice(site).label for site in sites.rewritten)
+    if plan is not None:
+        counts.update(plan.choice_for(name).label for name in names)
+    counts["full"] += len(sites) + len(sites.rewritten) - sum(counts.values())
+    return {label: count for label, count in counts.most_common() if count}
 
 
 def _environment(images: Tensor, mode: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn, TextIO
 
 import torch
@@ -104,7 +105,6 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, what: str, do: str = "") -> NoReturn:
         """Say what is wrong and leave with status 2."""
         advice = do or f"see {self.prog} --help"
-        self.print_usage(sys.stderr)
         self.exit(2, f"error: {what}\n  do: {advice}\n")
 
     def error(self, message: str) -> NoReturn:
@@ -114,23 +114,21 @@ class Parser(argparse.ArgumentParser):
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="jetvit",
-        description="Rewrite full attention in Vision Transformers into window and linear attention.",
+        usage="jetvit COMMAND …",
+        description="Rewrite full attention in Vision Transformers into window and linear attention.\n\ncommands:\n"
+        + "\n".join(f"  {_name(module):<11}{_summary(module)}" for module in COMMANDS),
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"jetvit {jetvit.__version__}")
     add_debug_option(parser, default=False)
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    subparsers = parser.add_subparsers(help=argparse.SUPPRESS, parser_class=Parser, prog="jetvit")
     commands: dict[str, Parser] = {}
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
-        summary = (module.__doc__ or "").partition("\n")[0]
-        command = subparsers.add_parser(
-            name, help=summary.rstrip("."), description=module.DESCRIPTION, epilog=module.EPILOG
-        )
+        command = subparsers.add_parser(_name(module), description=module.DESCRIPTION, epilog=module.EPILOG)
         module.add_arguments(command)
         add_debug_option(command)
         command.set_defaults(run=module.run, parser=command)
-        commands[name] = command
+        commands[_name(module)] = command
 
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((word for word in words if not word.startswith("-")), None)
@@ -151,6 +149,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             _nearest(word.partition("=")[0], options) if kind == "option" else "",
         )
     return args
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _summary(module: ModuleType) -> str:
+    return (module.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
 def _nearest(word: str, known: Sequence[str] | dict[str, Parser]) -> str:

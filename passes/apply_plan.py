@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 import jetvit.kernels  # noqa: F401  registers the operators
-from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base
+from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.operands import Operands
@@ -47,20 +47,23 @@ class ApplyPlan:
     def __call__(self, graph: RewritableGraph) -> PassResult:
         sites = find_sites(graph)
         if sites.rewritten:
-            _check_same_plan(self.plan, sites)
+            _check_same_plan(self.plan, sites, graph)
             return PassResult(notes=("the plan was applied before",))
         match = self.plan.match(sites, partial=self.partial)
+        if match.absent:
+            _check_part(self.plan, match, sites, graph)
         notes = _notes(self.plan, match, sites, graph)
         weights = {match.rename(name): tensor for name, tensor in self.plan.weights.items()}
         chosen = {match.mapping[entry.name]: entry.choice for entry in self.plan.sites if entry.name in match.mapping}
         work = [(site, chosen[site.name]) for site in sites if _changes(site, chosen.get(site.name))]
         generators = {site.name: _generator(site, choice, weights) for site, choice in work}
-        if weights and chosen:
+        replaced = 0
+        if weights and not match.absent:
             check_base({match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values())
-            _replace_base(graph, weights, {name for site in generators for name in _names(site)}, self.partial)
+            replaced = _replace_base(graph, weights, {name for site in generators for name in _names(site)})
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name])
-        return PassResult(len(work), tuple(notes))
+        return PassResult(len(work) + replaced, tuple(notes))
 
 
 def _changes(site: AttentionSite, choice: Choice | None) -> bool:
@@ -123,7 +126,7 @@ def _generator(site: AttentionSite, choice: Choice, weights: Mapping[str, torch.
             why=f"it holds {', '.join(found) or 'none'} of {', '.join(_names(site.name))}",
             do="use a plan from a trained search, or linear attention with conv_size 0",
         )
-    hidden = found["b1"].shape[0] if "b1" in found else 0
+    hidden = found["b1"].numel() if "b1" in found else 0
     shapes = {"w1": (hidden, channels), "b1": (hidden,), "w2": (channels * taps, hidden), "b2": (channels * taps,)}
     for part, tensor in found.items():
         if tuple(tensor.shape) != shapes[part]:
@@ -135,14 +138,11 @@ def _generator(site: AttentionSite, choice: Choice, weights: Mapping[str, torch.
     return found
 
 
-def _replace_base(graph: RewritableGraph, weights: Mapping[str, torch.Tensor], new: set[str], partial: bool) -> None:
-    """Put the plan's values in the place of the model's, where it changes a weight of the model."""
-    for name, tensor in weights.items():
-        if name in new:
-            continue
+def _replace_base(graph: RewritableGraph, weights: Mapping[str, torch.Tensor], new: set[str]) -> int:
+    """Put the plan's values in the place of the model's, where it changes a weight of the model; returns how many."""
+    changed = {name: tensor for name, tensor in weights.items() if name not in new}
+    for name, tensor in changed.items():
         node = graph.node_of(name)
-        if node is None and partial:
-            continue
         if node is None or tuple(node.meta["val"].shape) != tuple(tensor.shape):
             found = "not there" if node is None else f"{list(node.meta['val'].shape)}"
             raise PlanError(
@@ -151,6 +151,7 @@ def _replace_base(graph: RewritableGraph, weights: Mapping[str, torch.Tensor], n
                 do="apply the plan to the model that it was made on",
             )
         graph.replace_tensor(node, _like(tensor, node))
+    return len(changed)
 
 
 def _like(tensor: torch.Tensor, node: Node) -> torch.Tensor:
@@ -160,17 +161,48 @@ def _like(tensor: torch.Tensor, node: Node) -> torch.Tensor:
     return torch.nn.Parameter(moved, requires_grad=moved.is_floating_point())
 
 
-def _check_same_plan(plan: Plan, sites: Sites) -> None:
+def _check_part(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -> None:
+    """Refuse a graph that holds a part of the plan's sites where a part is no use.
+
+    The weights of a plan were trained together. One block out of many, which Dynamo sees without the image, is no site.
+    """
+    if not match.mapping:
+        refused = [rejection.name for rejection in sites.rejected]
+        match_names((entry.name for entry in plan.sites), refused, partial=True)
+    names = {*plan.weights, *plan.base_samples}
+    for name in graph.tensor_names.values() if plan.weights else ():
+        if any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names):
+            raise PlanError(
+                "a plan with weights needs the whole model in one graph",
+                why=f"{name} is in this graph, and {len(match.absent)} sites of the plan are not",
+                where=f"site {match.absent[0]} of the plan",
+                do="compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize",
+            )
+
+
+def _check_same_plan(plan: Plan, sites: Sites, graph: RewritableGraph) -> None:
     """A plan on a graph that was rewritten already: the same one changes nothing, another one is refused."""
     present = {entry.name: rewritten_choice(entry) for entry in sites.rewritten}
-    asked = {entry.name: entry.choice for entry in plan.sites if entry.choice.kind != "full"}
     full = {site.name: site for site in sites}
+    match = match_names((entry.name for entry in plan.sites), [*present, *full], partial=True)
+    asked = {
+        match.mapping.get(entry.name, entry.name): entry.choice for entry in plan.sites if entry.choice.kind != "full"
+    }
     for name in sorted({*present, *asked}):
         same = present.get(name) == asked.get(name)
         if not same and not (name in full and name in asked and _covers(full[name], asked[name])):
             raise PlanError(
                 "the graph was rewritten before, by another plan",
                 why=f"{name} is {present.get(name, 'full')} in the graph and {asked.get(name, 'full')} in the plan",
+                do="apply the plan to the original model",
+            )
+    values = graph.values()
+    for name, tensor in ((match.rename(name), tensor) for name, tensor in plan.weights.items()):
+        found = values.get(name)  # a projection that was merged since is not there
+        if found is not None and not torch.equal(found.detach(), tensor.to(found.device, found.dtype)):
+            raise PlanError(
+                "the graph was rewritten before, by another plan",
+                why=f"{name} has other values in the graph than in the plan",
                 do="apply the plan to the original model",
             )
 
@@ -192,7 +224,10 @@ def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -
     if match.added or match.removed:
         prefix = f"with {match.added!r} added" if match.added else f"without {match.removed!r}"
         log.info("the plan's names are taken %s in front", prefix)
-    if not plan.weights and match.mapping and (warning := base_warning(_renamed(plan, match), graph.values())):
+    base, values = _renamed(plan, match), graph.values()
+    if match.absent:  # their weights may be in the part that is not here
+        base = {name: statistics for name, statistics in base.items() if name in values}
+    if not plan.weights and match.mapping and (warning := base_warning(base, values)):
         notes.append(warning)
     if (far := far_from_plan(plan, sites)) is not None:
         notes.append(far)

@@ -83,7 +83,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
 
     def run(*inputs: Any) -> Any:
         with torch.fx.traceback.preserve_node_meta():
-            return _RegionInterpreter(gm).run(*inputs)
+            return RegionInterpreter(gm).run(*inputs)
 
     with tracing(context), mode:
         aten = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
@@ -109,7 +109,7 @@ def ambient_autocast() -> dict[str, torch.dtype]:
     return {device: torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)}
 
 
-class _RegionInterpreter(Interpreter):
+class RegionInterpreter(Interpreter):
     """Runs a Dynamo graph with its autocast regions really open.
 
     Tracing records `_enter_autocast` without running it, and a graph whose casts rely on the region then fails or gets

@@ -11,6 +11,8 @@ from torch.fx import Graph, Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.regions import submodules
+from jetvit.passes.storage import relies_on_strides, storage, written
+from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
 
 aten = torch.ops.aten
@@ -19,15 +21,18 @@ _VIEWS = (aten.view.default, aten.reshape.default)
 
 @dataclass(frozen=True)
 class CleanUp:
-    """Merge chains of permutations, drop identities and dead code. Never touches a mutation."""
+    """Merge chains of permutations, drop identities and dead code. Leaves alone what is written to in place."""
 
     name: ClassVar[str] = "clean-up"
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
         fired = 0
+        view = GraphView(graph.module, graph.ambient_autocast)
+        mutated = written(view)
         for module in submodules(graph.module):
             for node in list(module.graph.nodes):
-                fired += _simplify(module.graph, node)
+                if storage(node, view) not in mutated:
+                    fired += _simplify(module.graph, node)
             before = len(module.graph.nodes)
             module.graph.eliminate_dead_code()
             fired += before - len(module.graph.nodes)
@@ -41,10 +46,11 @@ def _simplify(graph: Graph, node: Node) -> int:
     if node.target in _VIEWS and _same_shape(node, node.args[0]):
         node.replace_all_uses_with(node.args[0])
         return 1
-    if node.target in _VIEWS and node.args[0].target in _VIEWS and _same_shape(node, node.args[0].args[0]):
+    back = node.target in _VIEWS and node.args[0].target in _VIEWS
+    if back and _same_shape(node, node.args[0].args[0]) and not relies_on_strides(node):
         node.replace_all_uses_with(node.args[0].args[0])
         return 1
-    if node.target is aten.contiguous.default and _is_contiguous(node.args[0]) and not node.kwargs:
+    if node.target is aten.contiguous.default and not node.kwargs and _is_idle(node):
         node.replace_all_uses_with(node.args[0])
         return 1
     return 0
@@ -88,9 +94,10 @@ def _same_shape(a: Node, b: Node) -> bool:
     return len(first) == len(second) and all(same(x, y) for x, y in zip(first, second, strict=True))
 
 
-def _is_contiguous(node: Node) -> bool:
-    """Known without looking at symbolic strides: the result of an operator that always gives contiguous memory."""
-    if str(node.target).startswith("jetvit."):
+def _is_idle(node: Node) -> bool:
+    """True if `contiguous` does nothing, or nothing that a reader of its result relies on."""
+    base = node.args[0]
+    if str(base.target).startswith("jetvit."):
         return True
-    value = node.meta["val"]
-    return all(isinstance(size, int) for size in value.shape) and value.is_contiguous()
+    value = base.meta["val"]
+    return all(isinstance(size, int) for size in value.shape) and value.is_contiguous() and not relies_on_strides(node)

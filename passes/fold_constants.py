@@ -15,11 +15,14 @@ from torch.fx import Interpreter, Node
 
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.storage import storage, written
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 
 aten = torch.ops.aten
 _FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}
+# What was in memory before: it must not get into a file.
+_UNINITIALISED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ class FoldConstants:
 def _constant_nodes(graph: RewritableGraph, view: GraphView) -> set[Node]:
     """Nodes of the outer graph whose value depends on constants, and on weights that the graph owns, alone."""
     constant: set[Node] = set()
-    mutated = _written(graph)
+    mutated = written(view)
     for node in graph.module.graph.nodes:
+        if storage(node, view) in mutated:
+            continue
         if node.op in ("placeholder", "get_attr"):
-            known = node in graph.tensor_names and node not in mutated
+            known = node in graph.tensor_names
             is_weight = node.op == "placeholder" or str(node.target).startswith("jetvit_")
             if known and (graph.owns_weights or not is_weight) and graph.tensor(node) is not None:
                 constant.add(node)
@@ -81,23 +86,15 @@ def _is_pure(node: Node) -> bool:
         return False
     if not isinstance(target, torch._ops.OpOverload):
         return "getitem" in str(target)
-    random = torch.Tag.nondeterministic_seeded in target.tags
-    return not target._schema.is_mutable and not random and target.namespace == "aten"
+    if torch.Tag.nondeterministic_seeded in target.tags or target.overloadpacket in _UNINITIALISED:
+        return False
+    return not target._schema.is_mutable and target.namespace == "aten"
 
 
 def _is_static(node: Node) -> bool:
     values = node.meta.get("val")
     values = values if isinstance(values, list | tuple) else [values]
     return all(isinstance(v, torch.Tensor) and all(isinstance(s, int) for s in v.shape) for v in values)
-
-
-def _written(graph: RewritableGraph) -> set[Node]:
-    """Tensors that the graph itself writes to, such as running statistics."""
-    written = set()
-    for node in graph.module.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            written |= set(node.all_input_nodes)
-    return written
 
 
 def _evaluate(graph: RewritableGraph, wanted: list[Node]) -> dict[Node, torch.Tensor]:

@@ -7,7 +7,9 @@ tensors.
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -38,7 +40,7 @@ class RewritableGraph(CapturedGraph):
         raise NotImplementedError
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
-        """A new parameter or constant under an FQN; returns the node that stands for it."""
+        """A new parameter or constant under an FQN, numbered if that is taken; returns the node that stands for it."""
         raise NotImplementedError
 
     @property
@@ -97,13 +99,15 @@ class ExportedGraph(RewritableGraph):
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
         graph = self.module.graph
+        name = _free(name, {*self._state, *self._constants})
+        trained = isinstance(tensor, torch.nn.Parameter)
         first = next(node for node in graph.nodes if node not in self._specs or not _is_tensor_spec(self._specs[node]))
         with graph.inserting_before(first):
-            node = graph.placeholder("p_" + name.replace(".", "_"))
+            identifier = ("p_" if trained else "b_") + re.sub(r"\W", "_", name)
+            node = graph.placeholder(_free(identifier, {str(node.target) for node in self._specs}))
         node.meta["val"] = self.fake(tensor)
         self._state[name] = tensor
         self.tensor_names[node] = name  # type: ignore[index]
-        trained = isinstance(tensor, torch.nn.Parameter)
         kind = InputKind.PARAMETER if trained else InputKind.BUFFER
         self._specs[node] = InputSpec(kind, TensorArgument(node.name), name, persistent=None if trained else True)
         return node
@@ -195,7 +199,7 @@ class DynamoGraph(RewritableGraph):
         return self.inputs.get(node) if self.owns_weights else None
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
-        attribute = "jetvit_" + name.replace(".", "_").replace("#", "_")
+        attribute = _free("jetvit_" + re.sub(r"\W", "_", name), set(dir(self.module)))
         self.module.register_buffer(attribute, tensor)
         graph = self.module.graph
         first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
@@ -210,6 +214,12 @@ class DynamoGraph(RewritableGraph):
 
     def values(self) -> dict[str, torch.Tensor]:
         return {self.tensor_names[node]: value for node, value in self.inputs.items()}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 def _is_tensor_spec(spec: InputSpec) -> bool:

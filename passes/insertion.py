@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -36,10 +37,19 @@ class Insertion:
         with owner.inserting_before(self.anchor):
             node = owner.call_function(target, args, kwargs)
         values, named = pytree.tree_map_only(Node, lambda each: each.meta["val"], (args, kwargs))
-        with on_fake_tensors(self._mode):
+        with on_fake_tensors(self._mode), self._autocast():
             node.meta["val"] = target(*values, **named)
         node.meta |= {key: self.anchor.meta[key] for key in _INHERITED if key in self.anchor.meta}
         return node
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """The autocast regions that the anchor stands in."""
+        with ExitStack() as regions:
+            for device in ("cpu", "cuda"):
+                dtype = self.view.autocast_dtype(self.anchor, device)
+                regions.enter_context(torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False))
+            yield
 
     def bring(self, node: Node) -> Node:
         """A value from outside into the region that the anchor stands in, threaded through the region's operands."""

@@ -14,6 +14,7 @@ from torch.fx import Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.regions import submodules
+from jetvit.passes.storage import relies_on_strides
 from jetvit.patterns.walk import argument
 
 aten = torch.ops.aten
@@ -49,5 +50,6 @@ def _returns_argument(node: Node) -> bool:
     if node.target is aten.to.dtype:
         return before.dtype == node.args[1] and not node.kwargs and len(node.args) == 2
     if node.target is aten.contiguous.default:
-        return not node.kwargs and all(isinstance(size, int) for size in before.shape) and before.is_contiguous()
+        known = all(isinstance(size, int) for size in before.shape) and before.is_contiguous()
+        return known and not node.kwargs and not relies_on_strides(node)
     return False

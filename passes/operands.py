@@ -10,6 +10,7 @@ from torch.fx import Node
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
 from jetvit.passes.layouts import from_order, to_order
+from jetvit.passes.storage import relies_on_strides
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 
@@ -47,5 +48,7 @@ class Operands:
         out = self.site.out.node
         result = self.insertion.cast(result, out.meta["val"].dtype)
         result = from_order(self.insertion, result, self.site, self.order)
+        if relies_on_strides(out):
+            result = self.insertion.call(torch.ops.aten.contiguous.default, result)
         out.replace_all_uses_with(result)
         out.graph.erase_node(out)

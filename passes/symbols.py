@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import sympy
@@ -20,7 +21,7 @@ def size_node(graph: RewritableGraph, size: torch.SymInt) -> Node:
     """A node of the outer graph that yields a symbolic size; one that is there already is taken again.
 
     Raises:
-        RewriteError: a symbol of the size is no size of an input.
+        RewriteError: a symbol of the size cannot be read off the size of an input.
     """
     nodes = graph.module.graph.nodes
     placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -42,15 +43,29 @@ def size_node(graph: RewritableGraph, size: torch.SymInt) -> Node:
 
 
 def _symbol(graph: RewritableGraph, placeholders: list[Node], symbol: sympy.Symbol, size: Any) -> Node:
+    call = graph.module.graph.call_function
     for node in placeholders:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt) and value.node.expr == symbol:
             return node
         for dim, length in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(length, torch.SymInt) and length.node.expr == symbol:
-                return graph.module.graph.call_function(torch.ops.aten.sym_size.int, (node, dim))
+            if not isinstance(length, torch.SymInt) or (line := _line(length.node.expr, symbol)) is None:
+                continue
+            found = call(torch.ops.aten.sym_size.int, (node, dim))
+            slope, offset = line
+            found = call(operator.sub, (found, offset)) if offset else found
+            return call(operator.floordiv, (found, slope)) if slope != 1 else found
     raise RewriteError(
         f"the size {size} cannot be computed in the graph",
-        why=f"{symbol} is not the size of an input",
+        why=f"{symbol} cannot be read off the size of an input",
         do="capture with fixed image sizes",
     )
+
+
+def _line(length: sympy.Expr, symbol: sympy.Symbol) -> tuple[int, int] | None:
+    """(slope, offset) of a length that is slope * symbol + offset, such as `8 * Dim("rows")`; None for any other."""
+    if length.free_symbols != {symbol}:
+        return None
+    slope = sympy.diff(length, symbol)
+    offset = sympy.expand(length - slope * symbol)
+    return (int(slope), int(offset)) if slope.is_Integer and slope > 0 and offset.is_Integer else None

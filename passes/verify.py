@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from jetvit.passes.capture import RegionInterpreter
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import submodules
 from jetvit.patterns.errors import RewriteError
@@ -48,7 +49,7 @@ def verify(graph: RewritableGraph, expected: list[Any], name: str) -> None:
             )
 
 
-class _Propagation(Interpreter):
+class _Propagation(RegionInterpreter):
     """Runs a graph on fake tensors and notes every value."""
 
     def run_node(self, n: Node) -> Any:

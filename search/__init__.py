@@ -1,6 +1,6 @@
 """Choosing a plan: training-free calibration, and the check of a plan on new images."""
 
-from jetvit.search.calibrate import calibrate
+from jetvit.search.calibration import calibrate
 from jetvit.search.check import CheckReport, check_plan
 from jetvit.search.drift import Drift, agreement
 

@@ -83,8 +83,12 @@ def choose(
         return measured[selection]
 
     front = additive_front(sites)
-    low, high = 0, len(front) - 1
     measure(front[0])
+    if max_latency_ms is not None:
+        best = _least_drift(sites, front, measure, max_latency_ms, exchanges)
+        within = best is not None and best.drift <= max_drift
+        return best if within else None, list(measured.values())
+    low, high = 0, len(front) - 1
     while low < high:
         middle = (low + high + 1) // 2
         if measure(front[middle]).drift <= max_drift:
@@ -92,14 +96,29 @@ def choose(
         else:
             high = middle - 1
     best = measure(front[low])
-    for selection in _exchanges(sites, best.selection)[:exchanges]:
+    faster = [move for move in _exchanges(sites, best.selection) if latency_of(sites, move) < best.latency_ms]
+    for selection in faster[:exchanges]:
         if latency_of(sites, selection) < best.latency_ms and measure(selection).drift <= max_drift:
             best = measure(selection)
-    allowed = [each for each in measured.values() if each.drift <= max_drift]
-    if max_latency_ms is None:
-        return min(allowed, key=lambda each: each.latency_ms, default=None), list(measured.values())
-    allowed = [each for each in allowed if each.latency_ms <= max_latency_ms]
-    return min(allowed, key=lambda each: each.drift, default=None), list(measured.values())
+    return min(
+        (each for each in measured.values() if each.drift <= max_drift), key=lambda each: each.latency_ms
+    ), list(measured.values())
+
+
+def _least_drift(
+    sites: Sequence[Sequence[Option]],
+    front: Sequence[Selection],
+    measure: Callable[[Selection], Candidate],
+    max_latency_ms: float,
+    exchanges: int,
+) -> Candidate | None:
+    """The measured plan of least drift within a latency bound, from the slowest of the front that meets it."""
+    start = next((each for each in front if latency_of(sites, each) <= max_latency_ms), None)
+    if start is None:
+        measure(front[-1])
+        return None
+    moves = [move for move in _exchanges(sites, start) if latency_of(sites, move) <= max_latency_ms]
+    return min((measure(each) for each in [start, *moves[:exchanges]]), key=lambda each: each.drift)
 
 
 def latency_of(sites: Sequence[Sequence[Option]], selection: Selection) -> float:
@@ -120,6 +139,4 @@ def _exchanges(sites: Sequence[Sequence[Option]], selection: Selection) -> list[
                 for second in range(len(sites[other])):
                     if second != selection[other]:
                         moves.append((*one[:other], second, *one[other + 1 :]))
-    here = latency_of(sites, selection)
-    faster = [move for move in moves if latency_of(sites, move) < here]
-    return sorted(faster, key=lambda move: sum(sites[i][n].drift for i, n in enumerate(move)))
+    return sorted(moves, key=lambda move: sum(sites[i][n].drift for i, n in enumerate(move)))

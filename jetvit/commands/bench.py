@@ -9,7 +9,7 @@ from jetvit.api import load_plan
 from jetvit.bench import MIN_ROUNDS, MODES, bench
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option, at_least
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights
+from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.files import atomic_write
 from jetvit.patterns.errors import InputError
 from jetvit.search import check_plan
@@ -61,7 +61,8 @@ def _measure(args: argparse.Namespace) -> tuple[str, str]:
     """What is printed, and what is written."""
     plan = load_plan(args.plan)
     subject = load_subject(args)
-    folder = subject.images(args.images, args.limit) if args.images else None
+    refuse_rewritten(subject)
+    folder = subject.images(args) if args.images else None
     refuse_nan_weights(subject.model)
     drift = None
     with progress_bar() as progress:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, Batch, Subject, load_subject, refuse_nan_weights
+from jetvit.commands.subject import RANDOM, Batch, Subject, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
 from jetvit.images import ImageFolder
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     _refuse_unwritable(out)
     subject = load_subject(args)
-    folder = subject.images(args.images, args.limit)
+    refuse_rewritten(subject)
+    folder = subject.images(args)
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,13 +10,17 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
+from jetvit.bench import count_choices
 from jetvit.commands.dynamic import capture_dynamic
 from jetvit.commands.options import add_model_options
 from jetvit.commands.plain_outputs import with_plain_outputs
 from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
 from jetvit.files import atomic_path, load_exported
+from jetvit.passes.apply_plan import ApplyPlan
 from jetvit.passes.capture import capture, export_model
+from jetvit.passes.clean_up import CleanUp
+from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import PassRecord, passes, run_pipeline
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
@@ -83,9 +86,7 @@ def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> 
     if plan is None:
         yield "no plan was given: every site keeps full attention, and only exact rewrites were made"
     else:
-        mapping = plan.match(sites).mapping if not sites.rewritten else {}
-        labels = Counter(plan.choice_for(name).label for name in mapping)
-        labels["full"] += len(sites) - sum(labels.values())
-        yield "by the plan: " + ", ".join(f"{count} {label}" for label, count in labels.most_common() if count)
-    fired = [f"{record.name} {record.fired}×" for record in records if record.fired and record.name != "apply-plan"]
-    yield f"passes that fired: {', '.join(fired) or 'none'}"
+        yield "by the plan: " + ", ".join(f"{count} {label}" for label, count in count_choices(plan, sites).items())
+    inexact_or_tidy = (ApplyPlan.name, Normalize.name, CleanUp.name)
+    fired = [f"{each.name} {each.fired}×" for each in records if each.fired and each.name not in inexact_or_tidy]
+    yield f"exact rewrites: {', '.join(fired) or 'none'}"

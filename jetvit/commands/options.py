@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,13 @@ def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: 
     parser.add_argument(
         "--images", metavar="DIR", required=required, help="a folder of images like those that the model will see"
     )
+    for option, what in (("--mean", "mean"), ("--std", "standard deviation")):
+        parser.add_argument(
+            option,
+            type=_channels,
+            metavar="R,G,B",
+            help=f"{what} that normalises images of 0 to 1 (default: the model's)",
+        )
     parser.add_argument(
         "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
     )
@@ -71,6 +79,16 @@ def at_least(lowest: int) -> Any:
         return value
 
     return parse
+
+
+def _channels(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number a channel: write 0.5,0.5,0.5")
+    return values
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -16,7 +16,9 @@ from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
 from jetvit.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, normalise, synthetic_images
 from jetvit.models import LoadedModel, load_model, parse_model_args
+from jetvit.passes.capture import capture
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.find import find_sites
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 RANDOM = "The weights are random: the speed is real, the quality is not."
@@ -45,11 +47,16 @@ class Subject:
         """The (args, kwargs) of a call on drawn pictures."""
         return self.call(normalise(synthetic_images(self.batch, self.size), *self._normalisation()))
 
-    def images(self, path: str, limit: int) -> ImageFolder:
-        """A folder of images at this size, normalised as the model takes them."""
-        if self.loaded.mean is None:
-            note("the model does not say how its images are normalised; ImageNet's mean and deviation are taken")
-        return ImageFolder(path, self.size, *self._normalisation(), limit=limit)
+    def images(self, args: argparse.Namespace) -> ImageFolder:
+        """The folder of --images at this size, normalised by --mean and --std or as the model says."""
+        mean, std = self._normalisation()
+        if self.loaded.mean is None and (args.mean is None or args.std is None):
+            note("the model does not say how its images are normalised: ImageNet's values are taken; see --mean, --std")
+        if args.std is not None and min(args.std) <= 0:
+            raise InputError(
+                f"--std holds {min(args.std):g}", why="images are divided by it", do="give numbers above 0"
+            )
+        return ImageFolder(args.images, self.size, args.mean or mean, args.std or std, limit=args.limit)
 
     def batches(self, folder: ImageFolder, progress: Progress) -> list[Batch]:
         """The folder's images as whole batches; images that fill no batch are left out, with a note.
@@ -129,6 +136,25 @@ def refuse_nan_weights(model: nn.Module | ExportedProgram) -> None:
                 why="nothing can be measured on it",
                 do="load or convert the weights again; fp16 overflows where bf16 and fp32 do not",
             )
+
+
+def refuse_rewritten(subject: Subject) -> None:
+    """Refuse a program in which jetvit has rewritten attention: it is no original to compare with.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not isinstance(subject.model, ExportedProgram):
+        return
+    rewritten = find_sites(capture(subject.model)).rewritten
+    if rewritten:
+        raise InputError(
+            "the program was rewritten by jetvit already",
+            why=f"{len(rewritten)} of its attention sites are not full attention any more, so there is no original to "
+            "measure against",
+            where=subject.loaded.spec,
+            do="give the original model",
+        )
 
 
 def _image_of(program: ExportedProgram, args: argparse.Namespace) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
-from tests.patterns.roads import ROADS, by_dynamo, of_case
+from tests.patterns.roads import ROADS, by_dynamo, by_export, of_case
 from tests.zoo import CASES
+from tests.zoo.case import randomize
+from tests.zoo.handwritten import scale_on_product, tiny
 
 REGIONS = ["autocast_attention", "autocast_sdpa", "autocast_model", "no_grad_attention", "softmax_outside_autocast"]
 ROAD = pytest.mark.parametrize("road", ROADS)
@@ -55,7 +58,7 @@ def test_values_and_users_resolve_both_ways(name: str, road: str) -> None:
     assert all(view.users(node) for node in softmaxes)
 
 
-@pytest.mark.parametrize("name", REGIONS)
+@pytest.mark.parametrize("name", [name for name in REGIONS if "autocast" in name])
 def test_visibility(name: str) -> None:
     """A region sees what is made around it; what is made in a region is not seen from outside."""
     view = view_of(name, "export")
@@ -72,6 +75,20 @@ def test_visibility(name: str) -> None:
             assert view.visible(outer, region)
             assert view.alias_in(outer, region) is placeholder
     assert view.alias_in(next(iter(top.nodes)), top) is None
+
+
+def with_gradients(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return scale_on_product(q, k, v)
+
+
+def test_gradient_region() -> None:
+    """A change of the gradient mode is a region as well."""
+    captured = by_export(randomize(tiny(with_gradients)()), *CASES["sdpa"].inputs())
+    assert len(GraphView(captured.graphs[0].module).entrances) == 2
+    assert len(captured.sites) == 2
+    for attention in captured.attentions:
+        attention.assert_true()
 
 
 def test_no_regions_by_dynamo() -> None:

@@ -1,0 +1,178 @@
+"""The house rules: which room may import which, and that a bare checkout works without optional packages."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("kernels", "patterns", "cost_model", "passes", "search", "jetvit")
+
+# What a room may import beside the standard library and itself.
+NUMERIC = {"torch", "numpy"}
+MAY_IMPORT = {
+    "kernels": {"torch", "triton"},
+    "patterns": {"torch", "networkx", "onnx", "onnxscript", "sympy"},
+    "cost_model": NUMERIC | {"safetensors", "jsonschema", "jetvit.kernels", "jetvit.patterns"},
+    "passes": NUMERIC | {"networkx", "onnx", "onnxscript", "sympy", "safetensors", "torch_tensorrt"}
+    | {"jetvit.patterns", "jetvit.kernels", "jetvit.cost_model"},
+    "search": NUMERIC | {"accelerate", "scipy", "sklearn", "safetensors", "rich", "matplotlib", "PIL"}
+    | {"jetvit.passes", "jetvit.patterns", "jetvit.cost_model", "jetvit.kernels"},
+}  # fmt: skip
+# Imported inside the function that needs it: `import jetvit` must work where it is missing.
+OPTIONAL = {"triton", "timm", "transformers", "onnx", "onnxscript", "torch_tensorrt", "accelerate", "scipy", "sklearn"}
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def in_rooms() -> list[tuple[str, Path]]:
+    return [(room, path) for room in ROOMS for path in files(room)]
+
+
+EVERY_FILE = [pytest.param(room, path, id=str(path.relative_to(ROOT))) for room, path in in_rooms()]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, module, whether it runs when the file is imported) of every import; `from jetvit import x` is jetvit.x."""
+    tree = ast.parse(path.read_text())
+    late = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try) or _is_type_checking(node)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, node not in late
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names if node.module == "jetvit" else [None]:
+                yield node.lineno, f"jetvit.{alias.name}" if alias else str(node.module), node not in late
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module of ours is in; the face is "jetvit"."""
+    first, _, rest = module.partition(".")
+    if first != "jetvit":
+        return None
+    room = rest.partition(".")[0]
+    return room if room in ROOMS else "jetvit"
+
+
+@pytest.mark.parametrize(("room", "path"), EVERY_FILE)
+def test_imports_follow_the_table(room: str, path: Path) -> None:
+    if room == "jetvit":
+        return  # the face may import every room
+    allowed = MAY_IMPORT[room]
+    for line, module, _ in imports(path):
+        if (other := room_of(module)) is not None:
+            assert other == room or f"jetvit.{other}" in allowed, f"{path}:{line}: {room} imports {module}"
+        else:
+            name = module.partition(".")[0]
+            known = name in allowed or name in sys.stdlib_module_names
+            assert known, f"{path}:{line}: {room} imports {module}"
+
+
+@pytest.mark.parametrize(("room", "path"), EVERY_FILE)
+def test_rooms_are_imported_by_their_names_in_the_package(room: str, path: Path) -> None:
+    """`jetvit.passes`, never `passes`, `tests` or `benchmarks`: an installed wheel has no such top-level names."""
+    outside = {"kernels", "patterns", "cost_model", "passes", "search", "tests", "benchmarks"}
+    for line, module, _ in imports(path):
+        assert module.partition(".")[0] not in outside, f"{path}:{line}: {module}"
+
+
+@pytest.mark.parametrize(("room", "path"), EVERY_FILE)
+def test_optional_packages_are_imported_late(room: str, path: Path) -> None:
+    for line, module, early in imports(path):
+        if early and module.partition(".")[0] in OPTIONAL:
+            assert room == "kernels", f"{path}:{line}: {module} is optional"
+            # a file of Triton kernels, which is itself imported late
+            assert path.stem in ("kernel", "triton") or "triton" in path.stem, f"{path}:{line}: {module} is optional"
+
+
+@pytest.mark.parametrize(("room", "path"), EVERY_FILE)
+def test_type_ignores_name_their_code(room: str, path: Path) -> None:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        assert not re.search(r"#\s*type:\s*ignore(?!\[[a-z, -]+\])", line), f"{path}:{number}"
+
+
+@pytest.mark.parametrize(("room", "path"), EVERY_FILE)
+def test_files_say_what_they_are(room: str, path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """tests/<room>/test_<file>.py tests <room>/<file>.py, or a folder of that name."""
+    for room in ROOMS:
+        stems = {path.stem for path in files(room)} | {path.parent.name for path in files(room)}
+        for test in sorted((ROOT / "tests" / room).rglob("test_*.py")):
+            stem = test.stem.removeprefix("test_")
+            assert stem in stems or any(each.startswith(stem) or stem.startswith(each) for each in stems), (
+                f"{test.relative_to(ROOT)} tests no file of {room}/"
+            )
+
+
+def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
+    """What a fresh Python prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment or None, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_light() -> None:
+    """`import jetvit` in a fresh process at the top of the repository loads no optional package."""
+    loaded = python(
+        "import sys, jetvit, jetvit.patterns, jetvit.kernels, jetvit.cost_model, jetvit.passes\n"
+        f"print([name for name in {sorted(OPTIONAL)} if name in sys.modules])"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_import_works_where_optional_packages_are_missing() -> None:
+    """The same on a machine that has none of them."""
+    python(
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))\n"
+        "import jetvit, jetvit.patterns, jetvit.kernels, jetvit.passes.capture"
+    )
+
+
+def test_bare_checkout_finds_the_rooms(tmp_path: Path) -> None:
+    """Rooms stand beside ./jetvit, from whatever folder Python is started, and come from there alone."""
+    for folder in (ROOT, tmp_path):
+        where = python(
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            "import jetvit, jetvit.patterns, jetvit.passes\n"
+            "print(jetvit.__file__, jetvit.patterns.__file__, jetvit.passes.__file__, sep='\\n')",
+            cwd=folder,
+        )
+        assert where.split() == [str(ROOT / room / "__init__.py") for room in ("jetvit", "patterns", "passes")]
+
+
+def test_another_folder_is_not_taken_for_a_checkout(tmp_path: Path) -> None:
+    """An installed package beside an unrelated `passes` is not joined with it."""
+    (tmp_path / "jetvit").mkdir()
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "__init__.py").touch()
+    (tmp_path / "jetvit" / "__init__.py").write_text(
+        (ROOT / "jetvit" / "__init__.py").read_text().split("from jetvit")[0]
+    )
+    paths = python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport jetvit; print(list(jetvit.__path__))", tmp_path
+    )
+    assert paths.strip() == str([str(tmp_path / "jetvit")])

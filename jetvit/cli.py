@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -137,18 +137,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.exit(2, "\nerror: name a command\n")
     if first is not None and first not in commands:
         parser.refuse(f"there is no command {first!r}", _nearest(first, commands))
+    if first is not None:
+        _refuse_unknown_options(commands[first], words[words.index(first) + 1 :])
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        options = [option for action in args.parser._actions for option in action.option_strings]
-        word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        kind = "option" if word.startswith("-") else "argument"
-        args.parser.refuse(
-            f"{args.parser.prog} has no {kind} {word.partition('=')[0]!r}"
-            if kind == "option"
-            else f"what is {word!r}?",
-            _nearest(word.partition("=")[0], options) if kind == "option" else "",
-        )
+        args.parser.refuse(f"what is {unknown[0]!r}?")
     return args
+
+
+def _refuse_unknown_options(command: Parser, words: Sequence[str]) -> None:
+    """Before argparse looks: it would speak of a required option that is missing because its name is mistyped."""
+    known = [option for action in command._actions for option in action.option_strings]
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            command.refuse(f"{command.prog} has no option {option!r}", _nearest(option, known))
 
 
 def _name(module: ModuleType) -> str:
@@ -159,6 +162,6 @@ def _summary(module: ModuleType) -> str:
     return (module.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
-def _nearest(word: str, known: Sequence[str] | dict[str, Parser]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else ""

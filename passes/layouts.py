@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.insertion import Insertion
+from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.site import AttentionSite, Layout, Operand
 
 aten = torch.ops.aten
@@ -51,6 +52,22 @@ def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str
                 shape.append(site.num_heads if role else 1)
         node = insertion.call(aten.reshape.default, node, shape)
     return node
+
+
+def relax_views(node: Node) -> None:
+    """Let the views of a tensor take any strides, now that another operator makes it: `view` becomes `reshape`.
+
+    Where a `view` may stand is a matter of the strides that were seen at capture, and torch.export leaves out the
+    `contiguous` that does nothing for them. The two differ in nothing else, as nobody writes to a site's tensors.
+    """
+    reached, stack = {node}, [node]
+    while stack:
+        for user in stack.pop().users:
+            if user.target in LAYOUTS and user not in reached:
+                reached.add(user)
+                stack.append(user)
+                if user.target is aten.view.default:
+                    user.target = aten.reshape.default
 
 
 def _letters(layout: Layout) -> list[str]:

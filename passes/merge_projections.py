@@ -16,6 +16,7 @@ from torch.fx import Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
+from jetvit.passes.layouts import relax_views
 from jetvit.passes.storage import storage, written
 from jetvit.patterns.cores import Core, Side
 from jetvit.patterns.find import find_sites
@@ -54,7 +55,9 @@ class MergeProjections:
 def _of_operator(node: Node, view: GraphView, graph: RewritableGraph) -> Projections:
     """The projections of a site that was rewritten, read off its operator's [batch, token, head, dim] operands."""
     q, k, v = (Side(operand, 1, 3) for operand in node.args[:3])
-    return read_projections(Core("operator", Side(node, 1, 3), q, k, v, nodes=[node]), view, graph.tensor_names)
+    absent = [each for each in node.all_input_nodes if each.target is aten.new_empty.default]  # reads no value of q
+    core = Core("operator", Side(node, 1, 3), q, k, v, nodes=[node, *absent])
+    return read_projections(core, view, graph.tensor_names)
 
 
 def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
@@ -64,8 +67,8 @@ def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
     biases = [view.resolve(node.args[2]) if linear.bias else None for node, linear in zip(nodes, linears, strict=True)]
     if len({view.resolve(node.args[0]) for node in nodes}) != 1 or len({node.graph for node in nodes}) != 1:
         return False
-    if storage(nodes[0].args[0], view) in written(view):
-        return False  # one product reads its input once, where three may read it before and after the change
+    if {storage(node, view) for node in (nodes[0].args[0], *nodes)} & written(view):
+        return False  # one product reads its input once, and its parts are strided
     if not all(_splits_features(user, node) for node in nodes for user in view.users(node)):
         return False
     order = {node: index for index, node in enumerate(nodes[0].graph.nodes)}
@@ -85,11 +88,9 @@ def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
     parts = insertion.call(aten.split_with_sizes.default, product, [linear.out_features for linear in linears], -1)
     split = [insertion.call(operator.getitem, parts, index) for index in range(len(nodes))]
     for node, part in zip(nodes, split, strict=True):
-        for user in list(node.users):
-            if user.target is aten.view.default:
-                user.target = aten.reshape.default  # a part of the product is strided: `view` may not take it
         node.replace_all_uses_with(part)
         node.graph.erase_node(node)
+        relax_views(part)
     return True
 
 

@@ -9,8 +9,7 @@ from torch.fx import Node
 
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
-from jetvit.passes.layouts import from_order, to_order
-from jetvit.passes.storage import relies_on_strides
+from jetvit.passes.layouts import from_order, relax_views, to_order
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 
@@ -48,7 +47,6 @@ class Operands:
         out = self.site.out.node
         result = self.insertion.cast(result, out.meta["val"].dtype)
         result = from_order(self.insertion, result, self.site, self.order)
-        if relies_on_strides(out):
-            result = self.insertion.call(torch.ops.aten.contiguous.default, result)
         out.replace_all_uses_with(result)
         out.graph.erase_node(out)
+        relax_views(result)

@@ -132,5 +132,7 @@ def _check_mutations(core: Core, view: GraphView, mutations: list[tuple[Node, No
     storages = {_storage(side.node, view) for side in (core.q, core.k, core.v)}
     first, last = min(order[node] for node in (*core.nodes, *core.peeled)), order[core.out.node]
     for node, storage in mutations:
+        if storage is core.out.node:
+            raise Refused("the result of the attention is changed in place", node)
         if first < order[node] < last and node not in core.nodes and storage in storages:
             raise Refused("q, k or v is changed in place while the attention reads them", node)

@@ -7,6 +7,7 @@ and the program then refuses, or gets wrong, every other size. So the program is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import CaptureError
 
 ADVICE = "leave --dynamic out, and capture at the size that you need"
+PATCH_SIZES = (16, 14, 8)
+"""To try where a model does not tell its own."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest error against the largest output, by dtype: the same operators in another order."""
 
@@ -63,9 +66,8 @@ def capture_dynamic(model: nn.Module, subject: Subject) -> ExportedProgram:
 
 def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], Any, Any]:
     """A size of another height, width, aspect and area that the model takes, its call, and its output."""
-    height, width = subject.size
     refusal: Exception | None = None
-    for size in ((height // 2, 3 * width // 2), (2 * height, 3 * width)):
+    for size in _larger(subject.size, subject.loaded.patch_size):
         batch = subject.call(_noise(1, size))
         try:
             with torch.no_grad():
@@ -77,6 +79,15 @@ def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], An
         why=f"called with {_text(size)} in place of {_text(subject.size)}, it raises {reason(refusal)}",  # type: ignore[arg-type]
         do=ADVICE,
     )
+
+
+def _larger(size: tuple[int, int], patch_size: int | None) -> Iterator[tuple[int, int]]:
+    """Sizes a little larger than `size`, for a smaller one may be below a bound that is right; then a much larger one."""
+    height, width = size
+    for side in (patch_size,) if patch_size else PATCH_SIZES:
+        if height % side == width % side == 0:
+            yield height + side, width + 2 * side
+    yield 2 * height, 3 * width
 
 
 def _close(found: Any, expected: Any) -> bool:
@@ -100,9 +111,10 @@ def _noise(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def _letters(text: str) -> str:
-    """torch's "pixel_values.size()[2]" as "height"."""
+    """torch's "pixel_values.size()[2]" as "height", without its advice."""
     names = {"0": "batch", "2": "height", "3": "width"}
-    return re.sub(r"\w+\.size\(\)\[([023])\]", lambda match: names[match[1]], text)
+    text = re.sub(r"(L\[')?\w+('\])?\.size\(\)\[([023])\]", lambda match: names[match[3]], text)
+    return text.partition(" If you're using mark_dynamic")[0]  # advice for those who call torch.export themselves
 
 
 def _text(size: tuple[int, int]) -> str:

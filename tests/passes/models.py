@@ -1,7 +1,7 @@
-"""Plans, both roads, and an oracle: the captured graph run node by node, with the attention of each site computed by hand.
+"""Plans, both roads, and an oracle: the captured graph run node by node, the attention of each site computed by hand.
 
-The oracle knows where a site's q, k, v and result are (`tests/patterns` holds that against real values), and nothing of the
-passes: no layout, no cast, no operand of a region is inserted.
+The oracle knows where a site's q, k, v and result are (`tests/patterns` holds that against real values), and nothing of
+the passes: no layout, no cast, no operand of a region is inserted.
 """
 
 from __future__ import annotations

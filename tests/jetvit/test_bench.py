@@ -1,0 +1,85 @@
+"""`bench`: three columns in one run, and an honest ratio."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, _measure, _ratio, bench
+from jetvit.patterns.errors import InputError, JetvitError
+from tests.zoo import CASES
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchResult:
+    case = CASES["sdpa"]
+    args, kwargs = case.inputs()
+    steps: list[tuple[str, int, int]] = []
+    found = bench(case.build(), *args, kwargs=kwargs, rounds=5, progress=lambda *step: steps.append(step))
+    assert steps[-1] == ("measuring", 5, 5)
+    assert ("compiling", 3, 3) in steps
+    return found
+
+
+def test_three_columns_with_a_sample_a_round(result: BenchResult):
+    assert [column.name for column in result.columns] == [EAGER, COMPILED, JETVIT]
+    for column in result.columns:
+        assert len(column.samples_ms) == result.rounds == 5
+        assert column.q25_ms <= column.median_ms <= column.q75_ms
+        assert column.images_per_s == pytest.approx(2e3 / column.median_ms)
+    assert result.ratio_low <= result.ratio <= result.ratio_high
+
+
+def test_the_record_and_the_text(result: BenchResult):
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert record["environment"]["shape"] == "2×3×32×48"
+    assert record["choices"] == {"full": 2}
+    text = str(result)
+    assert "attention sites: 2 full" in text
+    assert "no plan was given: jetvit made only exact rewrites" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_ratio_is_taken_within_rounds():
+    busy = [1.0, 1.0, 10.0, 10.0, 10.0]  # a machine that is busy for a while slows down both columns
+    ratio, low, high = _ratio([2 * each for each in busy], busy, seed=0)
+    assert (ratio, low, high) == (2.0, 2.0, 2.0)
+    noise = random.Random(0)
+    full = [noise.gauss(3, 0.1) for _ in range(50)]
+    ours = [noise.gauss(2, 0.1) for _ in range(50)]
+    ratio, low, high = _ratio(full, ours, seed=0)
+    assert low < 1.5 < high
+    assert high - low < 0.1
+    assert _ratio(full, ours, seed=0) == (ratio, low, high)
+
+
+def test_every_round_runs_every_column_in_a_shuffled_order():
+    order: list[str] = []
+    runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    samples = _measure(runs, dict.fromkeys("abc", 1), torch.device("cpu"), 20, None, random.Random(0), None)
+    assert {len(values) for values in samples.values()} == {20}
+    rounds = [tuple(order[start : start + 3]) for start in range(0, 60, 3)]
+    assert all(set(each) == set("abc") for each in rounds)
+    assert len(set(rounds)) > 3
+
+
+def test_a_time_limit_keeps_five_rounds():
+    samples = _measure({"a": lambda: None}, {"a": 1}, torch.device("cpu"), 100, 0.0, random.Random(0), None)
+    assert len(samples["a"]) == 5
+
+
+def test_refusals():
+    image = torch.zeros(1, 3, 32, 48)
+    model = CASES["sdpa"].build()
+    with pytest.raises(InputError, match="4 rounds are too few"):
+        bench(model, image, rounds=4)
+    with pytest.raises(InputError, match="no mode 'fast'"):
+        bench(model, image, mode="fast")
+    with pytest.raises(InputError, match="nothing to time the model on"):
+        bench(model)
+    with pytest.raises(JetvitError, match="could not be captured"):
+        bench(nn.Linear(3, 3), image)

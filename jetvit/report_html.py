@@ -32,7 +32,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8ec; --muted: #9a9aa4; --paper: #17171b; --line: #3a3a42; --alarm: #ff9d66 }
 }
-body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; font: 16px/1.45 system-ui, sans-serif;
+body { margin: 2rem auto; max-width: 96rem; padding: 0 1rem; font: 16px/1.45 system-ui, sans-serif;
   color: var(--ink); background: var(--paper) }
 h1 { margin-bottom: 0 }
 .inputs, figcaption, .legend, th { color: var(--muted) }
@@ -44,6 +44,7 @@ svg text { font-family: "DejaVu Sans", Verdana, sans-serif !important }
 table { border-collapse: collapse; font-size: .875rem }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 thead th { white-space: nowrap }
+td:last-child { min-width: 14rem }
 tbody th { color: var(--ink); font-weight: 600 }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .refused { color: var(--alarm) }
@@ -54,7 +55,7 @@ _MAP = (
 )
 _FRONT = (
     "Plans that were measured on the way to this one, each with all its changes together. The number at a point is "
-    "that of the sites it changes."
+    "that of the sites it changes; the line joins the plans that no other beats in both."
 )
 _STRIP = "Every attention site in order: F full, W window, L linear, R refused."
 

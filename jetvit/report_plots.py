@@ -90,16 +90,19 @@ def front(plan: PlanSummary) -> Figure:
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.add_axes((0.1, 0.14, 0.86, 0.82))
-        axes.plot([x for x, *_ in shown], [y for _, y, *_ in shown], "-o", color=KINDS["full"], markersize=4)
-        step = -(-len(shown) // _LABELS)
-        for index, (x, y, changed, chosen) in enumerate(shown):
+        best = _undominated([(x, y) for x, y, *_ in shown])
+        axes.plot([x for x, *_ in shown], [y for _, y, *_ in shown], "o", color=KINDS["full"], markersize=4, alpha=0.4)
+        axes.plot(*zip(*best, strict=True), "-o", color=KINDS["full"], markersize=4)
+        labelled = [point for point in shown if point[3] or point[:2] in best]
+        step = -(-len(labelled) // _LABELS)
+        for index, (x, y, changed, chosen) in enumerate(labelled):
             if chosen:
                 axes.plot([x], [y], "D", color=KINDS["linear"], markersize=9, zorder=3)
                 axes.annotate(
                     f"this plan: {counted(changed, 'site')} changed", (x, y), (18, 26),
                     textcoords="offset points", weight="bold", arrowprops={"arrowstyle": "-", "color": INK},
                 )  # fmt: skip
-            elif index % step == 0 or index == len(shown) - 1:
+            elif index % step == 0 or index == len(labelled) - 1:
                 axes.annotate(str(changed), (x, y), (-3, -5), textcoords="offset points", ha="right", va="top")
         if plan.max_drift is not None:
             axes.axhline(plan.max_drift, linestyle="--", color=KINDS["linear"], linewidth=1)
@@ -116,6 +119,15 @@ def front(plan: PlanSummary) -> Figure:
         axes.grid(color=MUTED, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other is both faster and closer than, in the order of x: the front itself."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not kept or point[1] < kept[-1][1]:
+            kept.append(point)
+    return kept
 
 
 def strip(rows: Sequence[SiteRow]) -> Figure:

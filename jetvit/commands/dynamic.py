@@ -20,7 +20,6 @@ from jetvit.models import reason
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import CaptureError
 
-ADVICE = "leave --dynamic out, and capture at the size that you need"
 PATCH_SIZES = (16, 14, 8)
 """To try where a model does not tell its own."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -38,30 +37,28 @@ def capture_dynamic(model: nn.Module, subject: Subject) -> ExportedProgram:
     """
     args, kwargs = subject.call(_noise(2, subject.size))  # torch.export fixes an axis of length 1
     sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, *(None for _ in kwargs))
+    size, batch, expected = _other_size(model, subject)
     try:
         program = export_model(model, args, kwargs, sizes)
     except CaptureError as error:
-        raise CaptureError(
-            "the model could not be captured with open sizes", why=_letters(error.why), where=error.where, do=ADVICE
-        ) from error
-    size, batch, expected = _other_size(model, subject)
+        raise _refusal(subject, size, _letters(error.why)) from error
     try:
         with torch.no_grad():
             found = program.module()(*batch[0], **batch[1])
     except Exception as error:  # a guard, or whatever operator meets a shape that it cannot take
-        raise CaptureError(
-            "the model cannot be captured with open sizes",
-            why=f"torch.export fixed a size in it. Captured at {_text(subject.size)}, it fails for one image of "
-            f"{_text(size)}: {_letters(reason(error))}",
-            do=ADVICE,
-        ) from error
+        why = f"torch.export fixed a size in it: captured at {_text(subject.size)}, it fails for one image of "
+        raise _refusal(subject, size, f"{why}{_text(size)}. {_letters(str(error))[:300]}") from error
     if not _close(found, expected):
-        raise CaptureError(
-            "the model cannot be captured with open sizes",
-            why=f"captured at {_text(subject.size)}, it gives other results than the model for {_text(size)}",
-            do=ADVICE,
-        )
+        why = f"captured at {_text(subject.size)}, it gives other results than the model for {_text(size)}"
+        raise _refusal(subject, size, why)
     return program
+
+
+def _refusal(subject: Subject, other: tuple[int, int], why: str) -> CaptureError:
+    advice = "leave --dynamic out, and capture at the size that you need"
+    if subject.size == subject.loaded.image_size:  # there, some models pass over the resampling of positions
+        advice += f"; or try another size than the model's own, such as --size {other[0]}x{other[1]}"
+    return CaptureError("the model cannot be captured with open sizes", why=why, do=advice)
 
 
 def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], Any, Any]:
@@ -77,12 +74,12 @@ def _other_size(model: nn.Module, subject: Subject) -> tuple[tuple[int, int], An
     raise CaptureError(
         "the model takes no other image size",
         why=f"called with {_text(size)} in place of {_text(subject.size)}, it raises {reason(refusal)}",  # type: ignore[arg-type]
-        do=ADVICE,
+        do="leave --dynamic out",
     )
 
 
 def _larger(size: tuple[int, int], patch_size: int | None) -> Iterator[tuple[int, int]]:
-    """Sizes a little larger than `size`, for a smaller one may be below a bound that is right; then a much larger one."""
+    """Sizes a little larger than `size` (a smaller one may be below a bound that is right), then a much larger one."""
     height, width = size
     for side in (patch_size,) if patch_size else PATCH_SIZES:
         if height % side == width % side == 0:

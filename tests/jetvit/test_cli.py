@@ -218,13 +218,24 @@ def test_a_model_without_open_sizes_is_refused_with_the_reason(refused: Run, run
     assert run("explain", f"{HERE}:{model}", "--size", "32x48").status == 0
 
 
+def test_models_that_resample_positions_have_open_sizes_but_for_their_own(
+    run: Run, refused: Run, hf_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    model = f"hf:{hf_folder('Dinov2')}"
+    capsys.readouterr()
+    outcome = refused("explain", model, "--dynamic")
+    assert "Guard failed: width == height" in outcome.err
+    assert "such as --size 42x56" in outcome.err
+    assert "[B, 3, H, W]" in run("explain", model, "--dynamic", "--size", "42x56").out
+
+
 def test_depth_anything_has_no_open_sizes(
     refused: Run, hf_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    folder = hf_folder("DepthAnything")
+    model = f"hf:{hf_folder('DepthAnything')}"
     capsys.readouterr()
-    outcome = refused("optimize", f"hf:{folder}", "--dynamic", "-o", tmp_path / "never.pt2")
-    assert "Guard failed: 14 * (height // 14) == 28" in outcome.err
+    outcome = refused("optimize", model, "--size", "42x56", "--dynamic", "-o", tmp_path / "never.pt2")
+    assert "Guard failed: 14 * (height // 14) == 42" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from jetvit.patterns import AttentionSite, Layout, Operand, Sites, find_sites
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from jetvit.patterns.sizes import Size
 from tests.zoo import CASES, Case
+from tests.zoo.case import Inputs
 
 ROADS = ("export", "dynamo")
 
@@ -141,6 +142,27 @@ def of_case(name: str, road: str) -> Captured:
 def open_dims(case: Case) -> tuple[int, ...]:
     """The axes of a case's images that may be open."""
     return (0, 2, 3) if case.dynamic == "image" else (0,)
+
+
+def assert_row_major(captured: Captured, inputs: Inputs, size: tuple[int, int]) -> None:
+    """The first site's claim of its grid, executed: a change to the patch at (row, column) of the last image changes
+    token extra_before + row · columns + column of the last q, k and v, and nothing else of them."""
+    site = captured.sites[0]
+    rows, columns = map(int, site.grid)
+    before = captured.run(*inputs)[0]
+    for row, column in {(0, 0), (0, columns - 1), (rows - 1, 0), (rows // 2, columns // 2)}:
+
+        def change(leaf: Any, row: int = row, column: int = column) -> Any:
+            if isinstance(leaf, Tensor) and leaf.shape[-2:] == size:
+                leaf = leaf.clone()
+                patch = leaf.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))[-1, :, row, :, column]
+                patch += torch.rand_like(patch) + 1
+            return leaf
+
+        after = captured.run(*pytree.tree_map(change, inputs))[0]
+        for old, new in ((before.q, after.q), (before.k, after.k), (before.v, after.v)):
+            changed = (old != new).flatten(2).any(dim=2).nonzero().tolist()
+            assert changed == [[len(old) - 1, site.extra_before + row * columns + column]]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +15,19 @@ from torch.utils import _pytree as pytree
 
 from jetvit.patterns import AttentionSite, Linear
 from jetvit.patterns.sizes import is_static
-from tests.patterns.roads import ROADS, Captured, by_dynamo, by_export, no_fast_path, of_case, open_dims
+from tests.patterns.roads import (
+    ROADS,
+    Captured,
+    assert_row_major,
+    by_dynamo,
+    by_export,
+    no_fast_path,
+    of_case,
+    open_dims,
+)
 from tests.zoo import CASES, Case, found, refused
 from tests.zoo.case import randomize
-from tests.zoo.handwritten import Dinov2Attention, TinyViT
+from tests.zoo.handwritten import Attention, Dinov2Attention, SeparateAttention, TinyViT, scale_on_product
 
 # On the Dynamo road a quick run leaves out what differs only inside the attention: both roads give one dialect.
 _SAME_BY_DYNAMO = re.compile(
@@ -167,24 +178,7 @@ def test_captured_graph_computes_the_model(case: Case, road: str) -> None:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in found()])
 def test_grid_is_row_major(case: Case) -> None:
-    """Token extra_before + row · columns + column of the first q, k and v is made of the patch at (row, column)."""
-    captured = of_case(case.name, "export")
-    rows, columns = case.grid(case.size)
-    for row, column in {(0, 0), (0, columns - 1), (rows - 1, 0), (rows // 2, columns // 2)}:
-
-        def change(leaf: Any, row: int = row, column: int = column) -> Any:
-            """Image 1 is image 0 but for one patch."""
-            if isinstance(leaf, torch.Tensor):
-                leaf = leaf[:1].repeat(2, 1, 1, 1)
-                if leaf.shape[-2:] == case.size:
-                    patches = leaf.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))
-                    patches[1, :, row, :, column] += torch.rand_like(patches[1, :, row, :, column]) + 1
-            return leaf
-
-        first = captured.run(*pytree.tree_map(change, case.inputs()))[0]
-        for role in (first.q, first.k, first.v):
-            changed = (role[0] != role[1]).flatten(1).any(dim=1).nonzero().flatten().tolist()
-            assert changed == [case.extra_before + row * columns + column]
+    assert_row_major(of_case(case.name, "export"), case.inputs(), case.size)
 
 
 @pytest.mark.parametrize(("case", "road"), OPEN)
@@ -278,6 +272,39 @@ def test_gradient_modes(context: Any, road: str) -> None:
 def test_autocast_of_the_model(road: str) -> None:
     assert {site.autocast for site in of_case("autocast_model", road).sites} == {torch.bfloat16}
     assert {site.autocast for site in of_case("sdpa", road).sites} == {None}
+
+
+# --- projections that are not the site's alone ------------------------------------------------------------------------
+
+
+class ValuesBeside(SeparateAttention):
+    """Adds the values to the result, as local enhancements of position do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.heads(each(x)) for each in (self.q, self.k, self.v))
+        return self.o((scale_on_product(q, k, v) + v).transpose(1, 2).reshape(x.shape))
+
+
+class PackedBeside(Attention):
+    """Adds the packed values to the result."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.split(x)
+        return self.proj((scale_on_product(q, k, v) + v).transpose(1, 2).reshape(x.shape))
+
+
+@ROAD
+@pytest.mark.parametrize(
+    ("attention", "roles"),
+    [(ValuesBeside, {"q", "k"}), (partial(PackedBeside, scale_on_product), set())],
+    ids=["separate", "packed"],
+)
+def test_projections_that_others_read(attention: Callable[[], nn.Module], roles: set[str], road: str) -> None:
+    """A projection that another part of the graph reads as well does not belong to the site."""
+    captured = captured_by(road, randomize(TinyViT(attention)), CASES["sdpa"].inputs())
+    assert len(captured.sites) == 2
+    for site in captured.sites:
+        assert set(site.projections.named()) == roles
 
 
 # --- what one operator runs as a whole --------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.patterns.roads import ROADS, Captured, by_dynamo, by_export
+from tests.patterns.roads import ROADS, Captured, assert_row_major, by_dynamo, by_export
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import (
     DIM,
     HEAD_DIM,
     HEADS,
+    PATCH,
     SCALE,
     SIZE,
     Attention,
@@ -38,9 +39,12 @@ ROAD = pytest.mark.parametrize("road", ROADS)
 
 def captured_by(road: str, model: nn.Module, size: tuple[int, int] = SIZE, batch: int = 2) -> Captured:
     """A model on seeded images; whatever is claimed of it is checked by its values."""
-    captured = (by_export if road == "export" else by_dynamo)(randomize(model), (images(batch, 3, *size),))
+    inputs = ((images(batch, 3, *size),), {})
+    captured = (by_export if road == "export" else by_dynamo)(randomize(model), *inputs)
     for attention in captured.attentions:
         attention.assert_true()
+    if captured.sites and captured.sites[0].name == "blocks.0.attn":
+        assert_row_major(captured, inputs, size)
     return captured
 
 
@@ -68,6 +72,18 @@ class BlockedPatches(ConvPatches):
         return x.transpose(1, 2), (h, w)
 
 
+class PhasePatches(nn.Module):
+    """A token for each place inside a patch, made of that pixel of every patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3 * SIZE[0] * SIZE[1] // PATCH**2, DIM)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x = image.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).permute(0, 3, 5, 1, 2, 4)
+        return self.proj(x.flatten(3).flatten(1, 2)), (PATCH, PATCH)
+
+
 class PermutedPatches(ConvPatches):
     """Tokens in a fixed random order."""
 
@@ -93,9 +109,10 @@ class TwoGridsViT(TinyViT):
         (partial(TinyViT, partial(Attention, sdpa), patches=ColumnMajorPatches), "column-major"),
         (partial(TinyViT, partial(Attention, sdpa), patches=BlockedPatches), "more than two spatial axes"),
         (partial(TinyViT, partial(Attention, sdpa), patches=PermutedPatches), "lost at .*index"),
+        (partial(TinyViT, partial(Attention, sdpa), patches=PhasePatches), ""),
         (partial(TwoGridsViT, partial(Attention, sdpa)), "grids stand side by side"),
     ],
-    ids=["column_major", "blocked", "permuted", "two_grids"],
+    ids=["column_major", "blocked", "permuted", "phases", "two_grids"],
 )
 @ROAD
 def test_other_orders_of_tokens(model: Callable[[], nn.Module], reason: str, road: str) -> None:

@@ -12,7 +12,7 @@ import platform
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,8 @@ def _bind(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     return lambda: function(*args, **kwargs)
 
 
-def _reported(runs: Mapping[str, Run], progress: Progress | None):
+def _reported(runs: Mapping[str, Run], progress: Progress | None) -> Iterator[tuple[str, Run]]:
+    """The items of `runs`, each reported before it is compiled."""
     for done, item in enumerate(runs.items()):
         if progress is not None:
             progress("compiling", done, len(runs))

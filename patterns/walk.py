@@ -410,8 +410,9 @@ def map2d(walk: LayoutWalk, node: Node) -> Value:
     features = axes[1]
     if isinstance(node.args[1], Node):  # a convolution: it has a weight
         features = ax.fresh(sizes[1], "feature")
-        if all(same(size, 1) for size in shape(node.args[1])[2:]) and _same_sizes(axes[2:], sizes[2:]):
-            return (axes[0], features, *axes[2:])  # a 1×1 convolution is a linear layer
+        strides = argument(node, 3, "stride", [1, 1])
+        if all(stride == 1 for stride in strides) and _same_sizes(axes[2:], sizes[2:]):
+            return (axes[0], features, *axes[2:])  # every place of the result stands over the same place of the input
     elif not same(ax.axis_size(features), sizes[1]):
         features = ax.fresh(sizes[1], "unknown", node.name)
     spatial = all(_is_spatial(axis) for axis in axes[2:])

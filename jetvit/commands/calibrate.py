@@ -11,8 +11,7 @@ from pathlib import Path
 
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, Batch, Subject, load_subject, refuse_nan_weights, refuse_rewritten
-from jetvit.cost_model import Plan
+from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.explain import explain
 from jetvit.images import ImageFolder
 from jetvit.patterns.errors import InputError
@@ -74,8 +73,9 @@ def run(args: argparse.Namespace) -> None:
             provenance=_provenance(args, folder),
             progress=progress,
         )
-    report = replace(_explained(subject, batches[0], plan), model=args.model)
     plan.save(out)
+    positional, keywords = batches[0]
+    report = replace(explain(subject.model, *positional, plan=plan, kwargs=keywords), model=args.model)
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
         return
@@ -86,14 +86,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote the plan to {args.out}")
 
 
-def _explained(subject: Subject, batch: Batch, plan: Plan):
-    return explain(subject.model, *batch[0], plan=plan, kwargs=batch[1])
-
-
 def _provenance(args: argparse.Namespace, folder: ImageFolder) -> dict[str, str | int]:
     """What the plan was made from, without the paths of this machine."""
     return {
-        "model": args.model.rpartition("/")[2] if args.model.endswith(".pt2") else args.model,
+        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
         "images": Path(args.images).resolve().name,
         "images_sha256": folder.digest(),
     }

@@ -12,7 +12,8 @@ from jetvit.api import load_plan
 from jetvit.commands.dynamic import capture_dynamic
 from jetvit.commands.options import add_model_options
 from jetvit.commands.subject import load_subject
-from jetvit.explain import explain
+from jetvit.cost_model import Plan
+from jetvit.explain import Report, explain
 from jetvit.files import atomic_path
 
 DESCRIPTION = """\
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
 
 
-def _report(args, plan):
+def _report(args: argparse.Namespace, plan: Plan | None) -> Report:
     subject = load_subject(args)
     if args.dynamic and isinstance(subject.model, nn.Module):
         report = explain(capture_dynamic(subject.model, subject), plan=plan)

@@ -491,6 +491,14 @@ def test_results_are_all_that_is_piped():
     assert json.loads(outcome.stdout)["totals"]["found"] == 2
 
 
+def test_an_error_that_nobody_expected(refused: Run, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("jetvit.commands.explain.load_subject", fail)
+    assert "error: ZeroDivisionError: division by zero" in refused("explain", *TINY).err
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]):
     for argv in (["--debug", "explain", "none.pt2"], ["explain", "none.pt2", "--debug"]):
         assert main(argv) == 1

@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import jetvit
 from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.cores import SDPA
+from jetvit.patterns.walk import argument
 from tests.passes.models import assert_close, aten, by_road, count, exported, nodes_of
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
@@ -22,7 +23,7 @@ UNFUSED = [product.__name__ for product in PRODUCTS if "sdpa" not in product.__n
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 
-@pytest.mark.parametrize("name", [*UNFUSED, "headless", "seq_first_bmm", "functional_mha", "hf_dinov3_eager"])
+@pytest.mark.parametrize("name", [*UNFUSED, "headless", "seq_first_bmm", "hf_dinov3_eager"])
 def test_softmax_becomes_one_sdpa(name: str) -> None:
     """As many as there are sites, without a mask, with the site's scale; no softmax is left."""
     model, (args, kwargs), program = exported(name)
@@ -41,8 +42,19 @@ def test_softmax_becomes_one_sdpa(name: str) -> None:
 
 
 def test_plain_sdpa_is_left_alone() -> None:
-    for name in ("sdpa", "sdpa_scaled", "hf_vit_sdpa"):
+    for name in ("sdpa", "sdpa_scaled", "functional_mha"):
         assert FuseAttention()(ExportedGraph(exported(name)[2])).fired == 0
+
+
+def masks(module: nn.Module) -> list[object]:
+    return [argument(node, 3, "attn_mask") for node in nodes_of(module) if node.target is SDPA]
+
+
+def test_the_neutral_mask_of_transformers_is_dropped() -> None:
+    _, _, program = exported("hf_vit_sdpa")
+    if masks(program.graph_module) == [None, None]:
+        pytest.skip("this transformers makes no mask for images")
+    assert masks(jetvit.optimize(program).graph_module) == [None, None]
 
 
 def zero_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,9 +72,7 @@ def test_a_mask_that_hides_nothing_is_dropped(product: object, road: str) -> Non
     model, image = randomize(TinyViT(partial(Attention, product))), images(2, 3, *SIZE)
     assert_close(by_road(road, model, ((image,), {}))(image), model(image))
     if road == "export":
-        graph = jetvit.optimize(model, image).program.graph_module
-        masks = [node.args[3:4] for node in nodes_of(graph) if node.target is SDPA]
-        assert masks == [(None,), (None,)]
+        assert masks(jetvit.optimize(model, image).program.graph_module) == [None, None]
 
 
 @pytest.mark.parametrize("name", ["sdpa_mask", "float_mask", "causal", "triu_mask", "softmax_over_queries"])

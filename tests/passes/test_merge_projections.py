@@ -1,4 +1,4 @@
-"""Three projections of one tensor become one product where their weights belong to the graph, and stay three elsewhere."""
+"""Three projections of one tensor become one product where the graph owns their weights, and stay three elsewhere."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ from tests.zoo.handwritten import (
     sdpa,
 )
 
-# A quick run leaves out what differs only in the form of a product or in the name of a model: `tests/patterns` has those.
+# A quick run leaves out what differs in the form of a product or in the name of a model: `tests/patterns` has those.
 _SLOW = re.compile(
     r"hf_(vit|deit|dinov2|dinov2_registers|siglip|depth_anything)_(sdpa|eager)|hf_(dinov3|yolos)_sdpa"
     r"|timm_(vit|vit_qk_norm|dinov3|dinov3_qkv_bias|dinov2_registers)_(fused|unfused)|timm_eva02_fused"
@@ -122,7 +122,7 @@ def test_what_is_refused_is_left_alone(name: str) -> None:
 
 
 class ByHand(TorchFunctionMode):
-    """The eager model with `F.scaled_dot_product_attention` replaced at each site in turn: an oracle without a graph."""
+    """The eager model with `F.scaled_dot_product_attention` replaced at each site: an oracle without a graph."""
 
     def __init__(self, sites: Sites, plan: Plan):
         super().__init__()

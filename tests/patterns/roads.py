@@ -150,7 +150,7 @@ def assert_row_major(captured: Captured, inputs: Inputs, size: tuple[int, int]) 
     site = captured.sites[0]
     rows, columns = map(int, site.grid)
     before = captured.run(*inputs)[0]
-    for row, column in {(0, 0), (0, columns - 1), (rows - 1, 0), (rows // 2, columns // 2)}:
+    for row, column in ((0, columns - 1), (rows // 2, columns // 2)):
 
         def change(leaf: Any, row: int = row, column: int = column) -> Any:
             if isinstance(leaf, Tensor) and leaf.shape[-2:] == size:

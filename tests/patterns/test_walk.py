@@ -1,0 +1,71 @@
+"""Rules of the layout walk that no model of the zoo reaches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jetvit.passes.capture import capture
+from jetvit.patterns.find import find_sites
+
+
+class ConvProjections(nn.Module):
+    """Convolutions make q, k and v from a map, as CvT does; `stride` is that of k and v."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.q = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.k = nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16)
+        self.v = nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.patches(image)
+        q, k, v = (layer(x).flatten(2).unflatten(1, (2, 8)).transpose(-1, -2) for layer in (self.q, self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_a_convolution_with_stride_one_keeps_places():
+    (site,) = find_sites(capture(ConvProjections().eval(), (torch.randn(2, 3, 32, 48),)))
+    assert (site.grid, site.num_heads, site.head_dim) == ((4, 6), 2, 8)
+
+
+def test_a_strided_convolution_makes_other_places():
+    sites = find_sites(capture(ConvProjections(stride=2).eval(), (torch.randn(2, 3, 32, 48),)))
+    assert not sites
+    assert "cross attention: 24 queries attend to 6 tokens" in sites.rejected[0].reason
+
+
+class Moved(nn.Module):
+    """The tokens of k in another order than those of q."""
+
+    def __init__(self, move) -> None:
+        super().__init__()
+        self.patches, self.qkv, self.move = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), move
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(image).permute(0, 2, 3, 1)
+        q, k, v = self.qkv(tokens).chunk(3, -1)
+        k, v = self.move(k), self.move(v)
+        q, k, v = (x.flatten(1, 2).unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.roll(1, 1),
+        lambda x: x.flip(2),
+        lambda x: x.transpose(1, 2).contiguous().view(x.shape),
+        lambda x: x[:, torch.tensor([1, 0, 3, 2])],
+        lambda x: F.pad(x, (0, 0, 1, -1)),
+    ],
+    ids=["roll", "flip", "transpose and view", "index", "shift by padding"],
+)
+def test_moved_keys_are_refused(move):
+    """Full attention does not care about the order of keys; a window does."""
+    image = torch.randn(2, 3, 32, 32)
+    assert not find_sites(capture(Moved(move).eval(), (image,)))
+    assert len(find_sites(capture(Moved(lambda x: x).eval(), (image,)))) == 1

@@ -316,12 +316,13 @@ def moved(walk: LayoutWalk, node: Node) -> Value:
 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
 def pad(walk: LayoutWalk, node: Node) -> Value:
-    """An axis that grows is another axis of the same kind."""
-    sizes = shape(node)
-    return tuple(
-        axis if same(ax.axis_size(axis), size) else _renewed(axis, size, "padding")
-        for axis, size in zip(walk.of(node.args[0]), sizes, strict=True)
-    )
+    """An axis that is padded or cropped is another axis of the same kind, also where both keep its size."""
+    axes, sizes, amounts = list(walk.of(node.args[0])), shape(node), list(node.args[1])
+    for pair in range(len(amounts) // 2):
+        if amounts[2 * pair : 2 * pair + 2] != [0, 0]:
+            dim = len(axes) - 1 - pair
+            axes[dim] = _renewed(axes[dim], sizes[dim], "padding")
+    return tuple(axes)
 
 
 def _renewed(axis: Axis, size: Size, origin: str) -> Axis:

@@ -150,7 +150,7 @@ def _read_json(path: Path) -> tuple[Path, Any]:
             raise PlanError(
                 "there is no plan",
                 where=str(file),
-                do="name the folder that Plan.save, `jetvit calibrate` or `jetvit search` wrote",
+                do="name the folder that Plan.save or `jetvit calibrate` wrote",
             )
         if not file.is_file():
             raise _broken(str(file), "it is no regular file")

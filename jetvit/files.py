@@ -102,7 +102,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why=_first_line(error),
-            do="copy it again if it was cut off, or write it with torch.export.save or `jetvit export --target pt2`",
+            do="copy it again if it was cut off, or write it with torch.export.save or `jetvit optimize`",
         ) from error
     reason = _runs_code(path, reader, names)
     if reason:

@@ -54,12 +54,13 @@ def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str
     return node
 
 
-def relax_views(node: Node) -> None:
-    """Let the views of a tensor take any strides, now that another operator makes it: `view` becomes `reshape`.
+def relax_views(node: Node) -> int:
+    """Let the views of a tensor take any strides: `view` becomes `reshape`. Returns how many did.
 
     Where a `view` may stand is a matter of the strides that were seen at capture, and torch.export leaves out the
     `contiguous` that does nothing for them. The two differ in nothing else, as nobody writes to a site's tensors.
     """
+    relaxed = 0
     reached, stack = {node}, [node]
     while stack:
         for user in stack.pop().users:
@@ -68,6 +69,8 @@ def relax_views(node: Node) -> None:
                 stack.append(user)
                 if user.target is aten.view.default:
                     user.target = aten.reshape.default
+                    relaxed += 1
+    return relaxed
 
 
 def _letters(layout: Layout) -> list[str]:

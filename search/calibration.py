@@ -187,6 +187,9 @@ class _Trial:
         self.selection, self.held_out = pairs[0::2], pairs[1::2]
         self.references = [self._reference(batch, index, len(pairs)) for index, batch in enumerate(pairs)]
         self.places = place_axes(self.references[0], self.runner.channel_axes())
+        for held_out in (False, True):
+            if self._references(held_out):
+                self._collector(held_out)  # refuses references that nothing can be compared with, before the long work
 
     def images(self, held_out: bool) -> int:
         """How many images choose, or are held out."""

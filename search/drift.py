@@ -35,6 +35,8 @@ class Drift:
     Args:
         references: the outputs of the original model, one [B, …] tensor a batch.
         places: the axes of tokens or pixels; none for a [B, features] output.
+    Raises:
+        InputError: the references do not vary.
     """
 
     references: Sequence[Tensor]
@@ -43,6 +45,12 @@ class Drift:
 
     def __post_init__(self) -> None:
         self._variations = self._variation()
+        if not sum(self._variations) > 0:
+            raise InputError(
+                "the model's output does not vary, so there is nothing to compare a drift with",
+                why="every image gives the same output" if self.places else "a pooled output needs more than one image",
+                do="give two or more different images for each half, or name another output",
+            )
 
     def add(self, index: int, output: Tensor) -> None:
         """Count the outputs of one batch against reference `index`."""

@@ -159,6 +159,20 @@ def test_no_images_and_images_of_two_sizes():
         jetvit.calibrate(model, [batches[0], larger])
 
 
+def test_a_pooled_output_of_one_image_is_refused_before_the_work():
+    model, batches = images("sdpa")
+    steps: list[str] = []
+    with pytest.raises(InputError, match="does not vary"):
+        jetvit.calibrate(
+            model,
+            batches[:2],
+            output=lambda out: out.mean(1),
+            choices=WINDOWS,
+            progress=lambda what, *_: steps.append(what),
+        )
+    assert set(steps) == {"running the original model"}
+
+
 def test_a_model_without_a_site_says_why():
     model, batches = images("hf_beit_sdpa")
     with pytest.raises(JetvitError, match="no full attention") as caught:

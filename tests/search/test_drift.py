@@ -42,6 +42,12 @@ def test_a_pooled_output_varies_over_the_set():
     assert drift([r + 1 for r in references], references).total == pytest.approx(4 / 20)
 
 
+def test_an_output_that_does_not_vary_is_refused():
+    with pytest.raises(InputError, match="does not vary") as caught:
+        Drift([torch.ones(1, 4)], ())
+    assert "more than one image" in str(caught.value)
+
+
 def test_an_output_that_is_not_finite_drifts_infinitely():
     reference = torch.randn(2, 5, 3)
     assert drift([torch.full_like(reference, math.nan)], [reference]).total == math.inf

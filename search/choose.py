@@ -100,9 +100,8 @@ def choose(
     for selection in faster[:exchanges]:
         if latency_of(sites, selection) < best.latency_ms and measure(selection).drift <= max_drift:
             best = measure(selection)
-    return min(
-        (each for each in measured.values() if each.drift <= max_drift), key=lambda each: each.latency_ms
-    ), list(measured.values())
+    allowed = [each for each in measured.values() if each.drift <= max_drift]
+    return min(allowed, key=lambda each: each.latency_ms), list(measured.values())
 
 
 def _least_drift(

@@ -307,15 +307,15 @@ def test_check_names_the_worst_image(run: Run, plan: Path, pictures: Path):
 def test_the_normalisation_is_said_or_given(run: Run, plan: Path, pictures: Path, tmp_path: Path):
     program = tmp_path / "m.pt2"
     assert run("optimize", *TINY, *SIZE, "-o", program).status == 0
-    argv = ("check", program, "--images", pictures, "--plan", plan, "--limit", "1")
+    argv = ("check", program, "--images", pictures, "--plan", plan, "--limit", "2")
     assert "ImageNet's values are taken; see --mean, --std" in run(*argv).err
     assert run(*argv, "--mean", ".5,.5,.5", "--std", ".5,.5,.5").err == ""
 
 
 def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
-    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "p", "--limit", "2", "--budget", "1")
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "p", "--limit", "4", "--budget", "1")
     report = json.loads(run(*argv, "--json").out)
-    assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (1, 1)
+    assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ Drift of the model's output, all changes together: 0.31 on 16 images of the sele
   0.35 was asked for.
 note: This plan is training-free. Windows in the place of full attention give a modest gain that way. Linear attention
   is hopeless without training: it puts another function of the same weights in the place of the softmax. A trained
-  post-training search brings the rest: in the JetViT paper two full-attention blocks suffice, at 1.79× the throughput."""
+  post-training search brings the rest: in the JetViT paper two full-attention blocks suffice, at 1.79× the throughput."""  # noqa: E501
 
 
 def test_the_text_of_a_found_and_a_refused_site():

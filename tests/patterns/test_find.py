@@ -198,7 +198,8 @@ def test_open_sizes(case: Case, road: str) -> None:
         image = case.dynamic == "image" and not fixes_size
         for site in captured.sites:
             assert all(is_static(side) != image for side in site.grid)
-            assert not is_static(site.q.node.meta["val"].shape[0])
+            (batch,) = (dim for dim, role in enumerate(site.q.layout.roles) if "b" in role)
+            assert not is_static(site.q.node.meta["val"].shape[batch])
         size = case.oblong if image and case.oblong else case.size
         attentions = captured.run(*case.inputs(batch=3, size=size))
     count = len(captured.graphs)

@@ -1,0 +1,395 @@
+"""What a plan asks for is done at every site that it names, with the weights that it brings, or refused before the first."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetvit
+from jetvit.cost_model import Choice, Plan, base_record, sample_base
+from jetvit.kernels import linear_attention
+from jetvit.passes.apply_plan import ApplyPlan
+from jetvit.passes.capture import export_model
+from jetvit.passes.graph import ExportedGraph
+from jetvit.patterns import PlanError
+from tests.passes.models import (
+    ALTERNATING,
+    FULL,
+    LINEAR,
+    ROADS,
+    WINDOW,
+    assert_close,
+    by_road,
+    compiled,
+    count,
+    error,
+    exported,
+    plan_of,
+    planned,
+    rewrite,
+)
+from tests.zoo import CASES
+from tests.zoo.case import images, randomize
+from tests.zoo.handwritten import DIM, SIZE, Attention, Block, TinyViT, sdpa
+
+IMAGE = images(2, 3, *SIZE)
+HIDDEN, TAPS = 8, 9
+CONV = Choice("linear", conv_size=3)
+GENERATED, STATIC = "blocks.0.attn", "blocks.1.attn"
+CHANGED = "blocks.0.attn.qkv.weight"
+
+
+def vit(**options: Any) -> TinyViT:
+    return randomize(TinyViT(partial(Attention, sdpa), **options))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
+
+
+def new_weights() -> dict[str, Tensor]:
+    """A generator at the first site, a static kernel at the second, and a changed weight of the model."""
+    return {
+        f"{GENERATED}.linear_attention.w1": random(HIDDEN, DIM, seed=1),
+        f"{GENERATED}.linear_attention.b1": random(HIDDEN, seed=2),
+        f"{GENERATED}.linear_attention.w2": random(DIM * TAPS, HIDDEN, seed=3),
+        f"{GENERATED}.linear_attention.b2": random(DIM * TAPS, seed=4),
+        f"{STATIC}.linear_attention.b2": random(DIM * TAPS, seed=5),
+        CHANGED: random(3 * DIM, DIM, seed=6),
+    }
+
+
+def trained(model: nn.Module, weights: dict[str, Tensor] | None = None, **fields: Any) -> Plan:
+    """A plan with weights, tied to the model's own by samples of them."""
+    weights = new_weights() if weights is None else weights
+    sites = jetvit.find_attention(model, IMAGE)
+    samples = sample_base(dict(model.named_parameters()))
+    return plan_of(sites, [CONV], weights=weights, base_samples=samples, **fields)
+
+
+def by_hand(model: TinyViT, weights: dict[str, Tensor]) -> TinyViT:
+    """The eager model with these weights and with linear attention written into its modules."""
+    model = copy.deepcopy(model)
+    model.load_state_dict({**model.state_dict(), CHANGED: weights[CHANGED]})
+
+    def attend(site: str, *heads_first: Tensor) -> Tensor:
+        q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in heads_first)
+        absent = q.new_empty(0)
+        parts = [weights.get(f"{site}.linear_attention.{part}", absent) for part in ("w1", "b1", "w2", "b2")]
+        return linear_attention(q, k, v, absent, absent, *parts, 4, 6, 1, 3, 1e-6, "relu").transpose(1, 2)
+
+    for index, block in enumerate(model.blocks):
+        block.attn.attend = partial(attend, f"blocks.{index}.attn")
+    return model
+
+
+# --- with weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_generators_kernels_and_changed_weights(road: str) -> None:
+    model = vit()
+    before = copy.deepcopy(model.state_dict())
+    expected = by_hand(model, new_weights())(IMAGE)
+    plan = trained(model)
+    assert_close(by_road(road, model, ((IMAGE,), {}), plan)(IMAGE), expected)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    for name in (CHANGED, f"{GENERATED}.linear_attention.w2", f"{STATIC}.linear_attention.b2"):  # each has a part in it
+        other = by_hand(model, {**new_weights(), name: new_weights()[name] * 2})(IMAGE)
+        assert error(other, expected) > 1e-3
+
+
+def test_new_weights_have_their_names() -> None:
+    model = vit()
+    state = jetvit.optimize(model, IMAGE, plan=trained(model)).state_dict()
+    for name, tensor in new_weights().items():
+        torch.testing.assert_close(state[name].detach(), tensor, rtol=0, atol=0)
+
+
+def test_merged_projections_have_the_plans_weights() -> None:
+    """A plan asks for `q.weight` before it is merged away."""
+    model = CASES["separate"].build()
+    name = "blocks.1.attn.k.weight"
+    plan = plan_of(jetvit.find_attention(model, IMAGE), [WINDOW], weights={name: random(DIM, DIM)})
+    graph, fired = rewrite(export_model(model, (IMAGE,)), plan)
+    assert fired["merge-projections"] == 2
+    assert fired["apply-plan"] == 3
+    changed = copy.deepcopy(model)
+    changed.load_state_dict({**model.state_dict(), name: random(DIM, DIM)})
+    assert_close(graph.program().module()(IMAGE), planned(changed, ((IMAGE,), {}), plan))
+
+
+def test_weights_take_the_dtype_of_the_model() -> None:
+    model = vit()
+    plan = trained(model)
+    double = copy.deepcopy(model).double()
+    weights = {name: tensor.double() for name, tensor in new_weights().items()}
+    optimized = jetvit.optimize(double, IMAGE.double(), plan=plan)
+    assert {tensor.dtype for tensor in optimized.state_dict().values()} == {torch.float64}
+    assert_close(optimized(IMAGE.double()), by_hand(double, weights)(IMAGE.double()), 1e-10)
+
+
+def test_an_all_full_plan_with_weights_changes_the_model() -> None:
+    """Also where nothing else is left to do: the program is not handed back as it was."""
+    model = vit()
+    program = jetvit.optimize(export_model(model, (IMAGE,)))
+    plan = plan_of(jetvit.find_attention(program), [FULL], weights={CHANGED: new_weights()[CHANGED]})
+    changed = copy.deepcopy(model)
+    changed.load_state_dict({**model.state_dict(), CHANGED: new_weights()[CHANGED]})
+    optimized = jetvit.optimize(program, plan=plan)
+    assert optimized is not program
+    assert_close(optimized.module()(IMAGE), changed(IMAGE))
+    assert_close(program.module()(IMAGE), model(IMAGE))
+
+
+def test_a_block_that_runs_twice_has_two_generators() -> None:
+    model = CASES["shared_block"].build()
+    sites = jetvit.find_attention(model, IMAGE)
+    assert [site.name for site in sites] == ["blocks.0.attn", "blocks.0.attn#1"]
+    weights = {f"{site.name}.linear_attention.b2": random(DIM * TAPS, seed=i) for i, site in enumerate(sites)}
+    plan = plan_of(sites, [CONV], weights=weights)
+    expected = planned(model, ((IMAGE,), {}), plan)
+    optimized = jetvit.optimize(model, IMAGE, plan=plan)
+    assert set(weights) <= set(optimized.state_dict())
+    assert_close(optimized(IMAGE), expected)
+    assert_close(compiled(model, plan=plan)(IMAGE), expected)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in new_weights().items() if key != name}
+
+
+def misshapen(name: str, *shape: int) -> dict[str, Tensor]:
+    return {**new_weights(), name: torch.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (without(f"{GENERATED}.linear_attention.w1"), "no weights for the convolution of blocks.0.attn"),
+        (without(f"{GENERATED}.linear_attention.b2"), "no weights for the convolution of blocks.0.attn"),
+        (without(f"{STATIC}.linear_attention.b2"), "no weights for the convolution of blocks.1.attn"),
+        (
+            misshapen(f"{STATIC}.linear_attention.b2", DIM * 25),
+            "b2 is \\[800\\], and linear relu conv3 needs \\[288\\]",
+        ),
+        (misshapen(f"{GENERATED}.linear_attention.w1", HIDDEN, 16), "w1 is \\[8, 16\\], .* needs \\[8, 32\\]"),
+        (misshapen(f"{GENERATED}.linear_attention.b1", 5), "wrong shape at blocks.0.attn"),
+        (misshapen(f"{GENERATED}.linear_attention.b1"), "wrong shape at blocks.0.attn"),
+        (misshapen(CHANGED, DIM, DIM), "changes blocks.0.attn.qkv.weight, which does not fit"),
+        (
+            {**new_weights(), "blocks.7.norm.weight": torch.ones(4)},
+            "blocks.7.norm.weight, which does not fit the model",
+        ),
+    ],
+)
+def test_missing_and_misshapen_weights(weights: dict[str, Tensor], message: str) -> None:
+    model = vit()
+    graph = ExportedGraph(export_model(model, (IMAGE,)))
+    with pytest.raises(PlanError, match=message):
+        ApplyPlan(trained(model, weights))(graph)
+    rewritten = count(graph.module, torch.ops.jetvit.linear_attention.default)
+    assert rewritten == 0, "it was refused half way"
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_another_checkpoint_is_refused(road: str) -> None:
+    plan, other = trained(vit()), randomize(vit(), seed=1)
+    with pytest.raises(Exception, match="a base weight is not the one that the plan was made on"):
+        by_road(road, other, ((IMAGE,), {}), plan)(IMAGE)
+
+
+def test_other_weights_on_a_rewritten_program_are_another_plan() -> None:
+    model = vit()
+    optimized = jetvit.optimize(export_model(model, (IMAGE,)), plan=trained(model))
+    assert jetvit.optimize(optimized, plan=trained(model)) is optimized
+    name = f"{STATIC}.linear_attention.b2"
+    with pytest.raises(PlanError, match=f"{name} has other values in the graph than in the plan"):
+        jetvit.optimize(optimized, plan=trained(model, {**new_weights(), name: new_weights()[name] + 1}))
+
+
+def test_another_model_is_refused() -> None:
+    _, _, program = exported("sdpa")
+    plan = plan_of(jetvit.find_attention(program))
+    with pytest.raises(PlanError, match=r"for another model(.|\n)*num_heads"):
+        jetvit.optimize(exported("headless")[2], plan=plan)
+    with pytest.raises(PlanError, match="for another model"):
+        jetvit.optimize(exported("hf_vit_sdpa")[2], plan=plan)
+    with pytest.raises(PlanError, match="for another model"):
+        jetvit.optimize(exported("causal")[2], plan=plan)
+
+
+# --- a part of the model ----------------------------------------------------------------------------------------------
+
+
+class BreakBetween(TinyViT):
+    """Dynamo sees the first block with the image, the second one without."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.blocks[0](self.tokens(image))
+        torch._dynamo.graph_break()
+        return self.norm(self.blocks[1](x))
+
+
+class BreakInside(Attention):
+    """Dynamo sees the projections in one graph and the product in another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        torch._dynamo.graph_break()
+        return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class BreakBefore(TinyViT):
+    """Dynamo sees a graph without parameters, then the whole model."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image * 2 - image
+        torch._dynamo.graph_break()
+        return super().forward(image)
+
+
+def test_a_break_between_blocks_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """What can be applied is applied, and the rest is named."""
+    model = randomize(BreakBetween(partial(Attention, sdpa)))
+    whole = vit()
+    sites = jetvit.find_attention(whole, IMAGE)
+    with caplog.at_level(logging.WARNING, "jetvit"):
+        result = compiled(model, plan=plan_of(sites))(IMAGE)
+    warned = [record.getMessage() for record in caplog.records if "are not in this graph" in record.getMessage()]
+    assert warned == [
+        "1 sites of the plan are not in this graph, first blocks.1.attn",
+        "2 sites of the plan are not in this graph, first blocks.0.attn",
+    ]
+    assert_close(result, planned(whole, ((IMAGE,), {}), plan_of(sites[:1])))
+
+
+def test_a_break_inside_of_attention_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    model, whole = randomize(TinyViT(partial(BreakInside, sdpa))), vit()
+    plan = plan_of(jetvit.find_attention(whole, IMAGE))
+    with caplog.at_level(logging.WARNING, "jetvit"):
+        result = compiled(model, plan=plan)(IMAGE)
+    assert any("are not in this graph" in record.getMessage() for record in caplog.records)
+    assert_close(result, whole(IMAGE))
+
+
+def test_the_record_of_base_weights_is_for_the_part_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    model, whole = randomize(BreakBetween(partial(Attention, sdpa))), vit()
+    plan = plan_of(jetvit.find_attention(whole, IMAGE), base=base_record(dict(whole.named_parameters())))
+    with caplog.at_level(logging.WARNING, "jetvit"):
+        compiled(model, plan=plan)(IMAGE)
+    assert not any("made on other weights" in record.getMessage() for record in caplog.records)
+    with torch.no_grad():
+        model.patch_embed.proj.weight.mul_(3)
+        model.blocks[0].norm1.weight.mul_(3)
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    with caplog.at_level(logging.WARNING, "jetvit"):
+        torch._dynamo.reset()
+        compiled(model, plan=plan)(IMAGE)
+    assert any("made on other weights" in record.getMessage() for record in caplog.records)
+
+
+def test_trained_weights_need_the_whole_model() -> None:
+    """Weights that were trained for linear attention are no use beside full attention."""
+    whole = vit()
+    model = randomize(BreakBetween(partial(Attention, sdpa)))
+    with pytest.raises(Exception, match="needs the whole model in one graph(.|\n)*fullgraph=True"):
+        compiled(model, plan=trained(whole))(IMAGE)
+
+
+def test_trained_weights_beside_another_graph() -> None:
+    model = randomize(BreakBefore(partial(Attention, sdpa)))
+    assert_close(compiled(model, plan=trained(vit()))(IMAGE), by_hand(vit(), new_weights())(IMAGE), 1e-4)
+
+
+def test_regional_compilation_is_refused_with_advice() -> None:
+    model = vit()
+    plan = plan_of(jetvit.find_attention(model, IMAGE))
+    for block in model.blocks:
+        block.compile(backend="jetvit", options={"inner": "eager", "plan": plan})
+    with pytest.raises(Exception, match="one block of the model(.|\n)*compile the whole model"):
+        model(IMAGE)
+
+
+def test_regional_compilation_without_a_plan_is_exact() -> None:
+    model = vit()
+    expected = model(IMAGE)
+    for block in model.blocks:
+        block.compile(backend="jetvit", options={"inner": "eager"})
+    assert_close(model(IMAGE), expected)
+
+
+def test_a_prefix_is_added_and_taken_away() -> None:
+    """A plan made on a backbone fits the model around it, and the other way round."""
+    backbone = vit()
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.backbone(image)
+
+    wrapper = Wrapper().eval()
+    inner, outer = trained(backbone), jetvit.find_attention(wrapper, IMAGE)
+    expected = by_hand(backbone, new_weights())(IMAGE)
+    for road in ROADS:
+        assert_close(by_road(road, wrapper, ((IMAGE,), {}), inner)(IMAGE), expected)
+    plan = plan_of(outer, ALTERNATING)
+    small = plan_of(jetvit.find_attention(backbone, IMAGE), ALTERNATING)
+    assert_close(jetvit.optimize(backbone, IMAGE, plan=plan)(IMAGE), planned(backbone, ((IMAGE,), {}), small))
+
+
+def test_far_from_the_plans_size_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, program = exported("sdpa")
+    sites = jetvit.find_attention(program)
+    for grid, warned in (([4, 6], False), ([8, 6], False), ([16, 16], True), ([2, 3], True)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "jetvit"):
+            ApplyPlan(plan_of(sites, provenance={"grid": grid}))(ExportedGraph(program))
+        assert any("measure again" in record.getMessage() for record in caplog.records) == warned
+
+
+def test_notes_are_in_the_record() -> None:
+    _, _, program = exported("sdpa")
+    sites = jetvit.find_attention(program)
+    result = ApplyPlan(plan_of(sites, [LINEAR], provenance={"grid": [50, 50]}))(ExportedGraph(program))
+    assert result.fired == 2
+    assert result.notes == ("the plan was made for 50×50 tokens, and there are 4×6: measure again",)
+
+
+def test_the_softmax_scale_goes_into_windows_alone() -> None:
+    """Linear attention normalises by itself: a scale on q changes nothing in it but eps."""
+    _, inputs, program = exported("sdpa_scaled")
+    plan = plan_of(jetvit.find_attention(program), [WINDOW, LINEAR])
+    graph, _ = rewrite(program, plan)
+    window, linear = (node for node in graph.module.graph.nodes if str(node.target).startswith("jetvit."))
+    assert window.args[10] == 0.4
+    assert linear.args[9:] == (4, 6, 1, 0, 1e-6, "relu")
+    assert_close(graph.program().module()(*inputs[0]), planned(program, inputs, plan))
+
+
+def test_a_block_with_a_break_is_one_block() -> None:
+    """A break inside of the blocks makes Dynamo compile them one by one: refused, because the plan would do nothing."""
+
+    class Broken(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attn(self.norm1(x))
+            torch._dynamo.graph_break()
+            return x + self.mlp(self.norm2(x))
+
+    model, plan = vit(block=Broken), plan_of(jetvit.find_attention(vit(), IMAGE))
+    with pytest.raises(Exception, match="one block of the model"):
+        compiled(model, plan=plan)(IMAGE)
+    assert_close(compiled(model)(IMAGE), model(IMAGE))

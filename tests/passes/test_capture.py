@@ -1,0 +1,105 @@
+"""Both ways in lead to one dialect, with shapes, names and regions, and say why where they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jetvit.passes.capture import ambient_autocast, capture, capture_dynamo, export_model
+from jetvit.passes.graph import DynamoGraph
+from jetvit.patterns import CaptureError
+from tests.passes.models import assert_close, aten, compiled, count, exported
+from tests.zoo import CASES
+from tests.zoo.case import images
+from tests.zoo.handwritten import SIZE
+
+IMAGE = images(2, 3, *SIZE)
+
+
+def by_dynamo(function: Any, *inputs: Tensor, **options: Any) -> list[DynamoGraph]:
+    graphs = []
+
+    def backend(gm: torch.fx.GraphModule, examples: list[Any]) -> torch.fx.GraphModule:
+        graphs.append(capture_dynamo(gm, examples, **options))
+        return graphs[-1].module
+
+    torch.compile(function, backend=backend)(*inputs)
+    return graphs
+
+
+def test_a_program_is_taken_as_it_is() -> None:
+    _, _, program = exported("sdpa")
+    assert export_model(program) is program
+
+
+def test_what_cannot_be_captured_says_why() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(CaptureError, match=r"Branches could not be captured(.|\n)*why: .+(.|\n)*splits a model"):
+        capture(Branches(), (torch.ones(3),))
+    with pytest.raises(CaptureError, match="a dict cannot be captured"):
+        capture({}, (torch.ones(3),))
+    with pytest.raises(CaptureError, match="could not be captured"):
+        capture(CASES["sdpa"].build(), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("name", ["sdpa", "scale_on_product", "softmax_outside_autocast", "hf_dinov3_eager"])
+def test_the_two_roads_give_the_same_operators(name: str) -> None:
+    model, (args, _), program = exported(name)
+    (graph,) = by_dynamo(model, *args)
+    assert graph.ambient_autocast == {}
+    for target in (
+        aten.linear.default,
+        aten.scaled_dot_product_attention.default,
+        aten.softmax.int,
+        aten.matmul.default,
+    ):
+        assert count(graph.module, target) == count(program.graph_module, target)
+    calls = [node for node in graph.module.graph.nodes if node.target is aten.linear.default]
+    assert all(node.meta["val"].shape for node in calls)
+    assert all(node.meta["nn_module_stack"] and node.meta["stack_trace"] for node in calls)
+
+
+def test_parameters_have_their_names_on_the_dynamo_road() -> None:
+    model, (args, _), _ = exported("rope_half")
+    (graph,) = by_dynamo(model, *args)
+    assert set(graph.values()) == {*dict(model.named_parameters()), *dict(model.named_buffers())}
+    assert all(graph.values()[name] is value for name, value in model.named_parameters())
+
+
+def test_an_image_is_no_parameter() -> None:
+    """A free tensor and an attribute that is no buffer belong to the caller."""
+    model = CASES["sdpa"].build()
+    table = torch.ones(1)
+    (graph,) = by_dynamo(lambda image: model(image * table), IMAGE, freeze=True)
+    free = [node for node in graph.module.graph.nodes if node.op == "placeholder" and node not in graph.tensor_names]
+    assert sorted(node.meta["val"].numel() for node in free) == [1, IMAGE.numel()]
+
+
+def test_symbols_stay_symbols() -> None:
+    image = IMAGE.clone()
+    for dim in (0, 2, 3):
+        torch._dynamo.mark_dynamic(image, dim)
+    (graph,) = by_dynamo(CASES["sdpa"].build(), image)
+    value = next(
+        node.meta["val"] for node in graph.module.graph.nodes if getattr(node.meta.get("val"), "ndim", 0) == 4
+        and node.op == "placeholder" and node not in graph.tensor_names
+    )  # fmt: skip
+    assert [isinstance(size, torch.SymInt) for size in value.shape] == [True, False, True, True]
+
+
+def test_an_open_region_around_the_call() -> None:
+    model = CASES["scale_on_product"].build()
+    assert ambient_autocast() == {}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ambient_autocast() == {"cpu": torch.bfloat16}
+        (graph,) = by_dynamo(model, IMAGE)
+        torch._dynamo.reset()
+        result, expected = compiled(model)(IMAGE), model(IMAGE)
+    assert graph.ambient_autocast == {"cpu": torch.bfloat16}
+    assert_close(result, expected, 2e-2)

@@ -24,10 +24,10 @@ demo: $(STAMP)  ## the whole way on a CPU in about two minutes: find, choose, re
 	$(BIN)/jetvit demo
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the wide sweeps
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu"
 
 # The rooms are folders beside ./jetvit; mypy sees the package as an installed wheel would hold it.
 lint: $(STAMP)  ## ruff and mypy

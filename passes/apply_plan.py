@@ -158,7 +158,7 @@ def _like(tensor: torch.Tensor, node: Node) -> torch.Tensor:
     """A plan's tensor in the dtype and on the device of the tensors around it."""
     value = node.meta["val"]
     moved = tensor.detach().to(device=value.device, dtype=value.dtype)
-    return torch.nn.Parameter(moved, requires_grad=moved.is_floating_point())
+    return torch.nn.Parameter(moved, requires_grad=moved.is_floating_point() and not moved.is_inference())
 
 
 def _check_part(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,21 +20,6 @@ QUICK = re.compile(r"hf_.*_sdpa|timm_.*_fused|sdpa|reshape_patches|unfold_patche
 OPEN = [
     pytest.param(case, id=case.name, marks=() if QUICK.fullmatch(case.name) else pytest.mark.slow) for case in found()
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """One thread, since the models are too small to share out; and no garbage collection of what libraries import."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name in ("hf_vit_sdpa", "timm_vit_fused"):
-        with contextlib.suppress(pytest.skip.Exception):
-            CASES[name].build()
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
 
 
 def run(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a plan asks for is done at every site that it names, with the weights that it brings, or refused before the first."""
+"""A plan is done at every site that it names, with the weights that it brings, or refused before the first."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_trained_weights_need_the_whole_model() -> None:
     """Weights that were trained for linear attention are no use beside full attention."""
     whole = vit()
     model = randomize(BreakBetween(partial(Attention, sdpa)))
-    with pytest.raises(Exception, match="needs the whole model in one graph(.|\n)*fullgraph=True"):
+    with pytest.raises(Exception, match=r"needs the whole model in one graph(.|\n)*fullgraph=True"):
         compiled(model, plan=trained(whole))(IMAGE)
 
 
@@ -317,7 +317,7 @@ def test_regional_compilation_is_refused_with_advice() -> None:
     plan = plan_of(jetvit.find_attention(model, IMAGE))
     for block in model.blocks:
         block.compile(backend="jetvit", options={"inner": "eager", "plan": plan})
-    with pytest.raises(Exception, match="one block of the model(.|\n)*compile the whole model"):
+    with pytest.raises(Exception, match=r"one block of the model(.|\n)*compile the whole model"):
         model(IMAGE)
 
 

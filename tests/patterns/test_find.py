@@ -43,8 +43,6 @@ _QUICK_OPEN = {
     "export": r"hf_(vit|dinov3)_sdpa|timm_vit_fused|sdpa|(reshape|unfold)_patches|rope_half|seq_first_bmm|extra_both",
     "dynamo": r"hf_dinov3_sdpa|sdpa|unfold_patches|seq_first_bmm",
 }
-# Where q and k are scaled by numbers before a product without a scale, these are the site's.
-_SCALES = {"qk_norm": 0.25}
 
 
 def parameters(cases: list[Case], open_sizes: bool = False) -> list[Any]:
@@ -90,7 +88,7 @@ def assert_found(captured: Captured, case: Case, size: tuple[int, int]) -> None:
     assert tuple(site.name for site in captured.sites) == case.names
     for site in captured.sites:
         assert (site.num_heads, site.head_dim) == (case.num_heads, case.head_dim)
-        assert site.scale == pytest.approx(_SCALES.get(case.name, case.softmax_scale), rel=1e-6)
+        assert site.scale == pytest.approx(case.softmax_scale, rel=1e-6)
         assert (site.extra_before, site.extra_after) == (case.extra_before, case.extra_after)
         assert (site.rope and site.rope.style) == case.rope
         assert tuple(map(int, site.grid)) == case.grid(size)

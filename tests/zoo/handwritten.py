@@ -362,7 +362,7 @@ class SeqFirstBmm(nn.Module):
 
 
 class QKNormAttention(Attention):
-    """Normalised q and k and no scale."""
+    """Normalised q and k, scaled by a half each, and no scale on the product."""
 
     def __init__(self) -> None:
         super().__init__(no_scale)
@@ -548,7 +548,7 @@ CASES = (
     case("head_major", lambda: TinyViT(partial(HeadMajorAttention, sdpa))),
     case("separate", lambda: TinyViT(SeparateAttention)),
     case("separate_unfused", lambda: TinyViT(partial(SeparateAttention, scale_on_product))),
-    case("qk_norm", lambda: TinyViT(QKNormAttention), scale=1.0),
+    case("qk_norm", lambda: TinyViT(QKNormAttention), scale=0.25),
     case("single_head", lambda: TinyViT(partial(Attention, sdpa, num_heads=1)), num_heads=1, head_dim=DIM),
     case("headless", lambda: TinyViT(HeadlessAttention), num_heads=1, head_dim=DIM),
     case("functional_mha", lambda: TinyViT(FunctionalMHA)),

@@ -1,0 +1,395 @@
+"""`torch.compile(model, backend="jetvit")`: options, instances, edits of weights, and the inner backend."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+import jetvit
+from jetvit.backend import BackendOptions
+from jetvit.backend import jetvit as backend
+from jetvit.cost_model import sample_base
+from jetvit.patterns import InputError, PlanError
+from tests.passes.models import WINDOW, assert_close, compiled, count, error, exported, plan_of, planned
+from tests.zoo import CASES
+from tests.zoo.case import images, randomize
+from tests.zoo.handwritten import SCALE, SIZE, Attention, Block, SeparateAttention, TinyViT, scale_on_product, sdpa
+
+IMAGE = images(2, 3, *SIZE)
+CHANGED = "blocks.0.attn.qkv.weight"
+
+
+@pytest.fixture(autouse=True)
+def _inference(frozen_imports: None) -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def vit() -> TinyViT:
+    return randomize(TinyViT(partial(Attention, scale_on_product)))
+
+
+def other_than(model: nn.Module) -> nn.Module:
+    """An instance of the same class with other weights."""
+    other = copy.deepcopy(model)
+    return randomize(other, seed=1)
+
+
+def trained(model: nn.Module) -> jetvit.Plan:
+    """A plan with a changed weight."""
+    weights = {CHANGED: model.state_dict()[CHANGED] * 1.5}
+    samples = sample_base(dict(model.named_parameters()))
+    return plan_of(jetvit.find_attention(model, IMAGE), weights=weights, base_samples=samples)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plann": 1}, "no option 'plann'\n.*did you mean 'plan'"),
+        ({"freze": True}, "no option 'freze'\n.*did you mean 'freeze'"),
+        ({"max_autotune": True}, "no option 'max_autotune'\n.*its options are plan, inner, inner_options, freeze"),
+        ({"inner": "inducto"}, "no inner backend 'inducto'\n.*did you mean 'inductor'"),
+        ({"inner": "zzz"}, "no inner backend 'zzz'\n.*the backends are .*eager"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(options: dict[str, Any], message: str) -> None:
+    """Also through Dynamo, which wraps the error of a backend in its own."""
+    with pytest.raises(BackendCompilerFailed, match=f"InputError: .*{message}") as refusal:
+        torch.compile(vit(), backend="jetvit", options=options)(IMAGE)
+    assert isinstance(refusal.value.inner_exception, InputError)
+
+
+def test_options_are_fields() -> None:
+    assert BackendOptions.parse(None) == BackendOptions()
+    assert BackendOptions.parse({"freeze": True}).freeze
+    assert BackendOptions().inner == "inductor"
+
+
+def test_a_mode_is_for_inductor() -> None:
+    gm = torch.fx.symbolic_trace(nn.Identity())
+    with pytest.raises(InputError, match="mode='max-autotune' is for Inductor, and the inner backend is 'eager'"):
+        backend(gm, [IMAGE], options={"inner": "eager"}, mode="max-autotune")
+
+
+def test_an_inner_backend_of_ones_own() -> None:
+    seen = []
+
+    def inner(gm: torch.fx.GraphModule, inputs: list[Tensor], options: Any = None) -> Callable[..., Any]:
+        seen.append((count(gm, torch.ops.jetvit.window_attention.default), len(inputs), options))
+        return gm
+
+    model = vit()
+    plan = plan_of(jetvit.find_attention(model, IMAGE), [WINDOW])
+    result = compiled(model, inner, plan=plan)(IMAGE)
+    assert_close(result, planned(model, ((IMAGE,), {}), plan))
+    inputs = 1 + len(list(model.parameters()))
+    assert seen == [(2, inputs, None)]
+    torch._dynamo.reset()
+    compiled(model, inner, inner_options={"a": 1})(IMAGE)
+    assert seen[1:] == [(0, inputs, {"a": 1})]
+
+
+def test_a_plan_folder_as_an_option(tmp_path: Path) -> None:
+    model = vit()
+    plan = plan_of(jetvit.find_attention(model, IMAGE))
+    plan.save(tmp_path / "plan")
+    assert_close(compiled(model, plan=str(tmp_path / "plan"))(IMAGE), planned(model, ((IMAGE,), {}), plan))
+    torch._dynamo.reset()
+    with pytest.raises(BackendCompilerFailed, match=r"PlanError: .*(.|\n)*nowhere"):
+        compiled(model, plan=str(tmp_path / "nowhere"))(IMAGE)
+
+
+def test_another_models_plan() -> None:
+    plan = plan_of(jetvit.find_attention(exported("headless")[2]))
+    with pytest.raises(BackendCompilerFailed, match=r"PlanError: the plan is for another model(.|\n)*num_heads"):
+        compiled(vit(), plan=plan)(IMAGE)
+
+
+def test_it_is_found_in_a_fresh_process() -> None:
+    """Through its entry point: `import jetvit` is not needed."""
+    code = """
+import torch
+assert "jetvit" in torch.compiler.list_backends()
+linear = torch.nn.Linear(3, 3)
+function = torch.compile(linear, backend="jetvit", options={"inner": "eager"})
+x = torch.ones(2, 3)
+torch.testing.assert_close(function(x), linear(x))
+"""
+    folder = os.environ.get("TMPDIR", "/tmp")
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+# --- Inductor ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "with_plan"),
+    [
+        ("separate_unfused", True),
+        pytest.param("hf_dinov3_sdpa", True, marks=pytest.mark.slow),
+        pytest.param("hf_dinov3_eager", False, marks=pytest.mark.slow),
+        pytest.param("softmax_outside_autocast", True, marks=pytest.mark.slow),
+        pytest.param("timm_vit_unfused", True, marks=pytest.mark.slow),
+        pytest.param("dict_to_dataclass", False, marks=pytest.mark.slow),
+    ],
+)
+def test_inductor(name: str, with_plan: bool) -> None:
+    model, inputs, program = exported(name)
+    plan = plan_of(jetvit.find_attention(program)) if with_plan else None
+    expected = planned(program, inputs, plan) if plan is not None else model(*inputs[0], **inputs[1])
+    result = compiled(model, "inductor", plan=plan)(*inputs[0], **inputs[1])
+    assert_close(result, expected, 2e-2 if "autocast" in name else 1e-5)
+
+
+@pytest.mark.slow
+def test_inductor_with_open_sizes_weights_and_a_mode() -> None:
+    model = vit()
+    plan = trained(model)
+    changed = copy.deepcopy(model)
+    changed.load_state_dict({**model.state_dict(), **plan.weights})
+    image = IMAGE.clone()
+    for dim in (0, 2, 3):
+        torch._dynamo.mark_dynamic(image, dim)
+    function = compiled(model, "inductor", plan=plan, inner_options={"max_autotune": False})
+    function(image)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        other = images(3, 3, 48, 24)
+        assert_close(function(other), planned(changed, ((other,), {}), plan))
+    torch._dynamo.reset()
+    reduced = torch.compile(model, backend="jetvit", mode="max-autotune-no-cudagraphs")
+    assert_close(reduced(IMAGE), model(IMAGE))
+
+
+# --- whose weights they are -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
+def test_two_instances_share_a_graph_and_no_weights(with_plan: bool) -> None:
+    first = vit()
+    second = other_than(first)
+    plan = plan_of(jetvit.find_attention(first, IMAGE)) if with_plan else None
+    functions = [compiled(model, plan=plan) for model in (first, second)]
+    expected = [planned(model, ((IMAGE,), {}), plan) if plan is not None else model(IMAGE) for model in (first, second)]
+    assert error(*expected) > 0.1
+    for _ in range(2):
+        for function, wanted in zip(functions, expected, strict=True):
+            assert_close(function(IMAGE), wanted)
+
+
+@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
+def test_an_edit_after_compilation_is_seen(with_plan: bool) -> None:
+    model = vit()
+    plan = plan_of(jetvit.find_attention(model, IMAGE)) if with_plan else None
+    function = compiled(model, plan=plan)
+    before = function(IMAGE)
+    model.norm.bias.add_(1)
+    model.blocks[1].attn.qkv.weight.mul_(0.5)
+    model.pos_embed.mul_(2)
+    expected = planned(model, ((IMAGE,), {}), plan) if plan is not None else model(IMAGE)
+    assert_close(function(IMAGE), expected)
+    assert error(before, expected) > 0.1
+    model.load_state_dict(other_than(model).state_dict())
+    expected = planned(model, ((IMAGE,), {}), plan) if plan is not None else model(IMAGE)
+    assert_close(function(IMAGE), expected)
+
+
+def frozen(model: nn.Module) -> Callable[..., Any]:
+    return compiled(model, freeze=True)
+
+
+def with_weights(model: nn.Module) -> Callable[..., Any]:
+    return compiled(model, plan=trained(model))
+
+
+TIED = pytest.mark.parametrize("tie", [frozen, with_weights], ids=lambda tie: tie.__name__)
+
+
+@TIED
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.norm.bias.add_(1),
+        lambda m: m.blocks[1].attn.qkv.weight.mul_(0.5),
+        lambda m: m.load_state_dict(other_than(m).state_dict()),
+        lambda m: setattr(m.norm, "bias", nn.Parameter(m.norm.bias + 1)),
+    ],
+    ids=["bias", "weight", "load", "replace"],
+)
+def test_an_edit_of_tied_weights_is_refused(tie: Callable[..., Any], edit: Callable[[nn.Module], Any]) -> None:
+    model = vit()
+    function = tie(model)
+    expected = function(IMAGE)
+    assert_close(function(IMAGE), expected, 1e-7)
+    edit(model)
+    with pytest.raises(Exception, match=r"belongs? to other parameters|not the one that the plan was made on"):
+        function(IMAGE)
+
+
+@TIED
+def test_a_second_instance_of_tied_weights_is_refused(tie: Callable[..., Any]) -> None:
+    """The compiled code is found again by the class, so the parameters are compared at every call."""
+    first = vit()
+    function = tie(first)
+    expected = function(IMAGE)
+    second = other_than(first)
+    plan = {"plan": trained(first)} if tie is with_weights else {"freeze": True}
+    with pytest.raises(Exception, match=r"to other parameters|not the one that the plan was made on"):
+        compiled(second, **plan)(IMAGE)
+    assert_close(function(IMAGE), expected, 1e-7)
+
+
+def test_each_with_a_plan_of_its_own() -> None:
+    first = vit()
+    second = other_than(first)
+    plans = [trained(model) for model in (first, second)]
+    functions = [compiled(model, plan=plan) for model, plan in zip((first, second), plans, strict=True)]
+    for model, plan, function in zip((first, second), plans, functions, strict=True):
+        changed = copy.deepcopy(model)
+        changed.load_state_dict({**model.state_dict(), **plan.weights})
+        assert_close(function(IMAGE), planned(changed, ((IMAGE,), {}), plan))
+
+
+def test_after_a_reset_the_new_weights_are_taken() -> None:
+    model = vit()
+    function = frozen(model)
+    function(IMAGE)
+    model.norm.bias.add_(1)
+    with pytest.raises(PlanError, match=r"the frozen graph belongs to other parameters(.|\n)*torch.compiler.reset"):
+        function(IMAGE)
+    torch.compiler.reset()
+    assert_close(function(IMAGE), model(IMAGE))
+
+
+def test_freezing_folds_and_merges() -> None:
+    graphs = []
+
+    def inner(gm: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(gm)
+        return gm
+
+    model = CASES["separate"].build()
+    for freeze in (False, True):
+        torch._dynamo.reset()
+        assert_close(compiled(model, inner, freeze=freeze)(IMAGE), model(IMAGE))
+    free, tied = graphs
+    linear, resize = torch.ops.aten.linear.default, torch.ops.aten.upsample_bilinear2d.vec
+    assert (count(free, linear), count(tied, linear)) == (12, 8)
+    assert (count(free, resize), count(tied, resize)) == (1, 0)
+
+
+def test_a_frozen_model_is_not_kept_alive() -> None:
+    """What is compiled holds no parameter of the caller."""
+    import gc
+    import weakref
+
+    model = CASES["sdpa"].build()
+    seen = weakref.ref(model.blocks[0].attn.qkv.weight)
+    function = frozen(model)
+    function(IMAGE)
+    del model, function
+    torch._dynamo.reset()
+    gc.unfreeze()
+    gc.collect()
+    assert seen() is None
+
+
+@TIED
+@pytest.mark.parametrize("made", [False, True], ids=["called", "made"])
+def test_inference_mode(tie: Callable[..., Any], made: bool) -> None:
+    """Tensors that are made in it keep no count of their edits and take no gradient."""
+    with torch.inference_mode(made):
+        model = CASES["separate"].build() if tie is frozen else vit()
+        function = tie(model)
+    with torch.inference_mode():
+        result = function(IMAGE)
+        if tie is frozen:
+            assert_close(result, model(IMAGE))
+
+
+# --- models that write ------------------------------------------------------------------------------------------------
+
+
+class InPlaceBlock(Block):
+    """Residuals in place."""
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        x.add_(self.attn(self.norm1(x)))
+        x += self.mlp(self.norm2(x))
+        return x
+
+
+class InPlaceScale(SeparateAttention):
+    """Scales q in place, once through a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
+        q.mul_(0.7)
+        q *= SCALE / 0.7
+        return self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+
+
+class EditedResult(Attention):
+    """Scales the result in place, through a flat view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = scale_on_product(*self.split(x))
+        out.view(-1).mul_(2)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+
+class EditedCopy(Attention):
+    """Edits what `reshape` copied: the original is read after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(1, 2).reshape(x.shape[0], -1).reshape(x.shape[0], x.shape[2], x.shape[1])
+        y.mul_(2)
+        return super().forward(x) + y.transpose(1, 2)
+
+
+class EditedLater(Attention):
+    """Edits the packed product after the attention has read it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(x)
+        out = scale_on_product(*qkv.reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0))
+        qkv.mul_(2)
+        return self.proj(out.transpose(1, 2).reshape(x.shape)) + qkv[..., :c]
+
+
+WRITERS: dict[str, Callable[[], nn.Module]] = {
+    "residual": lambda: TinyViT(partial(SeparateAttention, scale_on_product), block=InPlaceBlock),
+    "scale": lambda: TinyViT(InPlaceScale),
+    "result": lambda: TinyViT(partial(EditedResult, sdpa)),
+    "copy": lambda: TinyViT(partial(EditedCopy, sdpa)),
+    "later": lambda: TinyViT(partial(EditedLater, sdpa)),
+}
+
+
+@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_models_that_write_in_place(name: str, with_plan: bool) -> None:
+    """Twice, on both roads: the second run must not see what the first one wrote."""
+    model = randomize(WRITERS[name]())
+    plan = plan_of(jetvit.find_attention(model, IMAGE)) if with_plan else None
+    before = IMAGE.clone()
+    expected = planned(model, ((IMAGE,), {}), plan) if plan is not None else model(IMAGE)
+    for function in (jetvit.optimize(model, IMAGE, plan=plan), compiled(model, plan=plan)):
+        for _ in range(2):
+            assert_close(function(IMAGE), expected)
+    assert torch.equal(IMAGE, before)

@@ -44,7 +44,15 @@ def in_a_fresh_process(code: str, *arguments: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
-@pytest.mark.parametrize("name", ["hf_dinov2_eager", "dict_to_dataclass", "hf_depth_anything_sdpa", "weights_returned"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_dinov2_eager",
+        "dict_to_dataclass",
+        "weights_returned",
+        pytest.param("hf_depth_anything_sdpa", marks=pytest.mark.slow),
+    ],
+)
 def test_the_output_keeps_its_class(name: str, with_plan: bool) -> None:
     case = CASES[name]
     model, (args, kwargs) = case.build(), case.inputs()
@@ -86,7 +94,7 @@ def test_find_attention_takes_keywords_and_open_sizes() -> None:
     assert [site.grid for site in fixed] == [(4, 6), (4, 6)]
 
 
-@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
+@pytest.mark.parametrize("with_plan", [pytest.param(False, marks=pytest.mark.slow), True], ids=["exact", "plan"])
 def test_a_module_of_open_size(with_plan: bool) -> None:
     case = CASES["hf_dinov3_sdpa"]
     model, (args, kwargs) = case.build(), case.inputs()

@@ -21,10 +21,15 @@ from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import PRODUCTS, SIZE, Attention, TinyViT, scale_on_product
 
 UNFUSED = [product.__name__ for product in PRODUCTS if "sdpa" not in product.__name__]
+QUICK = ("scale_on_q", "scale_by_division", "einsum_bqhd", "bmm", "softmax_in_fp32", "autocast_attention", "headless")
+FORMS = [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in (*UNFUSED, "headless", "seq_first_bmm", "hf_dinov3_eager")
+]
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 
-@pytest.mark.parametrize("name", [*UNFUSED, "headless", "seq_first_bmm", "hf_dinov3_eager"])
+@pytest.mark.parametrize("name", FORMS)
 def test_softmax_becomes_one_sdpa(name: str) -> None:
     """As many as there are sites, without a mask, with the site's scale; no softmax is left."""
     model, (args, kwargs), program = exported(name)

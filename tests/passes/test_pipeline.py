@@ -171,10 +171,8 @@ def test_plan_by_dynamo(case: Case) -> None:
 
 
 TWINS = {
-    "hf_vit_eager": "hf_vit_sdpa",
     "timm_eva02_unfused": "timm_eva02_fused",
     "scale_on_product": "sdpa",
-    "bmm": "sdpa",
     "dinov2_repo": "sdpa",
     "separate_unfused": "separate",
 }

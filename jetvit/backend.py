@@ -127,7 +127,6 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
         for position, node in enumerate(placeholders)
         if node in graph.inputs
     ]
-    graph.inputs.clear()  # the parameters are the caller's: compiled code must not keep them alive
 
     def checked(*inputs: Any) -> Any:
         for position, reference, version, name in known:

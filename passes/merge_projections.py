@@ -67,8 +67,8 @@ def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
     biases = [view.resolve(node.args[2]) if linear.bias else None for node, linear in zip(nodes, linears, strict=True)]
     if len({view.resolve(node.args[0]) for node in nodes}) != 1 or len({node.graph for node in nodes}) != 1:
         return False
-    if {storage(node, view) for node in (nodes[0].args[0], *nodes)} & written(view):
-        return False  # one product reads its input once, and its parts are strided
+    if storage(nodes[0].args[0], view) in written(view):
+        return False  # one product reads its input once, where three may read it before and after the change
     if not all(_splits_features(user, node) for node in nodes for user in view.users(node)):
         return False
     order = {node: index for index, node in enumerate(nodes[0].graph.nodes)}

@@ -35,6 +35,7 @@ from tests.passes.models import (
     count,
     error,
     exported,
+    nodes_of,
     plan_of,
     planned,
     rewrite,
@@ -284,6 +285,17 @@ def test_a_mixture_of_regions_with_open_sizes() -> None:
     plan = plan_of(jetvit.find_attention(program))
     inputs = case.inputs(batch=3, size=(48, 24))
     assert_close(call(jetvit.optimize(program, plan=plan).module(), inputs), planned(model, inputs, plan), 1e-2)
+
+
+@pytest.mark.parametrize("name", ["autocast_attention", "autocast_sdpa", "softmax_outside_autocast"])
+def test_under_autocast_the_operator_gets_the_dtype_of_the_region(name: str) -> None:
+    """q, k and v come from outside of the region, or from one where they are wider."""
+    _, _, program = exported(name)
+    sites = jetvit.find_attention(program)
+    optimized = jetvit.optimize(program, plan=plan_of(sites))
+    operators = [node for node in nodes_of(optimized.graph_module) if str(node.target).startswith("jetvit.")]
+    dtypes = [[operand.meta["val"].dtype for operand in node.args[:3]] for node in operators]
+    assert dtypes == [[site.autocast or torch.float32] * 3 for site in sites]
 
 
 def test_sizes_in_steps_of_a_patch() -> None:

@@ -154,7 +154,9 @@ def test_projections(case: Case, road: str) -> None:
             assert set(named) in ({"packed", "out"}, {"q", "k", "v", "out"})
 
 
-@pytest.mark.parametrize("case", [p.values[0] for p in FOUND if p.values[1] == "dynamo" and not p.marks], ids=str)
+@pytest.mark.parametrize(
+    "case", [p.values[0] for p in FOUND if p.values[1] == "dynamo" and not p.marks], ids=lambda case: case.name
+)
 def test_roads_agree(case: Case) -> None:
     export, dynamo = (of_case(case.name, road) for road in ROADS)
     assert [facts(site) for site in export.sites] == [facts(site) for site in dynamo.sites]

@@ -1,4 +1,4 @@
-# The habits a stranger tries first. `make demo` and `make test` install what they need into .venv.
+# `make demo` and `make test` install what they need into .venv.
 
 PYTHON ?= python3
 VENV   := .venv

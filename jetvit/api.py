@@ -15,6 +15,7 @@ from jetvit.cost_model import Plan
 from jetvit.passes.capture import capture
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
 
@@ -76,5 +77,13 @@ def optimize(
 
 
 def load_plan(plan: Plan | str | os.PathLike[str] | None) -> Plan | None:
-    """A plan as it is, or from its folder."""
-    return Plan.load(plan) if isinstance(plan, str | os.PathLike) else plan
+    """A plan as it is, or from its folder.
+
+    Raises:
+        PlanError: the folder holds no plan, or what was given is none.
+    """
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, str | os.PathLike):
+        raise PlanError(f"a {type(plan).__name__} is no plan", do="give a jetvit.Plan, or the folder of one")
+    return Plan.load(plan)

@@ -21,6 +21,7 @@ from torch.export.passes import move_to_device_pass
 
 from jetvit.files import load_exported
 from jetvit.patterns.errors import InputError
+from jetvit.torchvision_shim import ensure_torchvision
 from jetvit.weights import copy_weights, read_weights, resample_pos_embed, strip_prefixes
 
 log = logging.getLogger("jetvit.models")
@@ -178,8 +179,6 @@ def seeded() -> Iterator[None]:
 
 def import_package(name: str) -> Any:
     """Import timm or transformers."""
-    from jetvit.torchvision_shim import ensure_torchvision
-
     ensure_torchvision()  # both import torchvision, which may be there without its operators
     try:
         return importlib.import_module(name)
@@ -257,6 +256,7 @@ def _load_factory(
 ) -> LoadedModel:
     module_name, _, factory_name = spec.partition(":")
     log.warning("running your code: %s", spec)
+    ensure_torchvision()  # the user's code may import it, or what imports it
     factory = _find_factory(module_name, factory_name)
     try:
         with seeded():

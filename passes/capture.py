@@ -133,6 +133,9 @@ class RegionInterpreter(Interpreter):
         if target is _exit_autocast:
             self._open.pop().__exit__(None, None, None)
             return None
+        if target is torch.ops.higher_order.tag_activation_checkpoint:
+            # At inference nothing is computed anew: what was to be checkpointed is run as it is.
+            return type(self)(args[0]).run(*args[1:])
         return super().call_function(target, args, kwargs)
 
 

@@ -11,9 +11,9 @@ from torch.fx import Graph, Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.regions import submodules
-from jetvit.passes.storage import relies_on_strides, storage, written
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
+from jetvit.patterns.storage import relies_on_strides, storage, written
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default)

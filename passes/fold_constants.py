@@ -15,9 +15,9 @@ from torch.fx import Interpreter, Node
 
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
-from jetvit.passes.storage import storage, written
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
+from jetvit.patterns.storage import storage, written
 
 aten = torch.ops.aten
 _FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}

@@ -14,11 +14,11 @@ from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.layouts import relax_views
 from jetvit.passes.operands import Operands
+from jetvit.patterns.calls import argument
 from jetvit.patterns.cores import SDPA
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
-from jetvit.patterns.walk import argument
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
 from jetvit.passes.layouts import relax_views
-from jetvit.passes.storage import storage, written
 from jetvit.patterns.cores import Core, Side
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.names import module_name
@@ -25,6 +24,7 @@ from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import Linear, Projections
 from jetvit.patterns.sizes import same
+from jetvit.patterns.storage import storage, written
 
 aten = torch.ops.aten
 _SPLITTING_VIEWS = (aten.view.default, aten.reshape.default, aten.unflatten.int, aten._unsafe_view.default)

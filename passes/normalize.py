@@ -14,8 +14,8 @@ from torch.fx import Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.regions import submodules
-from jetvit.passes.storage import relies_on_strides
-from jetvit.patterns.walk import argument
+from jetvit.patterns.calls import argument
+from jetvit.patterns.storage import relies_on_strides
 
 aten = torch.ops.aten
 

@@ -195,5 +195,9 @@ def whole_segments(atom: Atom) -> Axis | None:
             chosen.append((segment, size))
         position = position + size
         if begun and same(position, stop):
-            return chosen[0][0] if len(chosen) == 1 else (Atom(atom.size, "unknown", segments=tuple(chosen)),)
+            if len(chosen) > 1:
+                return (Atom(atom.size, "unknown", segments=tuple(chosen)),)
+            inner = chosen[0][0]
+            deeper = whole_segments(inner[0]) if len(inner) == 1 else None
+            return inner if deeper is None else deeper
     return None

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.ranges import is_always
+from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
-from jetvit.patterns.walk import LayoutWalk, argument, parse_einsum, shape
+from jetvit.patterns.walk import LayoutWalk, parse_einsum
 
 aten = torch.ops.aten
 
@@ -65,7 +65,8 @@ class Core:
     """softmax(scale · q·kᵀ)·v somewhere in a graph, or something close to it (then `obstacles` is not empty).
 
     `nodes` are those of the attention itself; `peeled` are the scalings, transposes and upcasts between q, k, v and the
-    first product, which the core has taken into its scale and its axes.
+    first product, which the core has taken into its scale and its axes. `pairs` are the leading axes that the products
+    take together: they have to be the same batch or the same heads.
     """
 
     form: str
@@ -76,6 +77,7 @@ class Core:
     scale: float = 1.0
     nodes: list[Node] = field(default_factory=list)
     peeled: list[Node] = field(default_factory=list)
+    pairs: list[tuple[Node, int, Node, int]] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
 
     def refuse(self, reason: str, node: Node) -> None:
@@ -93,6 +95,7 @@ class _Product:
     contracted: tuple[int, int]
     free: tuple[int, int]
     result_free: tuple[int, int]
+    leading: tuple[tuple[int, int], ...]
     factor: float = 1.0
     added: Node | None = None
 
@@ -164,6 +167,7 @@ def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
     scale = argument(node, 6, "scale")
     q, k, v = (Side(each, rank - 2, rank - 1) for each in (query, key, value))
     core = Core("sdpa", Side(node, rank - 2, rank - 1), q, k, v, nodes=[node])
+    core.pairs = [(query, dim, other, dim) for other in (key, value) for dim in range(rank - 2)]
     core.scale = float(scale) if isinstance(scale, int | float) else 1.0 / math.sqrt(int(head_dim))
     if isinstance(scale, Node):
         core.refuse("the softmax scale is not a constant", node)
@@ -174,7 +178,7 @@ def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
     if dropout := argument(node, 4, "dropout_p", 0.0):
         core.refuse(f"dropout on the attention weights is active (p = {dropout}); call eval() before the capture", node)
     mask = argument(node, 3, "attn_mask")
-    if mask is not None and not _is_neutral_mask(mask):
+    if mask is not None and not _is_neutral_mask(mask, walk):
         core.refuse(_describe_mask(mask, walk), mask)
     return core
 
@@ -194,9 +198,10 @@ def _from_softmax(softmax: Node, view: GraphView, walk: LayoutWalk) -> Core | No
     last = products[0]
     core = Core("softmax", Side(last.node, last.result_free[0], last.result_free[1]), nodes=[scores.node])
     core.nodes += [*reversed(up.path), softmax, *weights, last.node]
+    core.pairs = [(product.first, a, product.second, b) for product in (scores, last) for a, b in product.leading]
     core.obstacles += up.obstacles
     core.scale = up.scale * scores.factor
-    if scores.added is not None and not is_always(scores.added, 0):
+    if scores.added is not None and not walk.is_always(scores.added, 0):
         core.refuse(_describe_mask(scores.added, walk), scores.node)
     if last.factor != 1.0 or last.added is not None:
         core.refuse("something is added to the second product, or it is scaled", last.node)
@@ -292,16 +297,20 @@ class _Up:
         ways = [used for used in tensors if self._leads_to_product(used)]
         if len(ways) != 1:
             return None
+        operands = [each for each in node.args if isinstance(each, Node)]
+        if is_sum := node.target in SUMS:
+            plain = len(node.args) == 2 and not node.kwargs and (len(operands) == 1 or operands[0] is not operands[1])
+            plain = plain and (node.args[0] is ways[0] or "sub" not in str(node.target))
+        else:
+            plain = "where" not in str(node.target) and node.args[0] is ways[0]
         masks = [used for used in tensors if used is not ways[0]]
-        number = next((arg for arg in node.args[1:] if isinstance(arg, int | float)), 0)
-        if node.target in MASKINGS:
-            if not (masks and is_always(masks[0], 0)) or "where" in str(node.target):
-                self.obstacles.append(Obstacle(_describe_mask(masks[0] if masks else node, self.walk), node))
-        elif masks and not is_always(masks[0], 0):
+        if masks and not self.walk.is_always(masks[0], 0):
             self.obstacles.append(Obstacle(_describe_mask(masks[0], self.walk), node))
-        elif not masks and number:
-            pass  # a number added to every score changes nothing in the softmax
-        return ways[0]
+        elif not masks and not is_sum:
+            self.obstacles.append(Obstacle(_describe_mask(node, self.walk), node))
+        elif not plain:
+            self.obstacles.append(Obstacle(f"{node.target} changes the attention scores", node))
+        return ways[0]  # a number added to every score changes nothing in the softmax
 
     def _leads_to_product(self, node: Node) -> bool:
         """True if a product is reached through elementwise steps and views within a few nodes."""
@@ -369,7 +378,9 @@ def _as_product(node: Node) -> _Product | None:
             return None
         factor = float(argument(node, 4, "alpha", 1)) if fused else 1.0
         added = node.args[0] if fused and argument(node, 3, "beta", 1) != 0 else None
-        return _Product(node, first, second, (a - 1, b - 2), (a - 2, b - 1), (out - 2, out - 1), factor, added)
+        leading = tuple((a - 3 - i, b - 3 - i) for i in range(min(a, b) - 2))
+        free, result = (a - 2, b - 1), (out - 2, out - 1)
+        return _Product(node, first, second, (a - 1, b - 2), free, result, leading, factor, added)
     if target is aten.einsum.default and len(node.args[1]) == 2:
         parsed = parse_einsum(node.args[0])
         return _from_letters(node, *parsed) if parsed else None
@@ -391,6 +402,7 @@ def _from_letters(node: Node, terms: list[str], result: str) -> _Product | None:
         (a.index(summed[0]), b.index(summed[0])),
         (a.index(free_a[0]), b.index(free_b[0])),
         (result.index(free_a[0]), result.index(free_b[0])),
+        tuple((a.index(letter), b.index(letter)) for letter in a if letter in b and letter in result),
     )
 
 
@@ -398,11 +410,11 @@ def _is_idle_dropout(node: Node) -> bool:
     return argument(node, 1, "p", 0.5) == 0 or not argument(node, 2, "train", False)
 
 
-def _is_neutral_mask(mask: Node) -> bool:
+def _is_neutral_mask(mask: Node, walk: LayoutWalk) -> bool:
     """A boolean mask that is all True, or an additive one that is all zero."""
     value = mask.meta.get("val")
     boolean = isinstance(value, torch.Tensor) and value.dtype is torch.bool
-    return is_always(mask, 1 if boolean else 0)
+    return walk.is_always(mask, 1 if boolean else 0)
 
 
 def _describe_mask(mask: Node, walk: LayoutWalk) -> str:

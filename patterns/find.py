@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torch.fx import Node
 
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.cores import Core, find_cores
 from jetvit.patterns.geometry import Geometry, Refused, read_geometry
 from jetvit.patterns.names import module_name, source_line, unique
-from jetvit.patterns.projections import LAYOUTS, read_projections
+from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rope
 from jetvit.patterns.site import AttentionSite, Operand, Rejection, Rewritten, Sites
+from jetvit.patterns.storage import storage, writes
 from jetvit.patterns.walk import LayoutWalk
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
     view = GraphView(graph.module, graph.ambient_autocast)
     walk = LayoutWalk(view, graph.tensor_names)
     order = {node: index for index, node in enumerate(view.nodes)}
-    mutations = _mutations(view)
+    mutations = writes(view)
     answers: dict[Node, tuple[Core, Geometry | Refused] | None] = {
         node: None for node in view.nodes if str(node.target).startswith("jetvit.")
     }
@@ -100,28 +100,6 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
     )
 
 
-def _mutations(view: GraphView) -> list[tuple[Node, Node]]:
-    """Every in-place node with the storage that it writes to."""
-    found = []
-    for node in view.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            for schema_argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-                alias = schema_argument.alias_info
-                if alias is not None and alias.is_write and isinstance(value, Node):
-                    found.append((node, _storage(value, view)))
-    return found
-
-
-def _storage(node: Node, view: GraphView) -> Node:
-    """The node whose storage a view looks at."""
-    node = view.resolve(node)
-    while node.op == "call_function" and node.args and isinstance(node.args[0], Node) and (
-        node.target in LAYOUTS or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
-    ):  # fmt: skip
-        node = view.resolve(node.args[0])
-    return node
-
-
 def _check_mutations(core: Core, view: GraphView, mutations: list[tuple[Node, Node]], order: dict[Node, int]) -> None:
     """q, k and v are read where the attention ends: nothing may write to them after they were first read."""
     if not mutations:
@@ -129,10 +107,10 @@ def _check_mutations(core: Core, view: GraphView, mutations: list[tuple[Node, No
     assert core.q is not None
     assert core.k is not None
     assert core.v is not None
-    storages = {_storage(side.node, view) for side in (core.q, core.k, core.v)}
+    storages = {storage(side.node, view) for side in (core.q, core.k, core.v)}
     first, last = min(order[node] for node in (*core.nodes, *core.peeled)), order[core.out.node]
-    for node, storage in mutations:
-        if storage is core.out.node:
+    for node, target in mutations:
+        if target is core.out.node:
             raise Refused("the result of the attention is changed in place", node)
-        if first < order[node] < last and node not in core.nodes and storage in storages:
+        if first < order[node] < last and node not in core.nodes and target in storages:
             raise Refused("q, k or v is changed in place while the attention reads them", node)

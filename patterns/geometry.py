@@ -8,10 +8,11 @@ from torch.fx import Node
 
 from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axis
+from jetvit.patterns.calls import shape
 from jetvit.patterns.cores import Core, Side
 from jetvit.patterns.site import Layout
 from jetvit.patterns.sizes import Size, is_one, is_static, same
-from jetvit.patterns.walk import LayoutWalk, shape
+from jetvit.patterns.walk import LayoutWalk
 
 
 class Refused(Exception):
@@ -62,6 +63,7 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
             )
         if not _same_batch(leading["q"], leading[name]):
             raise Refused(f"cross attention: {name} comes from another part of the batch than q", side.node)
+    _check_alignment(core, walk)
     head_dim = shape(q.node)[q.dim]
     if not (is_static(heads["q"]) and is_static(head_dim)):
         raise Refused("the number of heads or their size is not fixed", q.node)
@@ -102,12 +104,14 @@ def _grid(axis: Axis) -> tuple[Size, Size] | None:
     """(rows, columns) of an axis that is a flattened two-dimensional map, in row-major order."""
     if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
         axis = inside
+    axis = tuple(atom for atom in axis if not is_one(atom.size))
     if len(axis) != 2 or not all(_is_coarse(atom) for atom in axis):
         return None
     row, col = axis
     if (row.kind, col.kind) == ("row", "col"):
         return row.size, col.size
-    if row.kind == col.kind == "input" and row.entry is not None and col.entry is not None:
+    patches = row.pieces is not None and col.pieces is not None  # cut into patches, as an image is and a table is not
+    if row.kind == col.kind == "input" and row.entry is not None and col.entry is not None and patches:
         (row_input, row_dim), (col_input, col_dim) = row.entry, col.entry
         if row_input == col_input and 0 < row_dim < col_dim:
             return row.size, col.size
@@ -185,6 +189,21 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         raise Refused(reason, side.node)
 
 
+def _check_alignment(core: Core, walk: LayoutWalk) -> None:
+    """What a product takes together has to be the same batch or the same heads: equal sizes do not make them so."""
+    for first, a, second, b in core.pairs:
+        left, right = (walk.of(walk.view.resolve(node)) for node in (first, second))
+        if not (left and right) or not _aligned(left[a], right[b]):
+            raise Refused("batch and heads of q, k and v do not stand in the same order", second)
+
+
+def _aligned(a: Axis, b: Axis) -> bool:
+    """Head by head and image by image; heads of different projections are told by their size alone."""
+    return len(a) == len(b) and all(
+        same(x.size, y.size) if _is_head(x) and _is_head(y) else x is y for x, y in zip(a, b, strict=True)
+    )
+
+
 def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
     roots = {atom.root for atom in tokens}
     for axis in leading:
@@ -213,6 +232,3 @@ def _layout(side: Side, leading: list[Axis], tokens: Axis) -> Layout:
         for dim, letter in zip(empty, free, strict=True):
             roles[dim] = (letter,)
     return Layout(tuple(roles[dim] for dim in range(len(roles))))
-
-
-__all__ = ["Geometry", "Refused", "is_one", "read_geometry", "read_tokens"]

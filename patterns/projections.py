@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
+from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.cores import CASTS, COPIES, SCALINGS, VIEWS, Core
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rotation
 from jetvit.patterns.site import Linear, Projections
-from jetvit.patterns.walk import argument, shape
 
 aten = torch.ops.aten
 LAYOUTS = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.walk import argument
+from jetvit.patterns.calls import argument
 
 aten = torch.ops.aten
 Range = tuple[float, float]

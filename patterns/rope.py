@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import Rope
 from jetvit.patterns.sizes import same
-from jetvit.patterns.walk import argument, shape
 
 aten = torch.ops.aten
 _SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.tensor_split.sections)

@@ -15,9 +15,12 @@ import torch
 from torch.fx import Node
 
 from jetvit.patterns import axes as ax
+from jetvit.patterns import ranges
 from jetvit.patterns.axes import Atom, Axes, Axis
+from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, quotient, same
+from jetvit.patterns.storage import storage, written
 
 aten = torch.ops.aten
 Value = Axes | list[Any] | None
@@ -31,12 +34,15 @@ class LayoutWalk:
     Attributes:
         axes: node → axes of its tensor (a list of axes where it yields several tensors).
         sources: node → the subset of {"input", "weight"} that its value depends on; empty for a constant.
+        written: the nodes whose memory the graph writes to in place.
     """
 
     def __init__(self, view: GraphView, tensor_names: Any):
         self.view = view
         self.axes: dict[Node, Value] = {}
         self.sources: dict[Node, frozenset[str]] = {}
+        self.written = written(view)
+        self._chosen: dict[tuple[Axis, Any], Atom] = {}
         for node in view.nodes:
             resolved = view.resolve(node)
             if resolved is not node:
@@ -54,6 +60,28 @@ class LayoutWalk:
         """The axes of a tensor argument; a number has none."""
         value = self.axes.get(node) if isinstance(node, Node) else ()
         return value if isinstance(value, tuple) else ()
+
+    def is_always(self, node: Node, value: float) -> bool:
+        """True if every entry of a tensor is provably this number, and nothing writes to what it is made from."""
+        stack, seen = [node], set()
+        while stack:
+            each = stack.pop()
+            if each not in seen:
+                seen.add(each)
+                if storage(each, self.view) in self.written:
+                    return False
+                stack.extend(each.all_input_nodes)
+        return ranges.is_always(node, value)
+
+    def entry_of(self, axis: Axis, index: Any) -> Axis:
+        """What is left of an axis when one entry is taken: an atom of size 1 that tells one entry from another.
+
+        Nothing is left of features, which hold q, k and v side by side; two images of a batch or two frames are two
+        sequences, and attention from one to the other is no self-attention.
+        """
+        if ax.rank_of(axis) < 3 and not any(atom.kind == "unknown" for atom in axis):
+            return ()
+        return (self._chosen.setdefault((axis, index), Atom(1, "input", "one entry of an axis")),)
 
     @staticmethod
     def _entry(node: Node, weight: bool) -> Value:
@@ -98,19 +126,6 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
         return function
 
     return enter
-
-
-def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by position or by keyword."""
-    if position < len(node.args):
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def shape(node: Node) -> tuple[Size, ...]:
-    """The sizes of the tensor that a node yields."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def dims(index: Any, rank: int) -> list[int]:
@@ -211,7 +226,7 @@ def select(walk: LayoutWalk, node: Node) -> Value:
     """One entry of an axis: the axis goes."""
     axes = walk.of(node.args[0])
     (dim,) = dims(node.args[1], len(axes))
-    return axes[:dim] + axes[dim + 1 :]
+    return _marked(axes[:dim] + axes[dim + 1 :], walk.entry_of(axes[dim], node.args[2]))
 
 
 @rule(aten.unbind.int)
@@ -219,7 +234,8 @@ def unbind(walk: LayoutWalk, node: Node) -> Value:
     """Every entry of an axis: the axis goes."""
     axes = walk.of(node.args[0])
     (dim,) = dims(argument(node, 1, "dim", 0), len(axes))
-    return [axes[:dim] + axes[dim + 1 :]] * len(node.meta["val"])
+    rest = axes[:dim] + axes[dim + 1 :]
+    return [_marked(rest, walk.entry_of(axes[dim], index)) for index in range(len(node.meta["val"]))]
 
 
 @rule(
@@ -390,7 +406,15 @@ def reduce(walk: LayoutWalk, node: Node) -> Value:
     index = argument(node, 1, "dim")
     gone = dims(index if index is not None else list(range(len(axes))), len(axes))
     keep = argument(node, 2, "keepdim", False)
-    return tuple(() if dim in gone else axis for dim, axis in enumerate(axes) if keep or dim not in gone)
+    rest = tuple(() if dim in gone else axis for dim, axis in enumerate(axes) if keep or dim not in gone)
+    for dim in gone:
+        rest = _marked(rest, walk.entry_of(axes[dim], node))
+    return rest
+
+
+def _marked(axes: Axes, marker: Axis) -> Axes:
+    """The first axis, usually the batch, remembers which entry of a lost axis the tensor was taken from."""
+    return (marker + axes[0], *axes[1:]) if axes and marker else axes
 
 
 # Maps -------------------------------------------------------------------------------------------------------------
@@ -412,7 +436,8 @@ def map2d(walk: LayoutWalk, node: Node) -> Value:
     if isinstance(node.args[1], Node):  # a convolution: it has a weight
         features = ax.fresh(sizes[1], "feature")
         strides = argument(node, 3, "stride", [1, 1])
-        if all(stride == 1 for stride in strides) and _same_sizes(axes[2:], sizes[2:]):
+        raw = any(atom.kind == "input" for axis in axes[2:] for atom in axis)
+        if not raw and all(stride == 1 for stride in strides) and _same_sizes(axes[2:], sizes[2:]):
             return (axes[0], features, *axes[2:])  # every place of the result stands over the same place of the input
     elif not same(ax.axis_size(features), sizes[1]):
         features = ax.fresh(sizes[1], "unknown", node.name)
@@ -443,6 +468,3 @@ def _is_spatial(axis: Axis) -> bool:
 
 def _same_sizes(axes: tuple[Axis, ...], sizes: tuple[Size, ...]) -> bool:
     return all(same(ax.axis_size(axis), size) for axis, size in zip(axes, sizes, strict=True))
-
-
-__all__ = ["Atom", "LayoutWalk", "argument", "parse_einsum", "shape"]

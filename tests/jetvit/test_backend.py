@@ -165,7 +165,7 @@ def test_inductor_with_open_sizes_weights_and_a_mode() -> None:
     function = compiled(model, "inductor", plan=plan, inner_options={"max_autotune": False})
     function(image)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        other = images(3, 3, 48, 24)
+        other = images(3, 3, 48, 40)  # more than one window an axis, as before: one window is compiled apart
         assert_close(function(other), planned(changed, ((other,), {}), plan))
     torch._dynamo.reset()
     reduced = torch.compile(model, backend="jetvit", mode="max-autotune-no-cudagraphs")

@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
-from jetvit.passes.storage import relies_on_strides, storage, written
 from jetvit.patterns.regions import GraphView
+from jetvit.patterns.storage import relies_on_strides, storage, written
 
 
 class Function(nn.Module):

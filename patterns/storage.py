@@ -26,7 +26,12 @@ def storage(node: Node, view: GraphView) -> Node:
 
 def written(view: GraphView) -> set[Node]:
     """The storages that the graph or one of its regions writes to, such as running statistics and in-place sums."""
-    return {storage(node, view) for each in view.nodes for node in _targets(each)}
+    return {storage for _, storage in writes(view)}
+
+
+def writes(view: GraphView) -> list[tuple[Node, Node]]:
+    """Every node that writes in place, in the order of execution, with each storage that it writes to."""
+    return [(node, storage(target, view)) for node in view.nodes for target in _targets(node)]
 
 
 def relies_on_strides(node: Node) -> bool:

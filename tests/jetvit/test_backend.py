@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import subprocess
 import sys
 import weakref
@@ -116,7 +115,7 @@ def test_another_models_plan() -> None:
         compiled(vit(), plan=plan)(IMAGE)
 
 
-def test_it_is_found_in_a_fresh_process() -> None:
+def test_it_is_found_in_a_fresh_process(tmp_path: Path) -> None:
     """Through its entry point: `import jetvit` is not needed."""
     code = """
 import torch
@@ -126,8 +125,7 @@ function = torch.compile(linear, backend="jetvit", options={"inner": "eager"})
 x = torch.ones(2, 3)
 torch.testing.assert_close(function(x), linear(x))
 """
-    folder = os.environ.get("TMPDIR", "/tmp")
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

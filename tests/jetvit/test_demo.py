@@ -8,12 +8,32 @@ import pytest
 
 from jetvit.api import find_attention
 from jetvit.cli import main
-from jetvit.cost_model import Plan
+from jetvit.cost_model import AttentionShape, Choice, Latency, Plan
 from jetvit.demo import SmallViT, run_demo
 from jetvit.images import synthetic_images
 
 
+def latencies(full_ms: float):
+    """Timings that do not hang on how busy the machine is."""
+
+    def measure(choices: list[Choice], shape: AttentionShape, **_: object) -> dict[Choice, Latency]:
+        ms = {choice: full_ms if choice.kind == "full" else 2.0 for choice in choices}
+        return {choice: Latency(ms[choice], ms[choice], ms[choice], 1) for choice in choices}
+
+    return measure
+
+
+def test_no_window_is_taken_that_is_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jetvit.demo.measure_choices", latencies(full_ms=1.0))
+    said: list[str] = []
+    result = run_demo(tmp_path, size=(64, 96), depth=3, rounds=5, say=said.append)
+    assert all(site.choice.kind == "full" for site in result.plan.sites)
+    assert any("no window was faster" in line for line in said)
+
+
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("jetvit.demo.measure_choices", latencies(full_ms=9.0))
+
     def small(folder: Path, **options: object):
         return run_demo(folder, size=(64, 96), depth=3, rounds=5, **options)  # type: ignore[arg-type]
 

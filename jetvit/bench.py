@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from jetvit.passes.apply_plan import rewritten_choice
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
+from jetvit.search.calibration import device_name
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"
@@ -274,7 +274,7 @@ def _environment(images: Tensor, mode: str) -> dict[str, Any]:
     return {
         "shape": "×".join(map(str, images.shape)),
         "dtype": str(images.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(images.device) if cuda else _cpu_name(),
+        "device": device_name(images.device),
         "threads": torch.get_num_threads(),
         "mode": mode,
         "torch": torch.__version__,
@@ -282,13 +282,6 @@ def _environment(images: Tensor, mode: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "jetvit": jetvit.__version__,
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()
 
 
 def _digits(value: float) -> str:

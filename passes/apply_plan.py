@@ -68,10 +68,11 @@ class ApplyPlan:
 
 def _changes(site: AttentionSite, choice: Choice | None) -> bool:
     """False for full attention, and for a window that covers the grid, which is full attention."""
-    return choice is not None and choice.kind != "full" and not _covers(site, choice)
+    return choice is not None and choice.kind != "full" and not covers(site, choice)
 
 
-def _covers(site: AttentionSite, choice: Choice) -> bool:
+def covers(site: AttentionSite, choice: Choice) -> bool:
+    """True for a window that holds the whole grid of a fixed size: full attention under another name."""
     if choice.window is None:
         return False
     return all(is_static(size) and int(size) <= side for size, side in zip(site.grid, choice.window, strict=True))
@@ -190,7 +191,7 @@ def _check_same_plan(plan: Plan, sites: Sites, graph: RewritableGraph) -> None:
     }
     for name in sorted({*present, *asked}):
         same = present.get(name) == asked.get(name)
-        if not same and not (name in full and name in asked and _covers(full[name], asked[name])):
+        if not same and not (name in full and name in asked and covers(full[name], asked[name])):
             raise PlanError(
                 "the graph was rewritten before, by another plan",
                 why=f"{name} is {present.get(name, 'full')} in the graph and {asked.get(name, 'full')} in the plan",

@@ -324,7 +324,7 @@ class _Up:
         return False
 
     def _is_score_like(self, node: Node) -> bool:
-        """The last two axes of a product of q and k are as long as each other or hold tokens; weights hold none."""
+        """A product of two tensors that both depend on the input: a product with a weight is a projection."""
         return (
             "input" in self.walk.sources.get(node, ())
             and _as_product(node) is not None

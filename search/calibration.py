@@ -33,7 +33,7 @@ from jetvit.cost_model import (
     base_record,
     measure_choices,
 )
-from jetvit.passes.apply_plan import ApplyPlan
+from jetvit.passes.apply_plan import ApplyPlan, covers
 from jetvit.passes.capture import export_model
 from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.fuse_attention import FuseAttention
@@ -198,7 +198,7 @@ class _Trial:
     def options(self, choices: list[Choice]) -> _Options:
         """Score and time every choice at every site."""
         latencies = self._latencies(choices)
-        kept = [[choice for choice in choices if not _covers(site, choice)] for site in self.sites]
+        kept = [[choice for choice in choices if not covers(site, choice)] for site in self.sites]
         graphs = {
             (site.name, choice): Runner(self._rewritten({site.name: choice}), self.output)
             for site, faster in zip(self.sites, kept, strict=True)
@@ -312,12 +312,6 @@ def _check_sites(sites: Sites) -> None:
 
 def _window(side: int) -> Choice:
     return Choice("window", window=(side, side))
-
-
-def _covers(site: AttentionSite, choice: Choice) -> bool:
-    return choice.window is not None and all(
-        int(size) <= side for size, side in zip(site.grid, choice.window, strict=True)
-    )
 
 
 def _shape(site: AttentionSite) -> AttentionShape:

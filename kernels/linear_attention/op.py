@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jetvit.kernels.checks import check_dtype, check_rope, check_shape, check_tokens, is_absent, refuse
+from jetvit.kernels.launch import has_kernel
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
 from jetvit.kernels.registration import operator
 
@@ -95,7 +96,9 @@ def linear_attention(
     of the MLP, eps and the place of the extra tokens are our choice.
     """
     _check(q, k, v, rope_y, rope_x, w1, b1, w2, b2, grid_h, grid_w, extra_before, conv_size, eps, feature_map)
-    # A CPU tensor runs the ATen reference. So does a CUDA tensor: there is no Triton kernel yet.
-    return linear_attention_reference(
+    implementation = linear_attention_reference
+    if has_kernel(q) and feature_map == "relu":
+        from jetvit.kernels.linear_attention.triton_launch import linear_attention_triton as implementation
+    return implementation(
         q, k, v, rope_y, rope_x, w1, b1, w2, b2, grid_h, grid_w, extra_before, conv_size, eps, feature_map
     )

@@ -1,0 +1,104 @@
+"""How a Triton kernel is launched: on a GPU, inside a trace, in the interpreter, or only written down."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+
+@dataclass(frozen=True)
+class Config:
+    """The compile-time choices of a launch that autotuning may make: block sizes by name, warps, pipeline stages."""
+
+    num_warps: int
+    num_stages: int
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        blocks = "".join(f"{name.lower()}={size} " for name, size in self.blocks.items())
+        return f"{blocks}warps={self.num_warps} stages={self.num_stages}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, written down: the kernel, its grid, its arguments by name and its compile-time choices."""
+
+    kernel: Any
+    grid: tuple[Any, ...]
+    arguments: dict[str, Any]
+    config: Config
+
+
+_RECORD: ContextVar[list[Launch] | None] = ContextVar("jetvit_launches", default=None)
+
+
+@contextlib.contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Within it launches are written down, in order, and not made: what they would have written stays undefined."""
+    launches: list[Launch] = []
+    token = _RECORD.set(launches)
+    try:
+        yield launches
+    finally:
+        _RECORD.reset(token)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors; decided when triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def launch(kernel: Any, grid: tuple[Any, ...], arguments: dict[str, Any], config: Config) -> None:
+    """Launch a kernel of `triton.jit` over `grid`.
+
+    Inside a trace the launch becomes a node, which Inductor compiles into its own code and AOTInductor packs.
+
+    Args:
+        kernel: the kernel.
+        grid: one to three sizes, ints or SymInts.
+        arguments: the kernel's arguments by name, `tl.constexpr` ones included, without those of `config`.
+        config: block sizes, warps and stages.
+    """
+    record = _RECORD.get()
+    if record is not None:
+        record.append(Launch(kernel, grid, arguments, config))
+        return
+    options = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
+    if interpreted():
+        kernel[grid](**arguments, **options)
+        return
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device(device):  # Triton launches on the current device, wherever its tensors are
+        wrap_triton(kernel)[grid](**arguments, **options)
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether the Triton kernels take q [batch, token, head, dim]; what they do not take runs the ATen reference.
+
+    They take fp16, bf16 and fp32 with an even head_dim of at most 128, on a GPU where triton is installed; and on a CPU
+    under TRITON_INTERPRET=1, but for bf16, of which the interpreter handles the bits and not the values.
+    """
+    if importlib.util.find_spec("triton") is None or q.shape[3] > 128 or q.shape[3] % 2:
+        return False
+    if q.is_cuda:
+        return q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return interpreted() and q.dtype in (torch.float16, torch.float32)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """The number of streaming multiprocessors; away from a GPU that of an H100, which the defaults are made for."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size` and at least 16, the least that `tl.dot` takes."""
+    return max(16, 1 << (size - 1).bit_length())

@@ -23,11 +23,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole way on a CPU in about two minutes: find, choose, rewrite, compile, compare
 	$(BIN)/jetvit demo
 
+# Triton's interpreter takes the place of its compiler for a whole process: the kernels get one of their own.
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" tests/interpreter
+
+test-gpu: $(STAMP)  ## the kernels' suite on a GPU, bf16 included
+	$(BIN)/python -m pytest -m "gpu or interpreter"
 
 test-slow: $(STAMP)  ## the wide sweeps
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu and not interpreter"
 
 # The rooms are folders beside ./jetvit; mypy sees the package as an installed wheel would hold it.
 lint: $(STAMP)  ## ruff and mypy

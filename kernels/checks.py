@@ -1,4 +1,4 @@
-"""What both operators demand of their arguments."""
+"""What the operators demand of their arguments."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.library import wrap_triton
 
 
@@ -76,8 +77,10 @@ def launch(kernel: Any, grid: tuple[Any, ...], arguments: dict[str, Any], config
     if interpreted():
         kernel[grid](**arguments, **options)
         return
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device):  # Triton launches on the current device, wherever its tensors are
+    tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+    # Triton launches on the current device, wherever the tensors are; a trace is of no device in particular.
+    traced = isinstance(tensor, FakeTensor)
+    with contextlib.nullcontext() if traced else torch.cuda.device(tensor.device):
         wrap_triton(kernel)[grid](**arguments, **options)
 
 
@@ -95,8 +98,15 @@ def has_kernel(q: Tensor) -> bool:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """The number of streaming multiprocessors; away from a GPU that of an H100, which the defaults are made for."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    """The number of streaming multiprocessors; away from a GPU that of an H100, which the defaults are made for.
+
+    In the interpreter, which runs one program after the other, it is 2.
+    """
+    if interpreted():
+        return 2
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def power_of_two(size: int) -> int:

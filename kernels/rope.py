@@ -1,4 +1,4 @@
-"""Axial rotary position embedding from separable tables, as both operators apply it.
+"""Axial rotary position embedding from separable tables, as the operators apply it.
 
 Tables: `rope_y` [grid_h, 2, head_dim / 4] and `rope_x` [grid_w, 2, head_dim / 4], fp32; index 0 of the middle axis is
 the cosine, 1 the sine. A grid token (y, x) has the head_dim / 2 angles a = (y's | x's), and with x1, x2 the halves of

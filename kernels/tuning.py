@@ -35,7 +35,7 @@ VERSION = 1
 def choose(
     key: str, device: torch.device, candidates: Sequence[Candidate], measure: Callable[[Candidate], float]
 ) -> Candidate:
-    """The candidate that is fastest on `device`; where it is no GPU, the first.
+    """The candidate that is fastest on `device`; where there is no GPU, the first.
 
     Args:
         key: names the problem; `size_step` gives its size.
@@ -45,7 +45,7 @@ def choose(
     Raises:
         RuntimeError: no candidate can run.
     """
-    if len(candidates) == 1 or device.type != "cuda":
+    if len(candidates) == 1 or device.type != "cuda" or not torch.cuda.is_available():
         return candidates[0]
     # A CUDA graph that is being captured would record the measurement.
     allowed = os.environ.get("JETVIT_AUTOTUNE", "1") != "0" and not torch.cuda.is_current_stream_capturing()

@@ -10,6 +10,7 @@ p_i = f(q_i)·Σ f(k_i) / (den + eps) are weights that add up to one, and out = 
 of k). So both factors of the last product stay within the range of p ≤ 1 and of v in 16 bits, for any number of tokens
 and any size of k. And the sums run in a fixed order: the result is the same in every run on one device.
 
+fp32 products are three of tf32 each: near fp32's accuracy on tensor cores, where fused multiply-adds would spill.
 What depends on the image size or the batch is never specialised, so that no new size compiles a kernel anew.
 """
 
@@ -27,7 +28,7 @@ def kv_partials(
     k_batch, k_token, k_head, v_batch, v_token, v_head,
     batch_heads, heads, tokens, chunk, grid_w, grid_tokens, extra_before,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
-    ROPE: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
+    ROPE: tl.constexpr, MEAN: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """One split of one head. partials: fp32 [split, batch·head, head_dim·head_dim + 2·head_dim]."""
     split = tl.program_id(0) // batch_heads
@@ -64,8 +65,8 @@ def kv_partials(
         second = (tl.where(second < 0, 0.0, second) * SHRINK).to(values.dtype)
         # vᵀk and not kᵀv: its rows are head_dim, and wgmma wants 64 of them.
         transposed = tl.trans(values)
-        kv_first = tl.dot(transposed, first, kv_first, input_precision=PRECISION)
-        kv_second = tl.dot(transposed, second, kv_second, input_precision=PRECISION)
+        kv_first = tl.dot(transposed, first, kv_first, input_precision="tf32x3")
+        kv_second = tl.dot(transposed, second, kv_second, input_precision="tf32x3")
         k_first += first.to(tl.float32)
         k_second += second.to(tl.float32)
         if MEAN:
@@ -157,7 +158,7 @@ def mix(
     q_batch, q_token, q_head, v_batch, v_token, v_head, taps_batch,
     batch_heads, heads, tokens, grid_h, grid_w, extra_before, tiles_w, grid_tiles, eps,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
-    ROPE: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, CONV: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     """One tile of one head: TILE_H × TILE_W grid tokens, or, past the last grid tile, as many extra tokens in a row.
@@ -192,9 +193,9 @@ def mix(
     columns = state + batch_head.to(tl.int64) * (HEAD_DIM * HEAD_DIM) + d[None, :] * HEAD_DIM + j[:, None]
     inside = (j < HEAD_DIM // 2)[:, None] & (d < HEAD_DIM)[None, :]
     averages = tl.load(columns, mask=inside, other=0.0)
-    result = tl.dot(first.to(averages.dtype), averages, input_precision=PRECISION)
+    result = tl.dot(first.to(averages.dtype), averages, input_precision="tf32x3")
     averages = tl.load(columns + HEAD_DIM // 2, mask=inside, other=0.0)
-    result = tl.dot(second.to(averages.dtype), averages, result, input_precision=PRECISION)
+    result = tl.dot(second.to(averages.dtype), averages, result, input_precision="tf32x3")
     if CONV > 0:
         taps += batch * taps_batch + (head * HEAD_DIM + d) * (CONV * CONV)
         convolved = tl.zeros([TILE_H * TILE_W, VALUE], tl.float32)

@@ -102,7 +102,8 @@ def key_value_state(
     splits = (multiprocessors(k.device) * _PROGRAMS + batch_heads - 1) // batch_heads
     block = splits * config.blocks["TOKENS"]
     sizes = {"HEAD_DIM": head_dim, "VALUE": power_of_two(head_dim), "MEAN": mean}
-    partials = torch.empty((splits, batch_heads, head_dim * head_dim + 2 * head_dim), **fp32)
+    # Flat: a trace would guard on whether an axis of as many splits has size 1.
+    partials = torch.empty(splits * batch_heads * (head_dim * head_dim + 2 * head_dim), **fp32)
     launch(
         triton_kernels.kv_partials,
         (batch_heads * splits,),
@@ -159,7 +160,7 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _halves(head_dim: int, rope_y: Tensor) -> dict[str, object]:
-    return {"HALF": power_of_two(head_dim // 2), "ROPE": not is_absent(rope_y), "PRECISION": "tf32x3"}
+    return {"HALF": power_of_two(head_dim // 2), "ROPE": not is_absent(rope_y)}
 
 
 def _matvec(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Both operators on every road of PyTorch: autograd, export, `.pt2`, AOTAutograd, Inductor, AOTInductor."""
+"""The operators on every road of PyTorch: autograd, export, `.pt2`, AOTAutograd, Inductor, AOTInductor."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from jetvit.kernels import linear_attention, window_attention
+from jetvit.kernels import full_attention, linear_attention, window_attention
+from jetvit.kernels.full_attention.reference import full_attention_reference
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from jetvit.kernels.window_attention.reference import window_attention_reference
 from tests.kernels.naive import ABSENT, make_rope
 from tests.kernels.test_linear_attention import make_weights
 
 LINEAR, WINDOW = torch.ops.jetvit.linear_attention.default, torch.ops.jetvit.window_attention.default
+FULL = torch.ops.jetvit.full_attention.default
 HEADS, DIM, HIDDEN = 3, 8, 7
 
 
 class Blocks(torch.nn.Module):
-    """A linear and a window block on an image [batch, height, width, channel], with a prefix token and RoPE tables."""
+    """All three on an image [batch, height, width, channel], with a prefix token and RoPE tables."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class Blocks(torch.nn.Module):
         ]
         rope = [torch.stack([angle.cos(), angle.sin()], dim=1) for angle in angles]
         out = linear_attention(q, k, v, *rope, *self.weights, height, width, 1, 3, 1e-6, "relu")
+        out = full_attention(out, k, v, *rope, height, width, 1, DIM**-0.5)
         return window_attention(out, k, v, self.absent, self.absent, height, width, 1, 4, 3, DIM**-0.5)
 
 
@@ -66,7 +69,7 @@ def test_export_keeps_each_operator_one_node_for_every_size(blocks: Blocks, tmp_
     torch.export.save(program, tmp_path / "blocks.pt2")
     loaded = torch.export.load(tmp_path / "blocks.pt2")
     for each in (program, program.run_decompositions(), loaded):
-        assert operators(each.graph) == [LINEAR, WINDOW]
+        assert operators(each.graph) == [LINEAR, FULL, WINDOW]
         for x in (image(2, 3, 4), image(4, 10, 6)):
             torch.testing.assert_close(each.module()(x), blocks(x), rtol=0, atol=1e-6)
 
@@ -74,7 +77,7 @@ def test_export_keeps_each_operator_one_node_for_every_size(blocks: Blocks, tmp_
 def test_pre_dispatch_trace_keeps_each_operator_one_node(blocks: Blocks) -> None:
     x = image(2, 5, 6)
     graph = make_fx(blocks, pre_dispatch=True)(x)
-    assert operators(graph.graph) == [LINEAR, WINDOW]
+    assert operators(graph.graph) == [LINEAR, FULL, WINDOW]
     torch.testing.assert_close(graph(x), blocks(x), rtol=0, atol=0)
 
 
@@ -123,6 +126,10 @@ def window_arguments(dtype: torch.dtype = torch.float64) -> tuple[object, ...]:
     return *tensors, 3, 5, 2, 2, 2, 0.4
 
 
+def full_arguments(dtype: torch.dtype = torch.float64) -> tuple[object, ...]:
+    return *window_arguments(dtype)[:8], 0.4
+
+
 def static_kernel(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return *arguments[:5], *[ABSENT.double()] * 3, *arguments[8:]
 
@@ -132,6 +139,7 @@ CASES = [
     pytest.param(LINEAR, linear_arguments(size=0), id="linear without convolution"),
     pytest.param(LINEAR, static_kernel(linear_arguments()), id="linear with a static kernel"),
     pytest.param(WINDOW, window_arguments(), id="window"),
+    pytest.param(FULL, full_arguments(), id="full"),
 ]
 
 
@@ -156,6 +164,7 @@ def test_gradients_are_right(op: torch._ops.OpOverload, arguments: tuple[object,
     [
         (LINEAR, linear_attention_reference, linear_arguments(torch.float32)),
         (WINDOW, window_attention_reference, window_arguments(torch.float32)),
+        (FULL, full_attention_reference, full_arguments(torch.float32)),
     ],
 )
 def test_only_what_wants_a_gradient_gets_one(op, reference, arguments) -> None:
@@ -178,7 +187,12 @@ def test_compiled_training_step_is_the_eager_one(blocks: Blocks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "arguments"), [(LINEAR, linear_arguments(torch.float32)), (WINDOW, window_arguments(torch.float32))]
+    ("op", "arguments"),
+    [
+        (LINEAR, linear_arguments(torch.float32)),
+        (WINDOW, window_arguments(torch.float32)),
+        (FULL, full_arguments(torch.float32)),
+    ],
 )
 def test_autocast_changes_nothing(op: torch._ops.OpOverload, arguments: tuple[object, ...]) -> None:
     plain, cast = with_gradients(arguments), with_gradients(arguments)
@@ -203,7 +217,8 @@ def test_wrong_arguments_are_refused_while_tracing() -> None:
 def test_import_needs_no_triton_and_does_not_complain() -> None:
     code = (
         "import sys; sys.modules['triton'] = None; import torch, jetvit.kernels;"
-        "assert torch.ops.jetvit.linear_attention.default and torch.ops.jetvit.window_attention.default"
+        "assert torch.ops.jetvit.linear_attention.default and torch.ops.jetvit.window_attention.default;"
+        "assert torch.ops.jetvit.full_attention.default"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ def state_configs(head_dim: int, dtype: torch.dtype) -> list[Config]:
         return [Config(8, 2, {"TOKENS": tokens}) for tokens in ((32, 16) if head_dim <= 64 else (16,))]
     if head_dim <= 64:
         return [
-            Config(warps, stages, {"TOKENS": tokens}) for warps, stages, tokens in ((4, 3, 64), (8, 3, 64), (4, 4, 32))
+            Config(warps, stages, {"TOKENS": tokens}) for warps, stages, tokens in ((4, 3, 64), (8, 3, 64), (8, 4, 32))
         ]
     return [Config(8, stages, {"TOKENS": 32}) for stages in (3, 4)]
 

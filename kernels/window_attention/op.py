@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jetvit.kernels.checks import check_rope, check_tokens, refuse
+from jetvit.kernels.launch import has_kernel
 from jetvit.kernels.registration import operator
 from jetvit.kernels.window_attention.reference import window_attention_reference
 
@@ -60,5 +61,7 @@ def window_attention(
     attention; balanced windows and the place of the extra tokens are our choice.
     """
     _check(q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)
-    # A CPU tensor runs the ATen reference. So does a CUDA tensor: there is no Triton kernel yet.
-    return window_attention_reference(q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)
+    implementation = window_attention_reference
+    if has_kernel(q):
+        from jetvit.kernels.window_attention.triton_launch import window_attention_triton as implementation
+    return implementation(q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)

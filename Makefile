@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench report wheel clean
+.PHONY: help demo test test-slow lint format bench kernels bench-kernels report wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,12 @@ format: $(STAMP)  ## let ruff mend what it can
 bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchmarks/results
 	$(BIN)/python -m benchmarks.find_sites
 	$(BIN)/python -m benchmarks.calibrate
+
+kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every kernel on an H100; needs no GPU
+	$(BIN)/python -m benchmarks.kernel_resources
+
+bench-kernels: $(STAMP)  ## the mixers against their rivals; on a GPU, elsewhere a dry run
+	$(BIN)/python -m benchmarks.kernels
 
 report: $(STAMP)  ## write the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.report

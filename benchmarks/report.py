@@ -1,7 +1,7 @@
 """Write the measured tables of the README from the result files.
 
-A block between `<!-- results:NAME -->` and `<!-- end -->` is replaced by the table made from the newest NAME.json of
-each device. A test holds that the README says what the files say.
+A block between `<!-- results:NAME -->` and `<!-- end -->` is replaced by the table made from the newest NAME.json or
+NAME.csv of each device. A test holds that the README says what the files say.
 
     python -m benchmarks.report [--check]
 """
@@ -16,6 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_goals import GOAL_SIZE, Comparison, comparisons
+from benchmarks.kernel_rows import newest as rows_of_one_device
+from benchmarks.kernel_rows import read_rows
+from benchmarks.kernel_shapes import FIRST_MIXERS
 from benchmarks.results import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -24,9 +28,17 @@ _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def newest(name: str) -> list[tuple[Path, dict[str, Any]]]:
     """The newest result file of that name of each device."""
-    files = sorted(RESULTS.glob(f"*/*/{name}.json"))
-    latest = {file.parent.parent.name: file for file in files}
-    return [(file, json.loads(file.read_text(encoding="utf-8"))) for file in latest.values()]
+    files = sorted(RESULTS.glob(f"*/*/{name}.*"))
+    latest = {file.parent.parent.name: file for file in files if file.suffix in (".json", ".csv")}
+    return [(file, record) for file in latest.values() if (record := _read(file))]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A result file; of a table the newest rows and where the last of them comes from; nothing if it has no rows."""
+    if file.suffix == ".json":
+        return json.loads(file.read_text(encoding="utf-8"))
+    rows = rows_of_one_device(read_rows(file))
+    return {**rows[-1], "date": rows[-1]["run"], "rows": rows} if rows else {}
 
 
 def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
@@ -59,9 +71,40 @@ def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_sources(results)])
 
 
+def kernels_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Our mixers beside their floor and their rivals, and whether the goals are met."""
+    lines = [
+        "| mixer, model | ours | floor | ours / floor | eager | compiled | FlexAttention | SDPA | goals |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    shown = {mixer.name for mixer in FIRST_MIXERS}
+    for _, record in results:
+        for each in comparisons(record["rows"]):
+            if each.size == GOAL_SIZE and each.mixer in shown:
+                rivals = " | ".join(_fastest(each, name) for name in ("eager", "compiled", "flex", "sdpa"))
+                lines.append(
+                    f"| {each.mixer}, {each.model} | {each.ours_ms:.3g} ms | {each.floor_ms:.3g} ms | "
+                    f"**{each.floors:.2f}** | {rivals} | {_goals(each)} |"
+                )
+    return "\n".join([*lines, "", *_sources(results)])
+
+
+def _fastest(comparison: Comparison, kind: str) -> str:
+    """How many times as long as ours the fastest implementation of a kind takes."""
+    ratios = [ratio for name, ratio in comparison.ratios.items() if name.startswith(kind)]
+    return f"{min(ratios):.2f}×" if ratios else ""
+
+
+def _goals(comparison: Comparison) -> str:
+    if comparison.missed is None:
+        return ""
+    return "missed: " + "; ".join(comparison.missed) if comparison.missed else "met"
+
+
 TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "calibrate": calibrate_table,
     "find_sites": find_sites_table,
+    "kernels": kernels_table,
 }
 
 

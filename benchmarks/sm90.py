@@ -15,10 +15,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from jetvit.kernels.launch import Launch
+from jetvit.kernels.launch import Launch, interpreted
 
 TARGET = GPUTarget("cuda", 90, 32)
-# 228 KB an SM, of which CUDA keeps 1 KB a block.
+# Of the 228 KB of a multiprocessor CUDA keeps 1 KB for each block, which cuobjdump counts as the block's own.
+_SHARED_OF_CUDA = 1024
 SHARED_LIMIT = 227 * 1024
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -28,9 +29,9 @@ _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32
 class Resources:
     """What one compiled kernel takes and which tensor-core instructions it has.
 
-    registers: per thread. spill_bytes: local memory for spilled registers, per thread. shared_bytes: per block, dynamic
-    and static. hgmma: Hopper's warpgroup products; hmma: the products of one warp. serialised: ptxas warns that it
-    waits after every warpgroup product (C7515 and its kin).
+    registers: per thread. spill_bytes: the stack frame, which holds spilled registers, per thread. shared_bytes: per
+    block, dynamic and static. hgmma: Hopper's warpgroup products; hmma: the products of one warp. serialised: ptxas
+    warns that it waits after every warpgroup product (C7510 to C7515).
     """
 
     registers: int
@@ -41,34 +42,80 @@ class Resources:
     serialised: bool
 
 
-def compile_launch(launch: Launch) -> Resources:
-    """Compile for sm_90 with the specialisations that triton would make of the launch's arguments."""
-    kernel = launch.kernel
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a kernel: types, constants and alignments of its arguments, warps and stages.
+
+    Launches that make the same variant run the same machine code.
+    """
+
+    kernel: Any
+    types: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[int, Any], ...]
+    aligned: tuple[int, ...]
+    num_warps: int
+    num_stages: int
+
+
+def cannot_compile() -> str:
+    """Why nothing can be compiled in this process, or ""."""
+    if interpreted():
+        return "TRITON_INTERPRET=1 makes interpreted functions of the kernels"
+    missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (_TOOLS / tool).exists()]
+    return f"this triton comes without {' and '.join(missing)}" if missing else ""
+
+
+def variant_of(launch: Launch) -> Variant:
+    """What triton would compile for the launch, with the specialisations that it makes of the arguments."""
     values = {**launch.arguments, **launch.config.blocks}
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, parameter in enumerate(kernel.params):
+    types, constants, aligned = [], [], []
+    for index, parameter in enumerate(launch.kernel.params):
         value = values[parameter.name]
         # Triton makes a constant of an int that is 1, and tells the compiler of multiples of 16.
         specialised = not parameter.do_not_specialize
-        if parameter.is_constexpr or (specialised and isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
+        if parameter.is_constexpr or (specialised and type(value) is int and value == 1):
+            types.append((parameter.name, "constexpr"))
+            constants.append((index, value))
             continue
-        signature[parameter.name], aligned = _kind(value)
-        if aligned and specialised:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
+        kind, is_aligned = _kind(value)
+        types.append((parameter.name, kind))
+        if is_aligned and specialised:
+            aligned.append(index)
+    return Variant(
+        launch.kernel,
+        tuple(types),
+        tuple(constants),
+        tuple(aligned),
+        launch.config.num_warps,
+        launch.config.num_stages,
+    )
+
+
+def compile_variant(variant: Variant) -> Resources:
+    """Compile for sm_90 and read the result; triton's own exceptions where it does not compile."""
+    source = ASTSource(
+        variant.kernel,
+        dict(variant.types),
+        {(index,): value for index, value in variant.constants},
+        {(index,): [["tt.divisibility", 16]] for index in variant.aligned},
+    )
+    # Fusion of products and sums is the default of triton up to 3.9, which warns where it is not asked for.
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGET, options=options)
     return _read(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared)
+
+
+def compile_launch(launch: Launch) -> Resources:
+    """Compile one launch for sm_90."""
+    return compile_variant(variant_of(launch))
 
 
 def _kind(value: Any) -> tuple[str, bool]:
     """The type of an argument in Triton's signature, and whether 16 divides it (or its address, in bytes)."""
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype], value.storage_offset() * value.element_size() % 16 == 0
+    if isinstance(value, bool):
+        return "u1", False
     if isinstance(value, float):
         return "fp32", False
     return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
@@ -80,16 +127,22 @@ def _read(cubin: bytes, ptx: str, dynamic_shared: int) -> Resources:
         binary.write_bytes(cubin)
         text.write_text(ptx)
         usage = _run(_TOOLS / "cuobjdump", "-res-usage", binary)
-        code = _run(_TOOLS / "nvdisasm", "-c", binary)
-        report = _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", text, "-o", Path(folder, "again.cubin"))
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+        code = report = ""
+        if "mma" in ptx:
+            code = _run(_TOOLS / "nvdisasm", "-ndf", "-c", binary)
+            # Only for its warnings the compiler is run again: the options of triton's own run differ from version to
+            # version, and with them the registers, which are therefore read from triton's own result.
+            report = _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", text, "-o", Path(folder, "again.cubin"))
+    registers, stack, static_shared = (
+        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "SHARED")
+    )
     return Resources(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        spill_bytes=sum(map(int, spills)),
-        shared_bytes=dynamic_shared + int(re.search(r"SHARED:(\d+)", usage)[1]),
+        registers=registers,
+        spill_bytes=stack,
+        shared_bytes=dynamic_shared + max(0, static_shared - _SHARED_OF_CUDA),
         hgmma=len(re.findall(r"\bHGMMA\.", code)),
         hmma=len(re.findall(r"\bHMMA\.", code)),
-        serialised="serializ" in report.lower() or "C7515" in report,
+        serialised="instructions are serialized" in report,
     )
 
 

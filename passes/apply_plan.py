@@ -1,7 +1,8 @@
 """Approximate, and done only because a plan says so: full attention becomes window or linear attention.
 
 What a plan asks for is either done at every site that it names, or refused before the first: a graph is never left half
-rewritten. The softmax scale goes into window attention and plays no part in linear attention.
+rewritten. The softmax scale goes into window attention and plays no part in linear attention. A rotary embedding goes
+into the operator where that is provably the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jetvit.kernels  # noqa: F401  registers the operators
 from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
-from jetvit.passes.operands import Operands
+from jetvit.passes.rope import OperatorOperands
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.regions import GraphView
@@ -26,7 +27,6 @@ from jetvit.patterns.site import AttentionSite, Rewritten, Sites
 from jetvit.patterns.sizes import is_static
 
 log = logging.getLogger(__name__)
-aten = torch.ops.aten
 
 GENERATOR = ("w1", "b1", "w2", "b2")
 
@@ -82,15 +82,11 @@ def _rewrite(
     graph: RewritableGraph, site: AttentionSite, choice: Choice, generator: Mapping[str, torch.Tensor]
 ) -> None:
     view = GraphView(graph.module, graph.ambient_autocast)
-    operands = Operands(graph, site, view, "bthd")
-    insertion = operands.insertion
-    tensors = (operands.q, operands.k, operands.v)
-    absent = insertion.call(aten.new_empty.default, operands.q, [0])
-    before = insertion.size(site.extra_before)
-    grid = [insertion.size(size) for size in site.grid]
+    operands = OperatorOperands(graph, site, view)
+    tensors, place, insertion = operands.tensors, operands.place, operands.insertion
     if choice.window is not None:
         target = torch.ops.jetvit.window_attention.default
-        result = insertion.call(target, *tensors, absent, absent, *grid, before, *choice.window, site.scale)
+        result = insertion.call(target, *tensors, *place, *choice.window, site.scale)
     else:
         target = torch.ops.jetvit.linear_attention.default
         names = dict(zip(GENERATOR, _names(site.name), strict=True))
@@ -98,10 +94,8 @@ def _rewrite(
             part: insertion.bring(graph.add_tensor(names[part], _like(tensor, operands.v)))
             for part, tensor in generator.items()
         }
-        parts = [nodes.get(part, absent) for part in GENERATOR]
-        result = insertion.call(
-            target, *tensors, absent, absent, *parts, *grid, before, choice.conv_size, choice.eps, choice.feature_map
-        )
+        parts = [nodes.get(part) or operands.absent for part in GENERATOR]
+        result = insertion.call(target, *tensors, *parts, *place, choice.conv_size, choice.eps, choice.feature_map)
     operands.replace(result)
     log.info("%s: full -> %s", site.name, choice.label)
 

@@ -1,8 +1,9 @@
-"""Exact: every full attention becomes one plain `scaled_dot_product_attention`.
+"""Exact: every full attention becomes one plain `scaled_dot_product_attention`, or one operator.
 
 Covered: softmax between two products in any form that the patterns know, and SDPA with a mask that hides nothing. The
-backends of SDPA never form the N × N scores, so this alone makes models with hand-written attention faster. Held to the
-dtype's own tolerance: only the order of roundings differs.
+backends of SDPA never form the N × N scores, so this alone makes models with hand-written attention faster. The
+operator `jetvit::full_attention` also takes the rotary embedding, where that is provably the same. Held to the dtype's
+own tolerance: only the order of roundings differs.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
+import jetvit.kernels  # noqa: F401  registers the operators
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.layouts import relax_views
 from jetvit.passes.operands import Operands
+from jetvit.passes.rope import OperatorOperands
 from jetvit.patterns.calls import argument
 from jetvit.patterns.cores import SDPA
 from jetvit.patterns.find import find_sites
@@ -23,22 +28,45 @@ from jetvit.patterns.site import AttentionSite
 
 @dataclass(frozen=True)
 class FuseAttention:
-    """Turn every found site that is not one plain SDPA node into one, whichever strides its backend gives."""
+    """Turn every found site that is not one plain SDPA node into one, whichever strides its backend gives.
 
+    Args:
+        operator: turn every site into `jetvit::full_attention` instead; None does so where it runs on a CUDA device.
+    """
+
+    operator: bool | None = None
     name: ClassVar[str] = "fuse-attention"
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
         fired = 0
         for site in find_sites(graph):
-            if not _is_plain(site):
-                operands = Operands(graph, site, GraphView(graph.module, graph.ambient_autocast), "bhtd")
-                result = operands.call(SDPA, operands.q, operands.k, operands.v, None, 0.0, False, scale=site.scale)
-                operands.replace(result)
+            if site.form == "operator":
+                continue
+            if self._is_for_operator(site):
+                _to_operator(graph, site)
+                fired += 1
+            elif not _is_plain(site):
+                _to_sdpa(graph, site)
                 fired += 1
             elif relax_views(site.out.node):
                 fired += 1
         return PassResult(fired)
 
+    def _is_for_operator(self, site: AttentionSite) -> bool:
+        return site.out.node.meta["val"].is_cuda if self.operator is None else self.operator
+
 
 def _is_plain(site: AttentionSite) -> bool:
     return site.out.node.target is SDPA and argument(site.out.node, 3, "attn_mask") is None
+
+
+def _to_sdpa(graph: RewritableGraph, site: AttentionSite) -> None:
+    operands = Operands(graph, site, GraphView(graph.module, graph.ambient_autocast), "bhtd")
+    result = operands.call(SDPA, operands.q, operands.k, operands.v, None, 0.0, False, scale=site.scale)
+    operands.replace(result)
+
+
+def _to_operator(graph: RewritableGraph, site: AttentionSite) -> None:
+    operands = OperatorOperands(graph, site, GraphView(graph.module, graph.ambient_autocast))
+    target = torch.ops.jetvit.full_attention.default
+    operands.replace(operands.call(target, *operands.tensors, *operands.place, site.scale))

@@ -23,12 +23,14 @@ class Insertion:
 
     Args:
         graph: the graph to change.
-        anchor: new nodes go before this one and say that they come from where it came from.
+        anchor: new nodes go before this one.
         view: a view of the graph, to bring values into regions.
+        origin: new nodes say that they come from where this one came from; the anchor, if it is not given.
     """
 
-    def __init__(self, graph: RewritableGraph, anchor: Node, view: GraphView):
+    def __init__(self, graph: RewritableGraph, anchor: Node, view: GraphView, origin: Node | None = None):
         self.graph, self.anchor, self.view = graph, anchor, view
+        self.origin = anchor if origin is None else origin
         self._mode = graph.fake_mode
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
@@ -39,7 +41,7 @@ class Insertion:
         values, named = pytree.tree_map_only(Node, lambda each: each.meta["val"], (args, kwargs))
         with on_fake_tensors(self._mode), self._autocast():
             node.meta["val"] = target(*values, **named)
-        node.meta |= {key: self.anchor.meta[key] for key in _INHERITED if key in self.anchor.meta}
+        node.meta |= {key: self.origin.meta[key] for key in _INHERITED if key in self.origin.meta}
         return node
 
     @contextmanager

@@ -17,12 +17,12 @@ from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
 from jetvit.passes.layouts import relax_views
-from jetvit.patterns.cores import Core, Side
+from jetvit.patterns.cores import operator_core
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.names import module_name
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.site import Linear, Projections
+from jetvit.patterns.site import Linear
 from jetvit.patterns.sizes import same
 from jetvit.patterns.storage import storage, written
 
@@ -45,19 +45,13 @@ class MergeProjections:
         sites = find_sites(graph)
         projections = [site.projections for site in sites]
         view = GraphView(graph.module, graph.ambient_autocast)
-        projections += [_of_operator(entry.node, view, graph) for entry in sites.rewritten]
+        projections += [
+            read_projections(operator_core(entry.node), view, graph.tensor_names) for entry in sites.rewritten
+        ]
         groups = [
             [named[role] for role in "qkv"] for each in projections if {"q", "k", "v"} <= set(named := each.named())
         ]
         return PassResult(sum(_merge(graph, group) for group in groups))
-
-
-def _of_operator(node: Node, view: GraphView, graph: RewritableGraph) -> Projections:
-    """The projections of a site that was rewritten, read off its operator's [batch, token, head, dim] operands."""
-    q, k, v = (Side(operand, 1, 3) for operand in node.args[:3])
-    absent = [each for each in node.all_input_nodes if each.target is aten.new_empty.default]  # reads no value of q
-    core = Core("operator", Side(node, 1, 3), q, k, v, nodes=[node, *absent])
-    return read_projections(core, view, graph.tensor_names)
 
 
 def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:

@@ -1,7 +1,7 @@
 """The order of the passes, and what is checked, timed and written down on the way.
 
-normalise → the plan's rewrites → exact rewrites (fuse, merge, fold) → clean up. Exact rewrites come after the plan,
-because they take away the parameter names that a plan asks for. A second run of the pipeline fires nowhere.
+normalise → the plan's rewrites → exact rewrites (fuse, straighten, merge, fold) → clean up. Exact rewrites come after
+the plan, because they take away the parameter names that a plan asks for. A second run of the pipeline fires nowhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.merge_projections import MergeProjections
 from jetvit.passes.normalize import Normalize
+from jetvit.passes.straighten_views import StraightenViews
 from jetvit.passes.verify import result_types, verify
 from jetvit.patterns.find import find_sites
 
@@ -45,7 +46,8 @@ def passes(plan: Plan | None = None, partial: bool = False) -> list[Pass]:
         partial: the graph may hold only some of the plan's sites.
     """
     approximate: list[Pass] = [ApplyPlan(plan, partial)] if plan is not None else []
-    return [Normalize(), *approximate, FuseAttention(), MergeProjections(), FoldConstants(), CleanUp()]
+    exact: list[Pass] = [FuseAttention(), StraightenViews(), MergeProjections(), FoldConstants(), CleanUp()]
+    return [Normalize(), *approximate, *exact]
 
 
 def run_pipeline(

@@ -12,6 +12,7 @@ from jetvit.patterns.site import (
     Rejection,
     Rewritten,
     Rope,
+    RopeTables,
     Sites,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "RewriteError",
     "Rewritten",
     "Rope",
+    "RopeTables",
     "Sites",
     "find_sites",
 ]

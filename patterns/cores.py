@@ -1,4 +1,4 @@
-"""The few forms of attention: one SDPA node, or a softmax between two products.
+"""The few forms of attention: one SDPA node, a softmax between two products, or the operator that FuseAttention makes.
 
 `find_cores` reads them off the graph with their scale, whatever stands between the two products: scalings on q, on k,
 on both or on the product; upcasts; dropout that does nothing; views of the leading axes. Anything else that stands
@@ -24,6 +24,8 @@ from jetvit.patterns.walk import LayoutWalk, parse_einsum
 aten = torch.ops.aten
 
 SDPA = aten.scaled_dot_product_attention.default
+OPERATOR = "jetvit.full_attention.default"
+"""By name: the operators are registered in another room."""
 FUSED = (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default)
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
 CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default)
@@ -106,6 +108,9 @@ def find_cores(view: GraphView, walk: LayoutWalk) -> Iterator[Core]:
         core = None
         if node.target is SDPA:
             core = _from_sdpa(node, walk)
+        elif str(node.target) == OPERATOR:
+            core = operator_core(node)
+            core.scale = float(node.args[8])
         elif node.target in FUSED:
             core = Core("fused", Side(node, 0, 0), nodes=[node])
             core.refuse(
@@ -159,6 +164,15 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
         else:
             return Side(node, side.token, side.dim), factor
         core.peeled.append(node)
+
+
+def operator_core(node: Node) -> Core:
+    """The core of an operator of jetvit, which takes and gives [batch, token, head, dim]."""
+    q, k, v = (Side(operand, 1, 3) for operand in node.args[:3])
+    absent = [each for each in node.all_input_nodes if each.target is aten.new_empty.default]  # reads no value of q
+    core = Core("operator", Side(node, 1, 3), q, k, v, nodes=[node, *absent])
+    core.pairs = [(q.node, dim, other.node, dim) for other in (k, v) for dim in (0, 2)]
+    return core
 
 
 def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:

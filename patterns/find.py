@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from torch.fx import Node
 
@@ -12,7 +13,7 @@ from jetvit.patterns.geometry import Geometry, Refused, read_geometry
 from jetvit.patterns.names import module_name, source_line, unique
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.rope import read_rope
+from jetvit.patterns.rope import RopeReader
 from jetvit.patterns.site import AttentionSite, Operand, Rejection, Rewritten, Sites
 from jetvit.patterns.storage import storage, writes
 from jetvit.patterns.walk import LayoutWalk
@@ -31,7 +32,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
     view = GraphView(graph.module, graph.ambient_autocast)
     walk = LayoutWalk(view, graph.tensor_names)
     order = {node: index for index, node in enumerate(view.nodes)}
-    mutations = writes(view)
+    mutations, ropes = writes(view), RopeReader(walk)
     answers: dict[Node, tuple[Core, Geometry | Refused] | None] = {
         node: None for node in view.nodes if str(node.target).startswith("jetvit.")
     }
@@ -50,7 +51,8 @@ def find_sites(graph: CapturedGraph) -> Sites:
         if isinstance(found, Refused):
             sites.rejected.append(_rejection(name, node, found))
         else:
-            sites.append(_site(name, core, found, graph, view))
+            site = _site(name, core, found, graph, view)
+            sites.append(replace(site, rope=ropes.read(core, site)))
     return sites
 
 
@@ -92,7 +94,7 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
         grid=geometry.grid,
         extra_before=geometry.extra_before,
         extra_after=geometry.extra_after,
-        rope=read_rope(core.q.node, core.k.node, view),
+        rope=None,
         projections=read_projections(core, view, graph.tensor_names),
         form=core.form,
         autocast=view.autocast_dtype(core.out.node, device),

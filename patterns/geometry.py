@@ -100,6 +100,21 @@ def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
     return before, grid, after
 
 
+def layout_like(walk: LayoutWalk, side: Side, other: Side) -> Layout | None:
+    """The layout of a tensor that has the batch, the heads and the tokens of another; None where it has not."""
+    tokens = _axis(walk, side, side.token)
+    leading, wanted = _leading(walk, side), _leading(walk, other)
+    heads = [[atom for axis in axes for atom in axis if _is_head(atom)] for axes in (leading, wanted)]
+    if not _same_tokens(tokens, _axis(walk, other, other.token)) or heads[0] != heads[1]:
+        return None
+    if not _same_batch(leading, wanted):
+        return None
+    try:
+        return _layout(side, leading, tokens)
+    except Refused:
+        return None
+
+
 def _grid(axis: Axis) -> tuple[Size, Size] | None:
     """(rows, columns) of an axis that is a flattened two-dimensional map, in row-major order."""
     if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:

@@ -67,6 +67,16 @@ class GraphView:
             graph = self.entrances[graph].graph
         return True
 
+    def reachable(self, node: Node, graph: Graph) -> bool:
+        """True if a value can be brought into a graph: it is visible there, or a region that is gives it out."""
+        while not self.visible(node, graph):
+            if self.alias_in(node, graph) is not None:
+                return True
+            if graph not in self.entrances:
+                return False
+            graph = self.entrances[graph].graph
+        return True
+
     def alias_in(self, node: Node, graph: Graph) -> Node | None:
         """The node of a graph that stands for a value from another one, if there is one already."""
         return next((each for each in graph.nodes if each in self._same and self.resolve(each) is node), None)

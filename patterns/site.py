@@ -37,18 +37,37 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class RopeTables:
+    """What an operator of jetvit needs to do a rotation itself; that it would be the same rotation is proven.
+
+    `q` and `k` are the whole tensors before the rotation, extra tokens too. `cos` and `sin` are the nodes of the tables
+    […, token, …, head_dim], equal along every other axis; `token` is their axis of tokens, counted from the last one,
+    which is −1. The tokens are those of the grid, row by row; of head_dim the second half repeats the first, and of a
+    half the first part varies with the row of a token alone, the second with its column alone.
+    """
+
+    q: Operand
+    k: Operand
+    cos: Node
+    sin: Node
+    token: int
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary position embedding on q and k, applied in the graph before the attention.
 
     `style` is "half" (rotate the two halves of head_dim, as HF DINOv3 does) or "interleaved" (rotate pairs, as timm's
-    EVA family does). `cos` and `sin` are the nodes of the tables; `q` and `k` the nodes before the rotation.
+    EVA family does). `cos` and `sin` are the nodes of the tables; `q` and `k` the nodes before the rotation. `tables`
+    is there where an operator can do the rotation instead. An operator that does it already has neither cos nor sin.
     """
 
     style: str
-    cos: Node
-    sin: Node
+    cos: Node | None
+    sin: Node | None
     q: Node
     k: Node
+    tables: RopeTables | None = None
 
     def __str__(self) -> str:
         return self.style
@@ -88,7 +107,8 @@ class AttentionSite:
     The tokens of a site are `extra_before` prefix tokens (CLS, registers), then `grid[0]` × `grid[1]` patch tokens in
     row-major order, then `extra_after` tokens. Sizes are ints, or SymInts where the graph is dynamic.
 
-    `scale` multiplies q·kᵀ. `form` is "sdpa" for the one operator, "softmax" for two products with a softmax between.
+    `scale` multiplies q·kᵀ. `form` is "sdpa" for the one operator of ATen, "softmax" for two products with a softmax
+    between, "operator" for `jetvit::full_attention`, which also does the rotation where `rope` is there.
     `autocast` is the dtype that an enclosing autocast region gives the attention, None outside of one. `projections`
     are those that belong to this site alone; `source` is the line of the model's code that computes the result.
     """
@@ -119,6 +139,14 @@ class AttentionSite:
     def dtype(self) -> torch.dtype:
         """The dtype of the attention's result."""
         return self.out.node.meta["val"].dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of an attention in its place: that of the autocast region, else the widest of q, k and v."""
+        if self.autocast is not None:
+            return self.autocast
+        q, k, v = (side.node.meta["val"].dtype for side in (self.q, self.k, self.v))
+        return torch.promote_types(torch.promote_types(q, k), v)
 
 
 @dataclass(frozen=True)

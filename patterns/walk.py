@@ -98,6 +98,8 @@ class LayoutWalk:
         result: Value = None
         if rule is not None:
             result = rule(self, node)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "jetvit":
+            result = attention(self, node)
         elif isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
             result = pointwise(self, node)
         if isinstance(result, tuple) and isinstance(value, torch.Tensor) and len(result) == value.dim():

@@ -34,6 +34,12 @@ def linear(qkv: Tensor, grid_h: int) -> Tensor:
     return linear_attention_triton(*qkv.unbind(2), *tables, *weights, grid_h, WIDTH, EXTRA, 3, 1e-6, "relu")
 
 
+def window(qkv: Tensor, grid_h: int) -> Tensor:
+    from jetvit.kernels.window_attention.triton_launch import window_attention_triton
+
+    return window_attention_triton(*qkv.unbind(2), *rope(qkv, grid_h, WIDTH), grid_h, WIDTH, EXTRA, 4, 4, 0.125)
+
+
 def full(qkv: Tensor, grid_h: int) -> Tensor:
     """The rotation alone: which backend SDPA becomes is up to a torch that knows GPUs."""
     from jetvit.kernels.full_attention.triton_launch import rotate
@@ -41,7 +47,7 @@ def full(qkv: Tensor, grid_h: int) -> Tensor:
     return rotate(qkv.select(2, 0), *rope(qkv, grid_h, WIDTH), grid_h, WIDTH, EXTRA)
 
 
-OPERATORS = {"linear": linear, "full": full}
+OPERATORS = {"linear": linear, "window": window, "full": full}
 
 
 @pytest.fixture

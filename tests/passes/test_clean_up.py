@@ -51,18 +51,6 @@ def test_models_whose_tokens_come_first_need_no_move(name: str, choice: jetvit.C
     assert around(optimized) == [[], []]
 
 
-@pytest.mark.parametrize("name", ["sdpa", "timm_vit_fused", "dinov2_repo"])
-def test_a_packed_product_is_permuted_once(name: str) -> None:
-    """`permute(2, 0, 3, 1, 4).unbind(0)` is one permutation that all three share; each side turns its part back."""
-    _, _, program = exported(name)
-    optimized = jetvit.optimize(program, plan=plan_of(jetvit.find_attention(program), [WINDOW]))
-    for node in optimized.graph_module.graph.nodes:
-        if node.target in OPERATORS:
-            (reader,) = node.users
-            assert reader.target in (aten.view.default, aten.reshape.default)
-    assert count(optimized.graph_module, aten.contiguous.default) == 0
-
-
 # --- single rules -----------------------------------------------------------------------------------------------------
 
 

@@ -182,6 +182,29 @@ def test_merged_after_a_plan() -> None:
     assert_close(graph.program().module()(*inputs[0]), planned(program, inputs, plan))
 
 
+class TokenFirst(SeparateAttention):
+    """Projections of [token, batch, dim], whose heads are folded into the batch, as `bmm` takes them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        n, b, _ = x.shape
+        q, k, v = (layer(x).view(n, b * HEADS, HEAD_DIM).transpose(0, 1) for layer in (self.q, self.k, self.v))
+        out = torch.bmm((torch.bmm(q, k.mT) * HEAD_DIM**-0.5).softmax(-1), v)
+        return self.o(out.transpose(0, 1).reshape(n, b, DIM)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("choices", [None, ALTERNATING], ids=["full", "planned"])
+def test_merged_once_the_views_are_straight(choices: tuple[jetvit.Choice, ...] | None) -> None:
+    """A view that merges batch and heads would copy a part of a wider product; it is gone by then."""
+    model = vit(TokenFirst)
+    program = export_model(model, (IMAGE,))
+    plan = plan_of(jetvit.find_attention(program), choices) if choices else None
+    graph, fired = rewrite(program, plan)
+    assert fired["merge-projections"] == 2
+    expected = planned(program, ((IMAGE,), {}), plan) if plan is not None else model(IMAGE)
+    assert_close(graph.program().module()(IMAGE), expected)
+
+
 @pytest.mark.parametrize("freeze", [False, True])
 def test_on_the_dynamo_road_only_if_frozen(freeze: bool) -> None:
     """The weights are inputs there, shared by every instance of the class."""

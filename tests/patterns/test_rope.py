@@ -67,6 +67,14 @@ def odd_first(x: Tensor) -> Tensor:
     return torch.stack([-x[..., ::2], x[..., 1::2]], dim=-1).reshape(x.shape)
 
 
+class TwiceTheSine(RopeAttention):
+    """Adds the turned half with a factor."""
+
+    def rope(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        kept, turned = x.split([x.shape[2] - sin.shape[0], sin.shape[0]], dim=2)
+        return torch.cat([kept, torch.add(turned * cos, self.rotate(turned) * sin, alpha=2)], dim=2)
+
+
 class ForeignPrefix(RopeAttention):
     """Keeps the prefix of another tensor than the one that is rotated."""
 
@@ -95,8 +103,8 @@ class TwoTables(RopeAttention):
 @pytest.mark.parametrize(
     "attention",
     [partial(RopeAttention, each) for each in (rotate_backwards, swap_halves, rotate_thirds, odd_first)]
-    + [partial(each, rotate_half) for each in (OnlyKeys, TwoTables, ForeignPrefix)],
-    ids=["backwards", "swapped", "uneven", "odd_first", "only_keys", "two_tables", "foreign_prefix"],
+    + [partial(each, rotate_half) for each in (OnlyKeys, TwoTables, ForeignPrefix, TwiceTheSine)],
+    ids=["backwards", "swapped", "uneven", "odd_first", "only_keys", "two_tables", "foreign_prefix", "twice_the_sine"],
 )
 def test_near_misses_stay_outside(attention: Callable[[], Any]) -> None:
     """Another rotation is no obstacle to a site; it is just not claimed."""

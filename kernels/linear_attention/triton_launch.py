@@ -19,7 +19,7 @@ def state_configs(head_dim: int, dtype: torch.dtype) -> list[Config]:
     """The configurations of `kv_partials`, the default first."""
     if dtype == torch.float32:
         return [Config(8, 2, {"TOKENS": tokens}) for tokens in ((32, 16) if head_dim <= 64 else (16,))]
-    if head_dim <= 64:
+    if head_dim == 64:
         return [
             Config(warps, stages, {"TOKENS": tokens}) for warps, stages, tokens in ((4, 3, 64), (8, 3, 64), (8, 4, 32))
         ]
@@ -124,7 +124,7 @@ def key_value_state(
         {"partials": partials, "state": state, "key_sums": key_sums, "value_mean": value_mean}
         | {"batch_heads": batch_heads, "splits": splits, "grid_tokens": grid_h * grid_w}
         | sizes,
-        Config(4, 2, {"ROWS": _STATE_ROWS}),
+        Config(8, 2, {"ROWS": _STATE_ROWS}),
     )
     return state, key_sums, value_mean
 

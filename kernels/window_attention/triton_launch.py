@@ -13,17 +13,47 @@ from jetvit.kernels.window_attention.windows import balanced_windows
 
 # Programs of `attend_extra` on one multiprocessor: as many as its registers hold of the default configuration.
 _PROGRAMS = 2
+_EXTRA_QUERIES = 16  # of one program: the least that a product takes, and models have one to five such tokens
 _COMBINED_SPLITS = 32  # that `combine_extra` reads at once
 
 
 def window_configs(head_dim: int, dtype: torch.dtype, window_tokens: int) -> list[Config]:
-    """The configurations of `attend_windows` for windows of at most `window_tokens`, the default first."""
-    return [Config(8, 2, {"QUERIES": 128, "KEYS": 64, "REST": 16})]
+    """The configurations of `attend_windows` for windows of at most `window_tokens`, the default first.
+
+    One warp for 16 queries keeps a head of 64 within 128 registers a thread, that is 16 warps on a multiprocessor.
+    """
+    narrow = head_dim <= 64
+    if dtype == torch.float32:
+        sizes = [(16, 16, 16, 4, 2), (16, 16, 16, 8, 2)]
+        if narrow and window_tokens > 16:
+            sizes = [(64, 32, 16, 4, 2), (64, 16, 16, 4, 2), (128, 32, 16, 8, 2)]
+    elif window_tokens <= 16:
+        sizes = [(16, 16, 16, 2, 2), (16, 32, 32, 4, 2)]
+    elif window_tokens <= 32:
+        sizes = [(32, 32, 32, 4, 2), (32, 32, 16, 4, 2)]
+    elif window_tokens <= 64:
+        sizes = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 2), (64, 64, 16, 4, 3)]
+    else:
+        sizes = [(128, 64, 32, 8, 2), (128, 64, 32, 8, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3)]
+        if not narrow:
+            sizes = [(64, 64, 32, 4, 2), (128, 64, 32, 8, 2), (64, 32, 32, 4, 2)]
+    return [
+        Config(warps, stages, {"QUERIES": queries, "KEYS": keys, "REST": rest})
+        for queries, keys, rest, warps, stages in sizes
+    ]
 
 
-def extra_configs(head_dim: int, dtype: torch.dtype) -> list[Config]:
-    """The configurations of `attend_extra`, the default first."""
-    return [Config(8, 2, {"KEYS": 128})]
+def extra_configs(head_dim: int, dtype: torch.dtype, extra: int) -> list[Config]:
+    """The configurations of `attend_extra` for `extra` tokens, which may be symbolic; the default first."""
+    narrow = head_dim <= 64
+    if dtype == torch.float32:
+        sizes = [(16, 64, 4, 2), (16, 32, 8, 2)] if narrow else [(16, 16, 8, 2), (16, 16, 4, 2)]
+    else:
+        queries = 32 if isinstance(extra, int) and extra > 16 else 16
+        sizes = [(queries, 128, 8, 2), (queries, 64, 4, 2), (queries, 64, 4, 3)]
+    return [
+        Config(warps, stages, {"QUERIES": queries, "KEYS": keys}) for queries, keys, warps, stages in sizes
+    ]
 
 
 def window_attention_triton(
@@ -56,7 +86,7 @@ def window_attention_triton(
         config = choose(
             f"window_attention.extra {problem} extra={size_step(extra)}",
             q.device,
-            extra_configs(head_dim, q.dtype),
+            extra_configs(head_dim, q.dtype, extra),
             lambda candidate: latency_ms(lambda *args: attend_extra(*args, candidate), *operands, scale),
         )
         attend_extra(*operands, scale, config)
@@ -102,8 +132,7 @@ def attend_extra(
     batch, tokens, heads, head_dim = q.shape
     extra = tokens - grid_h * grid_w
     rows = batch * heads * extra
-    queries = min(power_of_two(extra), 64) if isinstance(extra, int) else 16
-    groups = (extra + queries - 1) // queries
+    groups = (extra + _EXTRA_QUERIES - 1) // _EXTRA_QUERIES
     splits = (multiprocessors(q.device) * _PROGRAMS + batch * heads - 1) // (batch * heads)
     block = splits * config.blocks["KEYS"]
     # Flat: a trace would guard on whether an axis of as many splits has size 1.
@@ -116,7 +145,7 @@ def attend_extra(
         | {"batch": batch, "heads": heads, "tokens": tokens}
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"groups": groups, "splits": splits, "chunk": (tokens + block - 1) // block * config.blocks["KEYS"]}
-        | {"QUERIES": queries} | _options(q, rope_y, scale),
+        | {"QUERIES": _EXTRA_QUERIES} | _options(q, rope_y, scale),
         config,
     )  # fmt: skip
     launch(

@@ -76,7 +76,8 @@ def result_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Entry], Resu
 
 @pytest.mark.parametrize("entry", HERE, ids=lambda entry: entry.name)
 def test_passes_the_gates(entry: Entry, result_of: Callable[[Entry], Result]) -> None:
-    assert result_of(entry).failures == []
+    failures = "; ".join(result_of(entry).failures)
+    assert not failures, failures
 
 
 def test_a_spilling_configuration_is_caught() -> None:

@@ -1,8 +1,10 @@
-"""Every full attention becomes one plain SDPA, and what is none stays as it is."""
+"""Every full attention becomes one plain SDPA or one operator, and what is none stays as it is."""
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,27 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetvit
+from jetvit.passes.apply_plan import ApplyPlan
 from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.patterns import AttentionSite, PlanError, find_sites
 from jetvit.patterns.cores import SDPA
 from jetvit.patterns.walk import argument
-from tests.passes.models import assert_close, aten, by_road, count, exported, nodes_of
-from tests.zoo import CASES
+from tests.passes.models import (
+    ALTERNATING,
+    FULL,
+    WINDOW,
+    assert_close,
+    aten,
+    by_road,
+    count,
+    exported,
+    nodes_of,
+    plan_of,
+    planned,
+)
+from tests.zoo import CASES, found
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import PRODUCTS, SIZE, Attention, TinyViT, scale_on_product
 
@@ -117,3 +134,111 @@ class ViewedAttention(Attention):
 def test_a_view_of_the_result(road: str) -> None:
     model, image = randomize(TinyViT(partial(ViewedAttention, scale_on_product))), images(2, 3, *SIZE)
     assert_close(by_road(road, model, ((image,), {}))(image), model(image))
+
+
+# --- the operator -----------------------------------------------------------------------------------------------------
+
+OPERATOR = torch.ops.jetvit.full_attention.default
+_QUICK_AS_OPERATOR = re.compile(
+    r"hf_dinov3_eager|hf_yolos_sdpa|timm_dinov3_fused|timm_eva02_unfused|separate|bmm|scale_on_both|headless|extra_both"
+    r"|seq_first_bmm|autocast_attention|softmax_outside_autocast|no_grad_model|shared_block|qk_norm|weights_returned"
+)
+EVERY = [
+    pytest.param(case.name, id=case.name, marks=[] if _QUICK_AS_OPERATOR.fullmatch(case.name) else [pytest.mark.slow])
+    for case in found()
+]
+
+
+def facts(site: AttentionSite) -> dict[str, Any]:
+    """What a rewrite does not change."""
+    return {
+        "name": site.name,
+        "heads": (site.num_heads, site.head_dim),
+        "scale": pytest.approx(site.scale),
+        "tokens": (site.extra_before, site.grid, site.extra_after),
+        "rope": site.rope and site.rope.style,
+        "autocast": site.autocast,
+    }
+
+
+def as_operators(program: torch.export.ExportedProgram) -> ExportedGraph:
+    """The graph after a pipeline that makes operators."""
+    graph = ExportedGraph(program)
+    sequence = [FuseAttention(operator=True) if isinstance(each, FuseAttention) else each for each in passes()]
+    run_pipeline(graph, sequence)
+    assert not sum(record.fired for record in run_pipeline(graph, sequence))
+    return graph
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_site_becomes_an_operator_and_stays_a_site(name: str) -> None:
+    model, (args, kwargs), program = exported(name)
+    before = find_sites(ExportedGraph(program))
+    graph = as_operators(program)
+    after = find_sites(graph)
+    assert count(graph.module, OPERATOR) == len(before)
+    assert {site.form for site in after} == {"operator"}
+    assert not after.rewritten
+    assert [facts(site) for site in after] == [facts(site) for site in before]
+    assert len(after.rejected) == len(before.rejected)
+    narrow = "autocast" in name
+    result = graph.program()
+    assert_close(result.module()(*args, **kwargs), model(*args, **kwargs), 1e-2 if narrow else 1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_plan_fits_a_graph_of_operators(name: str) -> None:
+    """The rotation that went into the operator goes into the next one."""
+    model, inputs, program = exported(name)
+    graph = as_operators(program)
+    plan = plan_of(find_sites(graph), ALTERNATING)
+    result = jetvit.optimize(graph.program(), plan=plan)
+    assert count(result.graph_module, OPERATOR) == 0
+    assert_close(result.module()(*inputs[0], **inputs[1]), planned(model, inputs, plan))
+
+
+def test_a_plan_beside_operators_is_the_same_plan_again() -> None:
+    _, _, program = exported("rope_half")
+    graph = ExportedGraph(program)
+    plan = plan_of(find_sites(graph), [WINDOW, FULL])
+    assert ApplyPlan(plan)(graph).fired == 1
+    assert FuseAttention(operator=True)(graph).fired == 1
+    assert ApplyPlan(plan)(graph).fired == 0
+    with pytest.raises(PlanError, match=r"by another plan(.|\n)*full in the graph and window 2x3 in the plan"):
+        ApplyPlan(plan_of(find_sites(ExportedGraph(program)), [WINDOW]))(graph)
+
+
+def test_an_operator_is_reported_as_the_full_attention_that_it_is() -> None:
+    _, _, program = exported("hf_dinov3_sdpa")
+    report = jetvit.explain(as_operators(program).program())
+    assert [(row.status, row.form, row.rope, row.decision) for row in report.rows] == [
+        ("found", "operator", "half", "full")
+    ] * 2
+
+
+def test_on_a_cpu_it_is_plain_sdpa_unless_asked_for() -> None:
+    _, _, program = exported("scale_on_q")
+    for operator, expected in ((None, 0), (False, 0), (True, 2)):
+        graph = ExportedGraph(program)
+        assert FuseAttention(operator)(graph).fired == 2
+        assert count(graph.module, OPERATOR) == expected
+        assert count(graph.module, SDPA) == 2 - expected
+
+
+def test_an_operator_takes_the_place_of_plain_sdpa() -> None:
+    model, inputs, program = exported("rope_half")
+    graph = ExportedGraph(program)
+    assert FuseAttention()(graph).fired == 0
+    assert FuseAttention(operator=True)(graph).fired == 2
+    assert FuseAttention(operator=True)(graph).fired == FuseAttention()(graph).fired == 0
+    assert_close(graph.program().module()(*inputs[0]), model(*inputs[0]))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_operator() -> None:
+    model, (args, kwargs) = CASES["hf_dinov3_sdpa"].build().cuda(), CASES["hf_dinov3_sdpa"].inputs()
+    args = tuple(arg.cuda() for arg in args)
+    optimized = jetvit.optimize(model, *args, kwargs=kwargs)
+    assert count(optimized.graph_module, OPERATOR) == 2
+    assert count(optimized.graph_module, SDPA) == 0
+    assert_close(optimized(*args, **kwargs), model(*args, **kwargs), 1e-3)

@@ -190,7 +190,8 @@ def _window_checks(rng: random.Random, device: torch.device, dtype: str, head_di
 
     side, scale = 16, head_dim**-0.5
     windows = kernels.window_configs(head_dim, DTYPES[dtype], side**2)
-    extras = kernels.extra_configs(head_dim, DTYPES[dtype])
+    grid_h, grid_w, _ = case.place
+    extras = kernels.extra_configs(head_dim, DTYPES[dtype], case.q.shape[1] - grid_h * grid_w)
     for index in range(max(len(windows), len(extras))):
         first, second = extras[index % len(extras)], windows[index % len(windows)]
 

@@ -121,11 +121,9 @@ def window_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
                     for launch in _recorded(attend_windows, *operands, side, side, head_dim**-0.5, config):
                         default = str(config) in defaults
                         yield Entry(launch.kernel.__name__, dtype, head_dim, turned, default, launch)
-            for index, config in enumerate(extra_configs(head_dim, DTYPES[dtype])):
+            for index, config in enumerate(extra_configs(head_dim, DTYPES[dtype], extra_tokens)):
                 for launch in _recorded(attend_extra, *operands, head_dim**-0.5, config):
-                    options = ""
-                    if "QUERIES" in launch.arguments:
-                        options = f"{turned} queries={launch.arguments['QUERIES']}".strip()
+                    options = turned if launch.kernel.__name__ == "attend_extra" else ""
                     yield Entry(launch.kernel.__name__, dtype, head_dim, options, index == 0, launch)
 
 

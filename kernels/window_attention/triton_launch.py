@@ -13,7 +13,6 @@ from jetvit.kernels.window_attention.windows import balanced_windows
 
 # Programs of `attend_extra` on one multiprocessor: as many as its registers hold of the default configuration.
 _PROGRAMS = 2
-_EXTRA_QUERIES = 16  # of one program: the least that a product takes, and models have one to five such tokens
 _COMBINED_SPLITS = 32  # that `combine_extra` reads at once
 
 
@@ -51,9 +50,7 @@ def extra_configs(head_dim: int, dtype: torch.dtype, extra: int) -> list[Config]
     else:
         queries = 32 if isinstance(extra, int) and extra > 16 else 16
         sizes = [(queries, 128, 8, 2), (queries, 64, 4, 2), (queries, 64, 4, 3)]
-    return [
-        Config(warps, stages, {"QUERIES": queries, "KEYS": keys}) for queries, keys, warps, stages in sizes
-    ]
+    return [Config(warps, stages, {"QUERIES": queries, "KEYS": keys}) for queries, keys, warps, stages in sizes]
 
 
 def window_attention_triton(
@@ -132,7 +129,8 @@ def attend_extra(
     batch, tokens, heads, head_dim = q.shape
     extra = tokens - grid_h * grid_w
     rows = batch * heads * extra
-    groups = (extra + _EXTRA_QUERIES - 1) // _EXTRA_QUERIES
+    queries = config.blocks["QUERIES"]
+    groups = (extra + queries - 1) // queries
     splits = (multiprocessors(q.device) * _PROGRAMS + batch * heads - 1) // (batch * heads)
     block = splits * config.blocks["KEYS"]
     # Flat: a trace would guard on whether an axis of as many splits has size 1.
@@ -145,7 +143,7 @@ def attend_extra(
         | {"batch": batch, "heads": heads, "tokens": tokens}
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"groups": groups, "splits": splits, "chunk": (tokens + block - 1) // block * config.blocks["KEYS"]}
-        | {"QUERIES": _EXTRA_QUERIES} | _options(q, rope_y, scale),
+        | _options(q, rope_y, scale),
         config,
     )  # fmt: skip
     launch(

@@ -118,12 +118,18 @@ def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
     """
     atoms = [atom for axis in axes for atom in axis]
     result: list[Axis] = []
+    floored = len(shape)  # the first axis of which is known that it holds no more than it is taken for
+
+    def unknown_from(position: int, origin: str) -> Axes:
+        first = min(position, floored)
+        return (*result[:first], *fresh_axes(shape[first:], "unknown", origin))
+
     for position, size in enumerate(shape):
         taken: list[Atom] = []
         missing: Size = size
         while not is_one(missing):
             if not atoms:
-                return (*result, *fresh_axes(shape[position:], "unknown", "a reshape"))
+                return unknown_from(position, "a reshape")
             atom = atoms.pop(0)
             if (rest := quotient(missing, atom.size)) is not None:
                 taken.append(atom)
@@ -134,11 +140,11 @@ def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
                 continue
             inner = quotient(atom.size, missing)
             if inner is None and position + 1 < len(shape) and is_floor_of(missing, atom.size, shape[position + 1]):
-                # size // p rows of p: no more than size, and as a reshape keeps the count, no less either
-                inner = shape[position + 1]
+                # size // p rows of p: no more than size, and as a reshape keeps the count, no less either, if all fits
+                inner, floored = shape[position + 1], min(position, floored)
             if inner is None or not atom.splittable:
                 what = "a reshape" if atom.splittable else "a reshape that cuts through the extra tokens"
-                return (*result, *fresh_axes(shape[position:], "unknown", what))
+                return unknown_from(position, what)
             # Both pieces remember the whole, so that merging them gives it back.
             taken.append(Atom(missing, atom.kind, atom.origin, atom.entry, pieces=(atom, 0)))
             atoms.insert(0, Atom(inner, atom.kind, atom.origin, atom.entry, pieces=(atom, 1)))

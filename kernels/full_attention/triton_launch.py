@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def full_attention_triton(
         f"full_attention {q.dtype} head_dim={head_dim} {sizes}",
         q.device,
         BACKENDS,
-        lambda candidate: latency_ms(lambda *args: attend(*args, scale, candidate), q, k, v),
+        lambda candidate: latency_ms(partial(attend, scale=scale, backend=candidate), q, k, v),
     )
     return attend(q, k, v, scale, backend)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def linear_attention_triton(
         q.device,
         state_configs(head_dim, q.dtype),
         lambda candidate: latency_ms(
-            lambda *args: key_value_state(*args, candidate), k, v, rope_y, rope_x, *place, generates
+            partial(key_value_state, config=candidate), k, v, rope_y, rope_x, *place, generates
         ),
     )
     state, key_sums, mean = key_value_state(k, v, rope_y, rope_x, *place, generates, config)
@@ -82,7 +84,7 @@ def linear_attention_triton(
         f"linear_attention.mix {problem} conv={conv_size}",
         q.device,
         mix_configs(head_dim, q.dtype),
-        lambda candidate: latency_ms(lambda *args: mix(*args, candidate), *operands),
+        lambda candidate: latency_ms(partial(mix, config=candidate), *operands),
     )
     return mix(*operands, config)
 
@@ -98,12 +100,13 @@ def key_value_state(
     """
     batch, tokens, heads, head_dim = k.shape
     batch_heads = batch * heads
-    fp32 = {"dtype": torch.float32, "device": k.device}
     splits = (multiprocessors(k.device) * _PROGRAMS + batch_heads - 1) // batch_heads
     block = splits * config.blocks["TOKENS"]
     sizes = {"HEAD_DIM": head_dim, "VALUE": power_of_two(head_dim), "MEAN": mean}
     # Flat: a trace would guard on whether an axis of as many splits has size 1.
-    partials = torch.empty(splits * batch_heads * (head_dim * head_dim + 2 * head_dim), **fp32)
+    partials = torch.empty(
+        splits * batch_heads * (head_dim * head_dim + 2 * head_dim), dtype=torch.float32, device=k.device
+    )
     launch(
         triton_kernels.kv_partials,
         (batch_heads * splits,),
@@ -116,8 +119,8 @@ def key_value_state(
         config,
     )  # fmt: skip
     state = torch.empty((batch_heads, head_dim, head_dim), dtype=k.dtype, device=k.device)
-    key_sums = torch.empty((batch_heads, head_dim), **fp32)
-    value_mean = torch.empty((batch, heads * head_dim) if mean else (0,), **fp32)
+    key_sums = torch.empty((batch_heads, head_dim), dtype=torch.float32, device=k.device)
+    value_mean = torch.empty((batch, heads * head_dim) if mean else (0,), dtype=torch.float32, device=k.device)
     launch(
         triton_kernels.kv_state,
         (batch_heads, (head_dim + _STATE_ROWS - 1) // _STATE_ROWS),

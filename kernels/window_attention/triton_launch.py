@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ _COMBINED_SPLITS = 32  # that `combine_extra` reads at once
 def window_configs(head_dim: int, dtype: torch.dtype, window_tokens: int) -> list[Config]:
     """The configurations of `attend_windows` for windows of at most `window_tokens`, the default first.
 
-    One warp for 16 queries keeps a head of 64 within 128 registers a thread, that is 16 warps on a multiprocessor.
+    From 64 queries on, one warp has 16 of them: a head_dim of 64 then fits in 128 registers a thread, and 16 warps on a
+    multiprocessor. Fewer queries are for windows that would leave most of 64 idle; they do without wgmma.
     """
     narrow = head_dim <= 64
     if dtype == torch.float32:
@@ -31,11 +34,11 @@ def window_configs(head_dim: int, dtype: torch.dtype, window_tokens: int) -> lis
     elif window_tokens <= 32:
         sizes = [(32, 32, 32, 4, 2), (32, 32, 16, 4, 2)]
     elif window_tokens <= 64:
-        sizes = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 2), (64, 64, 16, 4, 3)]
+        sizes = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 2), (64, 64, 16, 4, 3)] if narrow else [(64, 64, 32, 4, 2)]
     else:
         sizes = [(128, 64, 32, 8, 2), (128, 64, 32, 8, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3)]
         if not narrow:
-            sizes = [(64, 64, 32, 4, 2), (128, 64, 32, 8, 2), (64, 32, 32, 4, 2)]
+            sizes = [(64, 64, 32, 4, 2), (128, 64, 32, 8, 2)]
     return [
         Config(warps, stages, {"QUERIES": queries, "KEYS": keys, "REST": rest})
         for queries, keys, rest, warps, stages in sizes
@@ -84,16 +87,14 @@ def window_attention_triton(
             f"window_attention.extra {problem} extra={size_step(extra)}",
             q.device,
             extra_configs(head_dim, q.dtype, extra),
-            lambda candidate: latency_ms(lambda *args: attend_extra(*args, candidate), *operands, scale),
+            lambda candidate: latency_ms(partial(attend_extra, config=candidate), *operands, scale),
         )
         attend_extra(*operands, scale, config)
     config = choose(
         f"window_attention.windows {problem} window={window_h}x{window_w}",
         q.device,
         window_configs(head_dim, q.dtype, window_h * window_w),
-        lambda candidate: latency_ms(
-            lambda *args: attend_windows(*args, candidate), *operands, window_h, window_w, scale
-        ),
+        lambda candidate: latency_ms(partial(attend_windows, config=candidate), *operands, window_h, window_w, scale),
     )
     attend_windows(*operands, window_h, window_w, scale, config)
     return out

@@ -44,7 +44,7 @@ def is_compiled_here(entry: Entry) -> bool:
         "kv_partials": "rope mean",
         "kv_state": "mean",
         "attend_windows": "rope",
-        "attend_extra": "rope queries=16",
+        "attend_extra": "rope",
     }
     return options.get(entry.kernel, entry.options) == entry.options
 

@@ -206,9 +206,7 @@ class TestExtremes:
         q, k, v = self.make(dtype)
         q, k = ((8 * x).round() for x in (q, k))
         out = run(q, k, v, ABSENT, ABSENT, *self.OPTIONS, 1.0)
-        expected = window_attention_reference(
-            *(x.double() for x in (q, k, v)), ABSENT, ABSENT, *self.OPTIONS, 1.0
-        )
+        expected = window_attention_reference(*(x.double() for x in (q, k, v)), ABSENT, ABSENT, *self.OPTIONS, 1.0)
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound(q, k, v, 0.0, rotated=False) + 1e-5)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -235,9 +233,7 @@ class TestExtremes:
         operands = self.make(dtype)
         operands[tensor][0, token, 0, 5] = torch.nan
         out = run(*operands, *self.tables(False), *self.OPTIONS, 0.125)
-        expected = window_attention_reference(
-            *(x.double() for x in operands), ABSENT, ABSENT, *self.OPTIONS, 0.125
-        )
+        expected = window_attention_reference(*(x.double() for x in operands), ABSENT, ABSENT, *self.OPTIONS, 0.125)
         assert torch.equal(out.isnan(), expected.isnan())
         assert out.isnan().any()
         assert not out[:, :, 1].isnan().any()

@@ -313,8 +313,10 @@ def test_the_normalisation_is_said_or_given(run: Run, plan: Path, pictures: Path
 
 
 def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
-    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "p", "--limit", "4", "--budget", "1")
-    report = json.loads(run(*argv, "--json").out)
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "p", "--limit", "4", "--budget", "1000ms")
+    outcome = run(*argv, "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
     assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (2, 2)
 
 

@@ -28,6 +28,11 @@ def check_dtype(op: str, name: str, tensor: Tensor) -> None:
     refuse(tensor.dtype not in DTYPES, f"{op}: {name} must be fp16, bf16, fp32 or fp64, got {tensor.dtype}")
 
 
+def check_device(op: str, name: str, tensor: Tensor, q: Tensor) -> None:
+    """Refuse a tensor that is on another device than q: a kernel would read its address as one of its own device."""
+    refuse(tensor.device != q.device, f"{op}: {name} is on {tensor.device} but q is on {q.device}")
+
+
 def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor that has another shape."""
     message = f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}"
@@ -41,6 +46,7 @@ def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: 
     for name, x in (("q", q), ("k", k), ("v", v)):
         refuse(x.dim() != 4, f"{op}: {name} must be [batch, token, head, dim], got {x.dim()} dimensions")
         check_dtype(op, name, x)
+        check_device(op, name, x, q)
         refuse(x.dtype != q.dtype, f"{op}: {name} is {x.dtype} but q is {q.dtype}")
         check_shape(op, name, x, tuple(q.shape))
         refuse(x.stride(3) != 1, f"{op}: {name} must have stride 1 along dim, got strides {x.stride()}")
@@ -49,12 +55,15 @@ def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: 
     refuse(extra_before < 0, f"{op}: extra_before must not be negative, got {extra_before}")
     refuse(
         extra_before + grid_h * grid_w > q.shape[1],
-        f"{op}: {extra_before} extra tokens and a {grid_h}×{grid_w} grid do not fit in {q.shape[1]} tokens",
+        f"{op}: {extra_before} extra tokens and a {grid_h}×{grid_w} grid do not fit in {q.shape[1]} tokens; "
+        f"q is [batch, token, head, dim], got {list(q.shape)}",
     )
 
 
 def check_rope(op: str, q: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int) -> None:
     """Refuse RoPE tables that are not [grid, 2, head_dim / 4] in fp32 or fp64, or of which only one is there."""
+    for name, table in (("rope_y", rope_y), ("rope_x", rope_x)):
+        refuse(table.dim() not in (1, 3), f"{op}: {name} must be [grid, 2, dim / 4], or [0] for no RoPE")
     refuse(is_absent(rope_y) != is_absent(rope_x), f"{op}: rope_y and rope_x must both be given or both be absent")
     if is_absent(rope_y):
         return
@@ -62,4 +71,5 @@ def check_rope(op: str, q: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, 
     refuse(head_dim % 4 != 0, f"{op}: axial RoPE needs a head_dim that is a multiple of 4, got {head_dim}")
     for name, table, size in (("rope_y", rope_y, grid_h), ("rope_x", rope_x, grid_w)):
         refuse(table.dtype not in (torch.float32, torch.float64), f"{op}: {name} must be fp32, got {table.dtype}")
+        check_device(op, name, table, q)
         check_shape(op, name, table, (size, 2, head_dim // 4))

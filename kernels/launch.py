@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import wrap_triton
 
 
@@ -88,13 +89,17 @@ def has_kernel(q: Tensor) -> bool:
     """Whether the Triton kernels take q [batch, token, head, dim]; what they do not take runs the ATen reference.
 
     They take fp16, bf16 and fp32 with an even head_dim of at most 128, on a GPU where triton is installed; and on a CPU
-    under TRITON_INTERPRET=1, but for bf16, of which the interpreter handles the bits and not the values.
+    under TRITON_INTERPRET=1, but for bf16, of which the interpreter handles the bits and not the values, and but for
+    traces, which have no values. An empty q asks for no launch.
     """
     if importlib.util.find_spec("triton") is None or q.shape[3] > 128 or q.shape[3] % 2:
         return False
+    if any(isinstance(size, int) and size == 0 for size in q.shape):
+        return False
     if q.is_cuda:
         return q.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return interpreted() and q.dtype in (torch.float16, torch.float32)
+    traced = isinstance(q, FakeTensor | FunctionalTensor)
+    return interpreted() and not traced and q.dtype in (torch.float16, torch.float32)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -48,7 +48,11 @@ def operator(
 
 
 def _register_gradient(op: CustomOpDef, reference: Callable[..., Tensor]) -> None:
-    """Give `op` the gradients of `reference` by autograd, recomputed in the backward from the inputs alone."""
+    """Give `op` the gradients of `reference` by autograd, recomputed in the backward from the inputs alone.
+
+    They can be differentiated again where the operations of `reference` can. Forward mode is not there: custom
+    operators of torch have none, and drop tangents.
+    """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
@@ -56,12 +60,18 @@ def _register_gradient(op: CustomOpDef, reference: Callable[..., Tensor]) -> Non
         ctx.options = inputs[len(tensors) :]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[: len(ctx.saved_tensors)]
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them at each reading
+        wanted = ctx.needs_input_grad[: len(saved)]
+        again = torch.is_grad_enabled()  # the caller asked for create_graph
         with without_autocast(grad.device), torch.enable_grad():
-            tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)]
-            out = reference(*tensors, *ctx.options)
-            leaves = [x for x in tensors if x.requires_grad]
-            found = iter(torch.autograd.grad(out, leaves, grad, allow_unused=True))
+            # Tensors of their own even where q, k and v are one tensor; views keep the history that `again` needs.
+            own = [
+                x.view_as(x) if again and w else x.detach().requires_grad_(w)
+                for x, w in zip(saved, wanted, strict=True)
+            ]
+            out = reference(*own, *ctx.options)
+            inputs = [x for x, w in zip(own, wanted, strict=True) if w]
+            found = iter(torch.autograd.grad(out, inputs, grad, allow_unused=True, create_graph=again))
         return *(next(found) if w else None for w in wanted), *(None for _ in ctx.options)
 
     op.register_autograd(backward, setup_context=setup_context)

@@ -4,8 +4,12 @@ What is fastest belongs to a machine, so it is in no plan and no saved graph. A 
 and options, and the problem's size in steps of a factor of two: a new image size in the same step measures nothing and
 compiles nothing.
 
+Candidates round differently: results are the same to the bit in every run only where the choices are the same, by a
+file that is kept or by JETVIT_AUTOTUNE=0 without one.
+
     JETVIT_AUTOTUNE=0   measure nothing: take what the file has, else the first candidate
-    JETVIT_CACHE=DIR    the folder of the files; by default $XDG_CACHE_HOME/jetvit or ~/.cache/jetvit
+    JETVIT_CACHE=DIR    the folder of the files; by default $XDG_CACHE_HOME/jetvit or ~/.cache/jetvit,
+                        without a home a folder of the user in that for temporary files
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ Candidate = TypeVar("Candidate")
 VERSION = 1
 
 
+class CannotMeasure(Exception):
+    """Nothing can be measured now, which says nothing about whether the candidates can run."""
+
+
 def choose(
     key: str, device: torch.device, candidates: Sequence[Candidate], measure: Callable[[Candidate], float]
 ) -> Candidate:
@@ -41,15 +49,19 @@ def choose(
         key: names the problem; `size_step` gives its size.
         device: where it runs.
         candidates: at least one, the first the one to take unmeasured. Told apart by `str`.
-        measure: a candidate's latency in milliseconds. It may raise RuntimeError: that candidate cannot run here.
+        measure: a candidate's latency in milliseconds. What it raises means that this candidate cannot run here, but
+            for `CannotMeasure` and for a lack of memory, after which the first candidate is taken.
     Raises:
         RuntimeError: no candidate can run.
     """
     if len(candidates) == 1 or device.type != "cuda" or not torch.cuda.is_available():
         return candidates[0]
-    # A CUDA graph that is being captured would record the measurement.
-    allowed = os.environ.get("JETVIT_AUTOTUNE", "1") != "0" and not torch.cuda.is_current_stream_capturing()
-    return _choices(_file(torch.cuda.get_device_name(device))).get(key, candidates, measure if allowed else None)
+    # Streams, events and the emptying of L2 are those of the current device, wherever the tensors are.
+    with torch.cuda.device(device):
+        # A CUDA graph that is being captured would record the measurement.
+        allowed = os.environ.get("JETVIT_AUTOTUNE", "1") != "0" and not torch.cuda.is_current_stream_capturing()
+        choices = _choices(_file(torch.cuda.get_device_name(device)))
+        return choices.get(key, candidates, measure if allowed else None)
 
 
 def size_step(size: int) -> str:
@@ -77,8 +89,18 @@ def latency_ms(function: Callable[..., object], *arguments: Any) -> float:
 
 
 def _random_like(tensor: Tensor) -> Tensor:
+    """A tensor of the same sizes, strides, dtype and device, over memory of its own.
+
+    Raises:
+        CannotMeasure: a size depends on data.
+    """
     shape, strides = [hint(size) for size in tensor.shape], [hint(stride) for stride in tensor.stride()]
-    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).normal_()
+    if None in shape or None in strides:
+        raise CannotMeasure("a size depends on data")
+    span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    # Filled before it is given its strides: those of an expanded tensor cannot be written through.
+    storage = torch.empty(max(span, 0), dtype=tensor.dtype, device=tensor.device).normal_()
+    return storage.as_strided(shape, strides)
 
 
 class Choices:
@@ -92,6 +114,7 @@ class Choices:
         self.path = path
         self._lock = threading.Lock()
         self._entries = self._read()
+        self._unmeasured: set[str] = set()
 
     def get(self, key: str, candidates: Sequence[Candidate], measure: Callable[[Candidate], float] | None) -> Candidate:
         """The known choice, else the fastest by `measure`; without `measure` the first candidate."""
@@ -100,13 +123,15 @@ class Choices:
             if not self._knows(key, by_name):
                 self._entries.update(self._read())  # another process may have measured it since
             if not self._knows(key, by_name):
-                if measure is None:
+                if measure is None or key in self._unmeasured:
                     return candidates[0]
-                times = {name: _time(measure, candidate) for name, candidate in by_name.items()}
-                possible = {name: ms for name, ms in times.items() if ms is not None}
-                if not possible:
-                    raise RuntimeError(f"{key}: none of {', '.join(by_name)} can run on this device")
-                self._entries[key] = {"choice": min(possible, key=possible.__getitem__), "ms": times}
+                try:
+                    self._entries[key] = _measured(key, by_name, measure)
+                except (CannotMeasure, torch.OutOfMemoryError) as error:
+                    # Not kept: with more memory at hand, or in another process, it may go well.
+                    self._unmeasured.add(key)
+                    log.warning("%s: not measured, %s is taken: %s", key, candidates[0], error)
+                    return candidates[0]
                 log.info("%s: %s", key, self._entries[key])
                 self._write()
             return by_name[self._entries[key]["choice"]]
@@ -123,8 +148,8 @@ class Choices:
                 raise ValueError("not a file of measured choices, or of another version")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is left aside, and what it held is measured again: %s", self.path, error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            _warn_once(f"{self.path} is left aside, and what it held is measured again: {error}")
             return {}
         return entries
 
@@ -134,23 +159,44 @@ class Choices:
         content = json.dumps({"version": VERSION, "entries": self._entries}, indent=1, sort_keys=True)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
-                file.write(content)
-            Path(file.name).replace(self.path)
+            # In a folder of its own, which goes whatever happens; and a plain file, whose mode lets others read it.
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+                file = Path(folder, self.path.name)
+                file.write_text(content, encoding="utf-8")
+                file.replace(self.path)
         except OSError as error:
-            log.warning("measured choices are kept for this process only: %s", error)
+            _warn_once(f"measured choices are kept for this process only: {error}")
 
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry["choice"], str) and isinstance(entry["ms"], dict)
 
 
-def _time(measure: Callable[[Candidate], float], candidate: Candidate) -> float | None:
-    try:
-        return measure(candidate)
-    except RuntimeError as error:  # out of shared memory, or a backend that does not take this shape
-        log.info("%s cannot run here: %s", candidate, error)
-        return None
+def _measured(key: str, by_name: dict[str, Any], measure: Callable[[Any], float]) -> dict[str, Any]:
+    """The entry of a key: the latency of each candidate, None for those that cannot run, and the fastest."""
+    times: dict[str, float | None] = {}
+    reason: Exception | None = None
+    for name, candidate in by_name.items():
+        try:
+            times[name] = measure(candidate)
+        except (CannotMeasure, torch.OutOfMemoryError):
+            raise
+        # Anything else: too much shared memory for this device, a failing ptxas, a backend without this shape, each
+        # with an exception of its own.
+        except Exception as error:
+            log.info("%s: %s cannot run here: %s", key, name, error)
+            times[name], reason = None, error
+    possible = {name: ms for name, ms in times.items() if ms is not None}
+    if not possible:
+        raise RuntimeError(
+            f"{key}: none of {', '.join(by_name)} can run on this device; the last: {reason}"
+        ) from reason
+    return {"choice": min(possible, key=possible.__getitem__), "ms": times}
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 @functools.cache
@@ -159,8 +205,15 @@ def _choices(path: Path) -> Choices:
 
 
 def _file(device_name: str) -> Path:
-    home = os.environ.get("JETVIT_CACHE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jetvit"
     version = torch.__version__.partition("+")[0]
     name = re.sub(r"[^a-z0-9.]+", "-", f"{device_name} torch {version}".lower()).strip("-")
-    return (Path(home) if home else cache) / f"{name}.json"
+    return _folder() / f"{name}.json"
+
+
+def _folder() -> Path:
+    if own := os.environ.get("JETVIT_CACHE"):
+        return Path(own).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jetvit"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"jetvit-{os.getuid()}"

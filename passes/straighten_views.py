@@ -174,7 +174,7 @@ def _takes_strides(node: Node, value: torch.Tensor) -> bool:
     """True if all that reads a node may read a tensor with the strides of `value` in its place.
 
     A `view` of it may be relaxed. One behind an elementwise operator, which hands the strides on, may not; nor may a
-    region or a caller get other strides than those of the example, unless they are the plain ones.
+    region or a caller get other strides than those of the example.
     """
     if all(map(same, node.meta["val"].stride(), value.stride())):
         return True
@@ -182,8 +182,8 @@ def _takes_strides(node: Node, value: torch.Tensor) -> bool:
     while stack:
         each, direct = stack.pop()
         for user in each.users:
-            if user.op == "output" and value.is_contiguous():
-                continue
+            if user.op == "output" and value.is_contiguous() and each.meta["val"].is_contiguous():
+                continue  # behind an elementwise operator, whose other operands have set its strides
             if user.target in _ANY_STRIDES or _is_operator(user):
                 continue
             view = user.target in LAYOUTS and user.target is not aten._unsafe_view.default

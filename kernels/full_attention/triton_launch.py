@@ -16,8 +16,18 @@ from jetvit.kernels.full_attention import triton_kernels
 from jetvit.kernels.launch import Config, launch, power_of_two
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 
-# The first is what torch takes by itself. FlashAttention 3, where a user has activated it, is behind FLASH_ATTENTION.
-BACKENDS = ("default", "CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+# FlashAttention 3, where a user has activated it, is behind FLASH_ATTENTION.
+_ENABLED = {
+    "CUDNN_ATTENTION": torch.backends.cuda.cudnn_sdp_enabled,
+    "FLASH_ATTENTION": torch.backends.cuda.flash_sdp_enabled,
+    "EFFICIENT_ATTENTION": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "MATH": torch.backends.cuda.math_sdp_enabled,
+}
+
+
+def backends() -> list[str]:
+    """The candidates: first "default", what torch takes by itself, then the fused backends that are not disabled."""
+    return ["default", *(name for name, enabled in _ENABLED.items() if name != "MATH" and enabled())]
 
 
 def full_attention_triton(
@@ -40,10 +50,10 @@ def full_attention_triton(
     backend = choose(
         f"full_attention {q.dtype} head_dim={head_dim} {sizes}",
         q.device,
-        BACKENDS,
+        backends(),
         lambda candidate: latency_ms(partial(attend, scale=scale, backend=candidate), q, k, v),
     )
-    return attend(q, k, v, scale, backend)
+    return attend(q, k, v, scale, backend, fall_back=True)
 
 
 def rotate(x: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int, extra_before: int) -> Tensor:
@@ -64,13 +74,19 @@ def rotate(x: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int, 
     return out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str, fall_back: bool = False) -> Tensor:
     """Softmax attention of [batch, token, head, dim] by a backend of SDPA, contiguous.
+
+    With `fall_back` another enabled backend takes what `backend` does not: it was measured with other strides, or with
+    another size in the same step.
 
     Raises:
         RuntimeError: the backend does not take these tensors.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    chosen = contextlib.nullcontext() if backend == "default" else sdpa_kernel(SDPBackend.__members__[backend])
+    chosen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if backend != "default":
+        others = [name for name, enabled in _ENABLED.items() if name != backend and enabled()] if fall_back else []
+        chosen = sdpa_kernel([SDPBackend.__members__[name] for name in (backend, *others)], set_priority=True)
     with without_autocast(q.device), chosen:
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jetvit.kernels.checks import check_dtype, check_rope, check_shape, check_tokens, is_absent, refuse
+from jetvit.kernels.checks import check_device, check_dtype, check_rope, check_shape, check_tokens, is_absent, refuse
 from jetvit.kernels.launch import has_kernel
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
 from jetvit.kernels.registration import operator
@@ -42,7 +42,8 @@ def _check(
         return
     refuse(
         absent not in ([False] * 4, [True, True, True, False]),
-        f"{op}: conv_size {conv_size} needs w1, b1, w2 and b2, or b2 alone",
+        f"{op}: conv_size {conv_size} needs w1, b1, w2 and b2, or b2 alone, where [0] means absent; got shapes "
+        + ", ".join(str(list(x.shape)) for x in (w1, b1, w2, b2)),
     )
     channels = q.shape[2] * q.shape[3]
     weights: dict[str, tuple[Tensor, tuple[int, ...]]] = {"b2": (b2, (channels * conv_size**2,))}
@@ -53,6 +54,7 @@ def _check(
         weights["w2"] = (w2, (channels * conv_size**2, hidden))
     for name, (weight, shape) in weights.items():
         check_dtype(op, name, weight)
+        check_device(op, name, weight, q)
         check_shape(op, name, weight, shape)
 
 

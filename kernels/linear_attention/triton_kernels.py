@@ -103,12 +103,14 @@ def kv_state(
     k_sum = tl.zeros([VALUE], tl.float32)
     v_sum = tl.zeros([ROWS], tl.float32)
     part = partials + batch_head.to(tl.int64) * size
+    # A cast and not `.to`: of a scalar that is 1 Inductor makes a constant, which has no methods.
+    step = tl.cast(batch_heads, tl.int64) * size
     for _ in range(splits):
         kv += tl.load(part + row[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
         k_sum += tl.load(part + HEAD_DIM * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
         if MEAN:
             v_sum += tl.load(part + HEAD_DIM * HEAD_DIM + HEAD_DIM + row, mask=row < HEAD_DIM, other=0.0)
-        part += batch_heads.to(tl.int64) * size
+        part += step
     # A feature that no token has takes no part: its weight in every query is zero as well.
     averages = tl.where((k_sum == 0)[None, :], 0.0, kv / tl.where(k_sum == 0, 1.0, k_sum)[None, :])
     base = batch_head.to(tl.int64) * HEAD_DIM
@@ -120,25 +122,25 @@ def kv_state(
         tl.store(value_mean + base + row, v_sum / grid_tokens, mask=row < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def matvec(
     x, weight, bias, out,
-    rows, columns,
+    batch, rows, columns,
     SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """out[b] = act(weight · x[b] + bias), fp32; weight [rows, columns], x fp32 [batch, columns], all contiguous."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    batch = tl.program_id(1).to(tl.int64)
+    image = (tl.program_id(0) % batch).to(tl.int64)
+    row = (tl.program_id(0) // batch).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         w = tl.load(weight + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += w * tl.load(x + batch * columns + column, mask=column < columns, other=0.0)[None, :]
+        total += w * tl.load(x + image * columns + column, mask=column < columns, other=0.0)[None, :]
     result = tl.sum(total, 1) + tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)
     if SILU:
         result = result * tl.sigmoid(result)
-    tl.store(out + batch * rows + row, result, mask=row < rows)
+    tl.store(out + image * rows + row, result, mask=row < rows)
 
 
 @triton.jit(

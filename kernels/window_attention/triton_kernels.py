@@ -28,7 +28,8 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 @triton.jit
 def inverse_of(divisor):
     """What `quotient` needs to know of an int32 divisor that is at least 1."""
-    return 0xFFFFFFFF // divisor.to(tl.uint32)
+    # A cast and not `.to`: of a scalar that is 1 Inductor makes a constant, which has no methods.
+    return 0xFFFFFFFF // tl.cast(divisor, tl.uint32)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jetvit.kernels import tuning
-from jetvit.kernels.tuning import Choices, choose, size_step
+from jetvit.kernels.tuning import CannotMeasure, Choices, choose, size_step
 
 
 class Measure:
@@ -69,8 +69,58 @@ def test_a_candidate_that_cannot_run_is_left_out(path) -> None:
 
 
 def test_none_can_run(path) -> None:
-    with pytest.raises(RuntimeError, match="key: none of a, b can run on this device"):
+    reason = "key: none of a, b can run on this device; the last: out of resources: shared memory"
+    with pytest.raises(RuntimeError, match=reason) as caught:
         Choices(path).get("key", ["a", "b"], Measure(a=None, b=None))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_what_cannot_run_may_say_so_by_any_exception(path) -> None:
+    # Triton's own (too much shared memory, a failing ptxas) are no RuntimeErrors.
+    def measure(candidate: str) -> float:
+        if candidate == "b":
+            raise OutOfResources(200_000, 101_376, "shared memory")
+        return 1.0
+
+    OutOfResources = pytest.importorskip("triton.runtime.errors").OutOfResources
+    assert Choices(path).get("key", ["a", "b"], measure) == "a"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), CannotMeasure("a size depends on data")])
+def test_what_could_not_be_measured_is_not_kept(path, caplog, error) -> None:
+    asked = []
+
+    def measure(candidate: str) -> float:
+        asked.append(candidate)
+        if candidate == "b":
+            raise error
+        return 1.0
+
+    choices = Choices(path)
+    with caplog.at_level(logging.WARNING, logger=tuning.__name__):
+        assert [choices.get("key", ["a", "b"], measure) for _ in range(2)] == ["a", "a"]
+    assert asked == ["a", "b"]
+    assert caplog.text.count("not measured, a is taken") == 1
+    assert not path.exists()
+    assert Choices(path).get("key", ["a", "b"], Measure(a=2.0, b=1.0)) == "b"
+
+
+def test_the_file_can_be_read_by_others_and_nothing_is_left_beside_it(path) -> None:
+    Choices(path).get("key", ["a", "b"], Measure(a=2.0, b=1.0))
+    plain = path.parent / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert sorted(path.parent.iterdir()) == [path, plain]
+
+
+def test_a_measurement_has_tensors_of_the_same_layout_and_of_its_own_memory() -> None:
+    packed = torch.zeros(2, 5, 3, 4, 8)
+    for tensor in (packed[:, :, 1], packed[:, 1:, 0, :1].expand(-1, -1, 4, -1), packed[:0, 0, 0]):
+        drawn = tuning._random_like(tensor)
+        assert (drawn.shape, drawn.stride(), drawn.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
+        assert drawn.isfinite().all()
+        assert tensor.numel() == 0 or drawn.std() > 0
+    assert not packed.any()
 
 
 def test_other_candidates_are_measured_again(path) -> None:
@@ -92,6 +142,7 @@ def test_other_candidates_are_measured_again(path) -> None:
         '{"version": 1, "entries": {"key": {"choice": 7, "ms": {}}}}',
         '{"version": 1, "entries": 3}',
         b"\xff\xfe\x00",
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_broken_file_is_left_aside_and_said_so(path, content, caplog) -> None:
@@ -135,6 +186,7 @@ def test_a_step_is_a_factor_of_two(size) -> None:
         ({"JETVIT_CACHE": "/there"}, "/there"),
         ({"XDG_CACHE_HOME": "/cache"}, "/cache/jetvit"),
         ({"HOME": "/home/me"}, "/home/me/.cache/jetvit"),
+        ({"HOME": "/home/me", "JETVIT_CACHE": "~/there"}, "/home/me/there"),
     ],
 )
 def test_the_file_is_named_after_the_device_and_torch(monkeypatch, variables, folder) -> None:
@@ -144,3 +196,14 @@ def test_the_file_is_named_after_the_device_and_torch(monkeypatch, variables, fo
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
     assert str(tuning._file("NVIDIA H100 80GB HBM3")) == f"{folder}/nvidia-h100-80gb-hbm3-torch-2.11.0.json"
+
+
+def test_without_a_home_the_file_is_among_the_temporary_ones(monkeypatch, tmp_path) -> None:
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JETVIT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tuning.Path, "expanduser", no_home)
+    monkeypatch.setattr(tuning.tempfile, "tempdir", str(tmp_path))
+    assert tuning._file("GPU").parent.parent == tmp_path

@@ -177,6 +177,21 @@ def test_a_norm_over_tokens_is_no_norm_of_rows() -> None:
     assert moves(straightened(function)) == 2  # before and after it
 
 
+@pytest.mark.parametrize("doubled", [False, True])
+def test_a_caller_gets_the_strides_of_the_model(doubled: bool) -> None:
+    """It may go on by a view that needs them."""
+
+    def function(self: Model, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).unbind(2)
+        out = window(q, k, v).transpose(0, 1).contiguous().view(TOKENS, -1, DIM).transpose(0, 1)
+        return out * 2 if doubled else out
+
+    program = straightened(function, fires=False).program()
+    result = program.module()(X)
+    assert result.stride() == Model(function)(X).stride() != (TOKENS * DIM, DIM, 1)
+    result.transpose(0, 1).view(TOKENS, -1)
+
+
 @pytest.mark.parametrize("function", [packed, chunks, merged_heads, token_first])
 def test_open_sizes(function: Callable[..., Tensor]) -> None:
     """The batch stays open and no guard is added; sizes come from the inputs."""

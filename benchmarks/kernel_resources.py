@@ -124,12 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="threads that compile")
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     if reason := cannot_compile():
         print(f"nothing can be compiled: {reason}", file=sys.stderr)
         return 2
     entries = [entry for entry in every_entry() if args.only in entry.name]
     if not entries:
-        print(f"no launch has {args.only!r} in its name", file=sys.stderr)
+        example = next(iter(every_entry())).name
+        print(f"no launch has {args.only!r} in its name; a name is {example}", file=sys.stderr)
         return 2
     different = len({variant_of(entry.launch) for entry in entries})
     print(f"{len(entries)} launches, {different} to compile; triton {triton.__version__}")

@@ -57,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="small shapes on the CPU")
     args = parser.parse_args(arguments)
     dry = args.dry or not torch.cuda.is_available()
+    selected = _selected(args.only, dry)
+    if not selected:
+        names = sorted({f"{problem.model} {problem.size} {problem.mixer.name}" for problem in _selected("", dry)})
+        parser.error(f"--only {args.only}: none of the problems has it in its name; they are\n  " + "\n  ".join(names))
+    if args.out and args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is not a folder")
     deadline = time.monotonic() + 60 * args.minutes
     device = torch.device("cpu" if dry else "cuda")
     name = "kernels-dry" if dry else "kernels"
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{known['device']}, torch {known['torch']}, triton {known['triton']}; writing {table.path}")
     try:
         right = _check(checked, device, known, args.minutes, dry)
-        _measure(table, _selected(args.only, dry), device, known, deadline, args.seed)
+        _measure(table, selected, device, known, deadline, args.seed)
     except DeviceLost as error:
         print(f"the device was lost ({error}); run the same command again to go on")
         return 3
@@ -131,7 +137,7 @@ def _check(table: Table, device: torch.device, known: Row, minutes: float, dry: 
             print(f"WRONG {check.name}: {row.get('reason') or row['error']}", flush=True)
     rows = [row for row in table.rows() if row["code"] == known["code"] and row["device"] == known["device"]]
     passed = sum(row["status"] == "ok" for row in rows)
-    print(f"{passed} of {len(rows)} checks passed", flush=True)
+    print(f"{passed} of {len(rows)} checks passed" if rows else "no check was made yet", flush=True)
     return passed == len(rows)
 
 
@@ -139,8 +145,6 @@ def _measure(
     table: Table, selected: list[Problem], device: torch.device, known: Row, deadline: float, seed: int
 ) -> None:
     best = ceilings(device)
-    if not selected:
-        print("no problem has these words")
     print(f"copy {best.copy_tb_s:.2f} TB/s, bf16 product {best.gemm_tflop_s:.0f} TFLOP/s", flush=True)
     for number, problem in enumerate(selected, 1):
         if time.monotonic() > deadline:

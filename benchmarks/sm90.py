@@ -65,14 +65,17 @@ def cannot_compile() -> str:
     return f"this triton comes without {' and '.join(missing)}" if missing else ""
 
 
-def variant_of(launch: Launch) -> Variant:
-    """What triton would compile for the launch, with the specialisations that it makes of the arguments."""
+def variant_of(launch: Launch, by_inductor: bool = False) -> Variant:
+    """What triton would compile for the launch, with the specialisations that it makes of the arguments.
+
+    by_inductor: of a graph in which all sizes are known. Inductor heeds no `do_not_specialize`.
+    """
     values = {**launch.arguments, **launch.config.blocks}
     types, constants, aligned = [], [], []
     for index, parameter in enumerate(launch.kernel.params):
         value = values[parameter.name]
         # Triton makes a constant of an int that is 1, and tells the compiler of multiples of 16.
-        specialised = not parameter.do_not_specialize
+        specialised = by_inductor or not parameter.do_not_specialize
         if parameter.is_constexpr or (specialised and type(value) is int and value == 1):
             types.append((parameter.name, "constexpr"))
             constants.append((index, value))

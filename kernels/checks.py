@@ -63,7 +63,10 @@ def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: 
 def check_rope(op: str, q: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int) -> None:
     """Refuse RoPE tables that are not [grid, 2, head_dim / 4] in fp32 or fp64, or of which only one is there."""
     for name, table in (("rope_y", rope_y), ("rope_x", rope_x)):
-        refuse(table.dim() not in (1, 3), f"{op}: {name} must be [grid, 2, dim / 4], or [0] for no RoPE")
+        refuse(
+            table.dim() not in (1, 3),
+            f"{op}: {name} must be [grid, 2, dim / 4], or [0] for no RoPE, got {list(table.shape)}",
+        )
     refuse(is_absent(rope_y) != is_absent(rope_x), f"{op}: rope_y and rope_x must both be given or both be absent")
     if is_absent(rope_y):
         return

@@ -56,14 +56,16 @@ def load_turned(
 
     y, x, rotated: each token's place in the grid and whether RoPE turns it.
     """
+    # With an `else`: Triton compiles what follows a return as well, and refuses two shapes.
     if not ROPE:
         return load_rows(base, token, stride, valid, HEAD_DIM, VALUE)
-    first, second = load_halves(
-        base, token.to(tl.int64) * stride, valid, rope_y, rope_x, y, x, rotated, HEAD_DIM, HALF, ROPE
-    )
-    dtype: tl.constexpr = base.dtype.element_ty
-    halves = tl.join((first * SHRINK).to(dtype), (second * SHRINK).to(dtype))
-    return tl.reshape(tl.permute(halves, (0, 2, 1)), (halves.shape[0], 2 * HALF))
+    else:
+        first, second = load_halves(
+            base, token.to(tl.int64) * stride, valid, rope_y, rope_x, y, x, rotated, HEAD_DIM, HALF, ROPE
+        )
+        dtype: tl.constexpr = base.dtype.element_ty
+        halves = tl.join((first * SHRINK).to(dtype), (second * SHRINK).to(dtype))
+        return tl.reshape(tl.permute(halves, (0, 2, 1)), (halves.shape[0], 2 * HALF))
 
 
 @triton.jit

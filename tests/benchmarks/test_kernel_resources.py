@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -26,8 +27,11 @@ from benchmarks.kernel_launches import (
     window_attention,
 )
 from benchmarks.kernel_resources import PRODUCT_ROWS, Result, compile_all, gate, main
-from benchmarks.sm90 import Resources, cannot_compile, variant_of
-from jetvit.kernels.launch import Config
+from benchmarks.sm90 import Resources, cannot_compile, compile_variant, variant_of
+from jetvit.kernels.full_attention.triton_launch import rotate
+from jetvit.kernels.launch import Config, record_launches
+from jetvit.kernels.linear_attention.triton_launch import linear_attention_triton
+from jetvit.kernels.window_attention.triton_launch import window_attention_triton
 
 pytestmark = pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile())
 
@@ -154,6 +158,26 @@ def test_all_that_window_attention_launches_is_in_the_table(dtype: str, head_dim
             for extra_tokens in (0, 1, 5, 60):
                 for launch in window_attention(dtype, head_dim, side, rotated, extra_tokens):
                     assert variant_of(launch) in known, launch.kernel.__name__
+
+
+@pytest.mark.parametrize("head_dim", [4, 16, 112])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_other_head_dims_and_sizes_of_one_compile(head_dim: int, rotated: bool) -> None:
+    """Inductor makes a constant of every size that is 1, and a constant has fewer operations than a scalar."""
+    q = torch.empty(1, 2, 1, head_dim, dtype=torch.float16, device="meta")
+    tables = [torch.empty((1, 2, head_dim // 4) if rotated else 0, device="meta")] * 2
+    shapes = [(1, head_dim), (1,), (head_dim, 1), (head_dim,)]
+    weights = [torch.empty(shape, device="meta") for shape in shapes]
+    with record_launches() as launches:
+        linear_attention_triton(q, q, q, *tables, *weights, 1, 1, 1, 1, 1e-6, "relu")
+        window_attention_triton(q, q, q, *tables, 1, 1, 1, 1, 1, 0.25)
+        if rotated:
+            rotate(q, *tables, 1, 1, 1)
+    assert len({launch.kernel for launch in launches}) == 7 + rotated
+    for launch in launches:
+        variant = variant_of(launch, by_inductor=True)
+        assert {dict(variant.types).get(size, "constexpr") for size in ("batch", "batch_heads")} == {"constexpr"}
+        compile_variant(variant)
 
 
 def test_what_is_the_same_to_the_compiler_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

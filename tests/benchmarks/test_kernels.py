@@ -243,9 +243,22 @@ def test_a_wrong_operator_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failed_check_is_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.kernel_check.full_attention", lambda *args: torch.zeros_like(args[0]))
-    assert run(tmp_path, "--minutes", "0.5", "--only", "nothing") == 1
+    monkeypatch.setattr(kernels, "_measure", lambda *args: None)
+    assert run(tmp_path) == 1
     statuses = {row["check"].split()[0]: row["status"] for row in read_rows(tmp_path / "kernels-dry-checks.csv")}
     assert statuses == {"linear": "ok", "window": "ok", "full": "wrong"}
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_runs(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    for arguments, message in (
+        (["--only", "nothing"], "none of the problems has it in its name; they are\n  DINOv3-B 1024x2048 full\n"),
+        (["--out", str(tmp_path / "file")], "is not a folder"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run(tmp_path / "out", *arguments)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_lost_device_ends_the_run_after_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from jetvit.kernels import full_attention, linear_attention, window_attention
 from jetvit.kernels.full_attention.reference import full_attention_reference
@@ -174,6 +176,33 @@ def test_only_what_wants_a_gradient_gets_one(op, reference, arguments) -> None:
         call(*x).square().sum().backward()
     assert ours[1].grad is None
     torch.testing.assert_close([ours[0].grad, ours[2].grad], [theirs[0].grad, theirs[2].grad], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "reference", "arguments"),
+    [
+        (LINEAR, linear_attention_reference, linear_arguments(torch.float64)),
+        (WINDOW, window_attention_reference, window_arguments(torch.float64)),
+        (FULL, full_attention_reference, full_arguments(torch.float64)),
+    ],
+)
+def test_gradients_of_gradients(op, reference, arguments) -> None:
+    """As a gradient penalty takes them, q and k being one tensor."""
+    second = []
+    for call in (op, reference):
+        q, _, *others = with_gradients(arguments)
+        with sdpa_kernel(SDPBackend.MATH):  # of the backends the one that can be differentiated twice
+            (first,) = torch.autograd.grad(call(q, q, *others).square().sum() + (q**3).sum(), q, create_graph=True)
+            second.append(torch.autograd.grad(first.square().sum(), [q, others[0]]))
+    torch.testing.assert_close(second[0], second[1], rtol=1e-9, atol=1e-9)
+
+
+def test_activation_checkpointing() -> None:
+    arguments = window_arguments(torch.float32)
+    ours, theirs = with_gradients(arguments), with_gradients(arguments)
+    checkpoint(WINDOW, *ours, use_reentrant=False).square().sum().backward()
+    WINDOW(*theirs).square().sum().backward()
+    assert torch.equal(ours[0].grad, theirs[0].grad)
 
 
 def test_compiled_training_step_is_the_eager_one(blocks: Blocks) -> None:

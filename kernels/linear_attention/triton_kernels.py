@@ -8,7 +8,7 @@
 Two numbers are in another form here than in the reference. The state is divided by Σ f(k), and q is multiplied by it:
 p_i = f(q_i)·Σ f(k_i) / (den + eps) are weights that add up to one, and out = Σ p_i · (mean of v weighted by feature i
 of k). So both factors of the last product stay within the range of p ≤ 1 and of v in 16 bits, for any number of tokens
-and any size of k. And the sums run in a fixed order: the result is the same in every run on one device.
+and any size of k. And the sums run in a fixed order: the result is the same in every run with one configuration.
 
 fp32 products are three of tf32 each: near fp32's accuracy on tensor cores, where fused multiply-adds would spill.
 What depends on the image size or the batch is never specialised, so that no new size compiles a kernel anew.

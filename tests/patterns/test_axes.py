@@ -244,6 +244,17 @@ def test_pieces_of_different_splits_do_not_join() -> None:
     assert joined != axis
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape", "known"),
+    [([5, 8], [2, 2, 10], []), ([3, 5, 8], [3, 2, 2, 10], [0])],
+)
+def test_a_view_across_factors_is_unknown(sizes: list[int], shape: list[int], known: list[int]) -> None:
+    """10 is 2 of 5×2: no entry of 5 lies whole in one of the new axes."""
+    axes = ax.reshape(tuple(ax.fresh(size, "row") for size in sizes), shape)
+    assert [ax.axis_size(axis) for axis in axes] == shape
+    assert [i for i, axis in enumerate(axes) if all(atom.kind == "row" for atom in axis)] == known
+
+
 def test_view_through_extra_tokens() -> None:
     """A concatenation is not cut by a view, and the answer says so."""
     tokens = ax.concatenate([ax.fresh(1, "feature") or (Atom(1, "feature"),), ax.fresh(5, "row")])

@@ -5,7 +5,7 @@ Measurements, predictions and whole-graph estimates speak of operations; a table
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from jetvit.kernels import balanced_windows
@@ -70,6 +70,18 @@ class Operation:
                 raise ValueError(f"{self.op} has no {field.name}, got {value!r}")
             if type(value) is int and value < 0:
                 raise ValueError(f"{field.name} is negative: {value}")
+
+    @property
+    def key(self) -> Self:
+        """The operation that stands for all of the same latency: what does not matter to this op is gone.
+
+        Products and row-wise ops see a number of rows, full attention without RoPE a number of tokens.
+        """
+        if self.op not in ATTENTIONS:
+            return replace(self, batch=1, grid_h=1, grid_w=self.rows, extra=0)
+        if self.op == "full" and not self.rope:
+            return replace(self, grid_h=1, grid_w=self.tokens, extra=0)
+        return self
 
     @property
     def tokens(self) -> int:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -76,8 +77,8 @@ def _sizes(node: Node, position: int = 0) -> list[int] | None:
     return None if None in sizes or 0 in sizes else sizes
 
 
-def _row_wise(op: str) -> Callable[[Node], dict[str, object] | None]:
-    def read(node: Node) -> dict[str, object] | None:
+def _row_wise(op: str) -> Callable[[Node], dict[str, Any] | None]:
+    def read(node: Node) -> dict[str, Any] | None:
         sizes = _sizes(node)
         if not sizes:
             return None
@@ -86,7 +87,7 @@ def _row_wise(op: str) -> Callable[[Node], dict[str, object] | None]:
     return read
 
 
-def _add(node: Node) -> dict[str, object] | None:
+def _add(node: Node) -> dict[str, Any] | None:
     """A residual: two tensors of one shape."""
     first, second = (node.args[0], node.args[1])
     if not isinstance(second, Node) or first.meta["val"].shape != second.meta["val"].shape:
@@ -94,14 +95,14 @@ def _add(node: Node) -> dict[str, object] | None:
     return _row_wise("add")(node)
 
 
-def _gemm(node: Node) -> dict[str, object] | None:
+def _gemm(node: Node) -> dict[str, Any] | None:
     fields, weight = _row_wise("gemm")(node), _sizes(node, 1)
     if fields is None or weight is None:
         return None
     return fields | {"outputs": weight[0]}
 
 
-def _sdpa(node: Node) -> dict[str, object] | None:
+def _sdpa(node: Node) -> dict[str, Any] | None:
     sizes = _sizes(node)
     if sizes is None or len(sizes) != 4 or sizes != _sizes(node, 1) or argument(node, 3, "attn_mask") is not None:
         return None
@@ -109,16 +110,16 @@ def _sdpa(node: Node) -> dict[str, object] | None:
     return {"op": "full", "batch": batch, "grid_h": 1, "grid_w": tokens, "heads": heads, "head_dim": head_dim}
 
 
-def _operator(op: str, grid: int) -> Callable[[Node], dict[str, object] | None]:
+def _operator(op: str, grid: int) -> Callable[[Node], dict[str, Any] | None]:
     """An operator of ours, whose `grid`-th argument is grid_h."""
 
-    def read(node: Node) -> dict[str, object] | None:
+    def read(node: Node) -> dict[str, Any] | None:
         sizes = _sizes(node)
         grid_h, grid_w = (_int(node.args[position]) for position in (grid, grid + 1))
         if sizes is None or grid_h is None or grid_w is None:
             return None
         batch, tokens, heads, head_dim = sizes
-        fields: dict[str, object] = {"op": op, "batch": batch, "heads": heads, "head_dim": head_dim}
+        fields: dict[str, Any] = {"op": op, "batch": batch, "heads": heads, "head_dim": head_dim}
         fields |= {"grid_h": grid_h, "grid_w": grid_w, "extra": tokens - grid_h * grid_w}
         fields["rope"] = not is_absent(node.args[3].meta["val"])
         if op == "window":
@@ -134,7 +135,7 @@ def _int(value: object) -> int | None:
     return hint(value.meta["val"]) if isinstance(value, Node) else hint(value)
 
 
-_READERS: dict[object, Callable[[Node], dict[str, object] | None]] = {
+_READERS: dict[object, Callable[[Node], dict[str, Any] | None]] = {
     aten.linear.default: _gemm,
     aten.layer_norm.default: _row_wise("layer_norm"),
     aten.gelu.default: _row_wise("gelu"),

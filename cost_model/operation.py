@@ -5,6 +5,7 @@ Measurements, predictions and whole-graph estimates speak of operations; a table
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -161,13 +162,17 @@ class Operation:
         """The inverse of `to_row`; other columns are passed over. Raises ValueError for what is no such row."""
         values: dict[str, Any] = {}
         for field in fields(cls):
-            if row.get(field.name) is None:
+            text = row.get(field.name)
+            if text is None:
                 raise ValueError(f"there is no column {field.name}")
-            text = row[field.name]
-            if field.type == "bool" and text not in ("0", "1"):
-                raise ValueError(f"{field.name} is {text!r}, neither 0 nor 1")
-            try:
-                values[field.name] = {"int": int, "bool": lambda text: text == "1"}.get(str(field.type), str)(text)
-            except ValueError:
-                raise ValueError(f"{field.name} is {text!r}, which is no whole number") from None
+            if field.type == "bool":
+                if text not in ("0", "1"):
+                    raise ValueError(f"{field.name} is {text!r}, neither 0 nor 1")
+                values[field.name] = text == "1"
+            elif field.type == "int":
+                if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+                    raise ValueError(f"{field.name} is {text!r}, which is no whole number")
+                values[field.name] = int(text)
+            else:
+                values[field.name] = text
         return cls(**values)

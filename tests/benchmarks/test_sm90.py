@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile())
 def launch(weight: torch.Tensor | None = None, **change: object) -> Launch:
     x = torch.empty(1, 1024, device="meta")
     weight = torch.empty(48, 1024, dtype=torch.bfloat16, device="meta") if weight is None else weight
-    arguments = {"x": x, "weight": weight, "bias": x, "out": x, "rows": 48, "columns": 1024, "SILU": True, **change}
-    return Launch(triton_kernels.matvec, (48, 1), arguments, Config(4, 2, {"ROWS": 1, "COLUMNS": 1024}))
+    tensors = {"x": x, "weight": weight, "bias": x, "out": x}
+    arguments = {**tensors, "batch": 2, "rows": 48, "columns": 1024, "SILU": True, **change}
+    return Launch(triton_kernels.matvec, (96,), arguments, Config(4, 2, {"ROWS": 1, "COLUMNS": 1024}))
 
 
 def test_types_are_those_of_the_arguments() -> None:
@@ -28,16 +29,18 @@ def test_types_are_those_of_the_arguments() -> None:
 
 
 def test_alignment_is_told_where_it_holds() -> None:
-    place = {name: index for index, name in enumerate(("x", "weight", "bias", "out", "rows", "columns"))}
-    assert set(variant_of(launch()).aligned) == set(place.values())
+    place = {name: index for index, name in enumerate(("x", "weight", "bias", "out", "batch", "rows", "columns"))}
+    assert set(variant_of(launch()).aligned) == set(place.values()) - {place["batch"]}
     assert place["rows"] not in variant_of(launch(rows=40)).aligned
     shifted = torch.empty(49 * 1024, dtype=torch.bfloat16, device="meta")[4 : 4 + 48 * 1024].view(48, 1024)
     assert place["weight"] not in variant_of(launch(shifted)).aligned
 
 
 def test_one_is_a_constant_where_triton_specialises() -> None:
-    constants = dict(variant_of(launch(rows=1)).constants)
-    assert constants[4] == 1
+    one = launch(batch=1, rows=1)
+    assert [index for index in (4, 5) if index in dict(variant_of(one).constants)] == [5]
+    by_inductor = dict(variant_of(one, by_inductor=True).constants)
+    assert (by_inductor[4], by_inductor[5]) == (1, 1)
     tokens = next(p for p in triton_kernels.mix.params if p.name == "tokens")
     assert tokens.do_not_specialize
 

@@ -19,8 +19,9 @@ from jetvit.kernels import full_attention, window_attention
 
 _BLOCK_S = 5e-3  # One sample on a CPU is the mean over as many runs as fit in here: long enough for the clock.
 _WARM_UP_S = 25e-3
+_LEAST_SAMPLES = 3  # of a call that is timed alone
 _L2_BYTES = 256 << 20  # More than any GPU's L2 cache.
-_GENERATOR_SQUEEZE = 4  # Channels to width of the kernel generator. Its cost is small, and so is this one's weight.
+GENERATOR_SQUEEZE = 4  # Channels to width of the kernel generator. Its cost is small, and so is this one's weight.
 
 Sampler = Callable[[], list[float]]
 
@@ -91,6 +92,24 @@ def measure_choices(
     return {choice: _summary(samples[choice]) for choice in dict.fromkeys(choices)}
 
 
+def time_call(
+    run: Callable[[], object], device: torch.device, *, rounds: int = 20, time_limit_s: float = 0.5
+) -> Latency:
+    """The latency of one call on `device`, taken as `measure_choices` takes it.
+
+    There are `rounds` rounds, but none is begun after `time_limit_s` seconds where there are three samples already,
+    enough for quartiles. Raises what `run` raises.
+    """
+    with torch.inference_mode():
+        sample = (_gpu_sampler if device.type == "cuda" else _cpu_sampler)(run, device)
+        deadline = time.perf_counter() + time_limit_s
+        samples: list[float] = []
+        for _ in range(rounds):
+            if len(samples) < _LEAST_SAMPLES or time.perf_counter() < deadline:
+                samples += sample()
+    return _summary(samples)
+
+
 def _random_qkv(shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator(shape.device).manual_seed(0)
     size = (3, shape.batch, shape.tokens, shape.num_heads, shape.head_dim)
@@ -121,17 +140,17 @@ def _generator_weights(shape: AttentionShape, conv_size: int, absent: Tensor) ->
     if conv_size == 0:
         return [absent] * 4
     channels = shape.num_heads * shape.head_dim
-    width, taps = max(1, channels // _GENERATOR_SQUEEZE), channels * conv_size**2
+    width, taps = max(1, channels // GENERATOR_SQUEEZE), channels * conv_size**2
     return [absent.new_zeros(size) for size in ((width, channels), (width,), (taps, width), (taps,))]
 
 
-def _cpu_sampler(run: Callable[[], Tensor], _: torch.device) -> Sampler:
+def _cpu_sampler(run: Callable[[], object], _: torch.device) -> Sampler:
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     runs = max(1, round(_BLOCK_S / timer.timeit(1).mean))
     return lambda: [timer.timeit(runs).mean * 1e3]
 
 
-def _gpu_sampler(run: Callable[[], Tensor], device: torch.device) -> Sampler:
+def _gpu_sampler(run: Callable[[], object], device: torch.device) -> Sampler:
     flush = torch.empty(_L2_BYTES, dtype=torch.int8, device=device)
 
     def sample() -> list[float]:

@@ -137,12 +137,12 @@ class OneSize(nn.Module):
 def test_help_lists_the_commands_that_exist(run: Run):
     outcome = run("--help")
     assert outcome.status == 0
-    for command in ("explain", "calibrate", "check", "optimize", "bench", "demo"):
+    for command in ("explain", "calibrate", "check", "optimize", "bench", "measure", "demo"):
         assert f"\n  {command} " in outcome.out
         text = run(command, "--help").out
         assert f"usage: jetvit {command}" in text
         assert f"jetvit {command}" in text.partition("example")[2]
-    for missing in ("search", "measure", "export"):
+    for missing in ("search", "export"):
         assert f"\n  {missing} " not in outcome.out
         assert run(missing).status == 2
     assert run("--version").out.startswith("jetvit ")

@@ -50,6 +50,7 @@ format: $(STAMP)  ## let ruff mend what it can
 bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchmarks/results
 	$(BIN)/python -m benchmarks.find_sites
 	$(BIN)/python -m benchmarks.calibrate
+	$(BIN)/python -m benchmarks.cost_model
 
 kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every kernel on an H100; needs no GPU
 	$(BIN)/python -m benchmarks.kernel_resources

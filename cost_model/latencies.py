@@ -1,0 +1,110 @@
+"""`Latencies`: what an operation takes on one machine, measured where it was measured, else predicted."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from jetvit.cost_model.conformal import Calibration
+from jetvit.cost_model.estimate import Answer
+from jetvit.cost_model.kernel_model import KernelModel
+from jetvit.cost_model.measurement import Machine, Measurement
+from jetvit.cost_model.operation import Operation
+from jetvit.cost_model.predictor import Predictor
+from jetvit.cost_model.roofline import Device, kernel_of
+
+
+class UnknownLatency(LookupError):
+    """An operation was not measured, and nothing predicts it."""
+
+
+class Latencies:
+    """Answers for the operations of one machine; call it with an `Operation`.
+
+    Args:
+        measurements: all of one machine. Operations of one `key` are one; of several rows the median counts, and the
+            interval goes from the lowest lower to the highest upper quartile.
+        predictor: for what was not measured.
+        why_not: for kernels (`kernel_of`) that the predictor does not know, the reason.
+
+    Raises:
+        ValueError: the measurements are of several machines, or the predictor is of another device.
+    """
+
+    def __init__(
+        self,
+        measurements: Sequence[Measurement],
+        predictor: Predictor | None = None,
+        why_not: dict[str, str] | None = None,
+    ):
+        machines = {measurement.machine for measurement in measurements}
+        if len(machines) > 1:
+            raise ValueError("the measurements are of several machines: " + "; ".join(sorted(map(repr, machines))))
+        self._machine = next(iter(machines), None)
+        if predictor is not None and self._machine is not None and predictor.device != _device(self._machine):
+            raise ValueError(f"the predictor is of {predictor.device}, the measurements of {_device(self._machine)}")
+        self._predictor, self._why_not = predictor, dict(why_not or {})
+        self._measured = _answers(measurements)
+
+    @classmethod
+    def fit(cls, measurements: Sequence[Measurement], *, seed: int = 0) -> Self:
+        """With a predictor that is fitted to the measurements, of the kernels that have rows enough for one.
+
+        Raises:
+            ValueError: there are no measurements, or they are of several machines.
+        """
+        if not measurements:
+            raise ValueError("there are no measurements")
+        device = _device(measurements[0].machine)
+        kernels: dict[str, list[Measurement]] = defaultdict(list)
+        for measurement in measurements:
+            kernels[kernel_of(measurement.operation)].append(measurement)
+        models: dict[str, KernelModel] = {}
+        calibrations: dict[str, Calibration] = {}
+        why_not: dict[str, str] = {}
+        for kernel, rows in sorted(kernels.items()):
+            operations = [row.operation.key for row in rows]
+            try:
+                fitted = Predictor.fit(operations, [row.latency.median_ms for row in rows], device, seed=seed)
+            except ValueError as error:
+                why_not[kernel] = str(error)
+            else:
+                models |= fitted.models
+                calibrations |= fitted.calibrations
+        return cls(measurements, Predictor(device, models, calibrations), why_not)
+
+    def __call__(self, operation: Operation) -> Answer:
+        """The latency of an operation.
+
+        Raises:
+            UnknownLatency: it was not measured, and nothing predicts it.
+        """
+        if (answer := self._measured.get(operation.key)) is not None:
+            return answer
+        kernel = kernel_of(operation)
+        if self._predictor is None or kernel not in self._predictor.models:
+            reason = self._why_not.get(kernel, f"no {kernel} was measured")
+            raise UnknownLatency(f"{operation}: not measured, and not predicted: {reason}")
+        found = self._predictor.predict(operation.key)
+        return Answer(found.ms, found.low, found.high, "predicted", found.extrapolated)
+
+
+def _device(machine: Machine) -> Device:
+    return Device(machine.device, machine.multiprocessors)
+
+
+def _answers(measurements: Iterable[Measurement]) -> dict[Operation, Answer]:
+    rows: dict[Operation, list[Measurement]] = defaultdict(list)
+    for measurement in measurements:
+        rows[measurement.operation.key].append(measurement)
+    return {
+        operation: Answer(
+            statistics.median(row.latency.median_ms for row in same),
+            min(row.latency.q25_ms for row in same),
+            max(row.latency.q75_ms for row in same),
+            "measured",
+        )
+        for operation, same in rows.items()
+    }

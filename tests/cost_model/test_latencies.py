@@ -1,0 +1,77 @@
+"""What was measured is answered as measured, the rest is predicted or refused with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jetvit.cost_model.estimate import Answer
+from jetvit.cost_model.latencies import Latencies, UnknownLatency
+from jetvit.cost_model.measurement import Machine, Measurement
+from jetvit.cost_model.operation import Operation
+from jetvit.cost_model.timing import Latency
+
+pytest.importorskip("sklearn")
+
+MACHINE = Machine("Test CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")
+
+
+def gemm(rows: int, inputs: int = 64, outputs: int = 128) -> Operation:
+    return Operation("gemm", "float32", 1, 1, rows, inputs=inputs, outputs=outputs)
+
+
+def measurement(operation: Operation, ms: float, machine: Machine = MACHINE) -> Measurement:
+    return Measurement(machine, operation, Latency(ms, ms * 0.9, ms * 1.1, 20), "", "2026-01-01T00:00:00+00:00")
+
+
+def rows() -> list[Measurement]:
+    shapes = [(tokens, inputs, outputs) for tokens in (64, 256, 1024) for inputs in (64, 128) for outputs in (64, 256)]
+    return [measurement(x, 0.01 + x.flops / 1e8) for x in (gemm(*shape) for shape in shapes)]
+
+
+def test_what_was_measured_is_not_predicted() -> None:
+    latencies = Latencies.fit(rows())
+    assert latencies(gemm(256, 128, 64)) == Answer(
+        pytest.approx(0.01 + gemm(256, 128, 64).flops / 1e8),
+        pytest.approx(0.9 * (0.01 + gemm(256, 128, 64).flops / 1e8)),
+        pytest.approx(1.1 * (0.01 + gemm(256, 128, 64).flops / 1e8)),
+        "measured",
+    )
+
+
+def test_a_batch_of_as_many_rows_is_the_same_product() -> None:
+    batch = Operation("gemm", "float32", 4, 7, 9, 1, inputs=128, outputs=64)
+    assert Latencies.fit(rows())(batch).source == "measured"
+
+
+def test_several_rows_are_one_answer() -> None:
+    latencies = Latencies([measurement(gemm(5), ms) for ms in (1.0, 3.0, 2.0)])
+    assert latencies(gemm(5)) == Answer(2.0, 0.9, pytest.approx(3.3), "measured")
+
+
+def test_the_rest_is_predicted_and_says_so() -> None:
+    latencies = Latencies.fit(rows())
+    inside, beyond = latencies(gemm(512, 64, 256)), latencies(gemm(50_000, 64, 256))
+    assert inside.source == beyond.source == "predicted"
+    assert inside.low <= inside.ms <= inside.high
+    assert inside.ms == pytest.approx(0.01 + gemm(512, 64, 256).flops / 1e8, rel=0.3)
+    assert (inside.extrapolated, beyond.extrapolated) == (False, True)
+
+
+def test_nothing_is_made_up() -> None:
+    gelu = Operation("gelu", "float32", 1, 1, 100, inputs=64)
+    with pytest.raises(UnknownLatency, match="not measured, and not predicted: no gelu float32 was measured"):
+        Latencies.fit(rows())(gelu)
+    few = Latencies.fit([*rows(), measurement(gelu, 1.0)])
+    assert few(gelu).ms == 1.0
+    with pytest.raises(UnknownLatency, match=r"not predicted: gelu float32: .*10"):
+        few(replace(gelu, grid_w=200))
+    with pytest.raises(ValueError, match="there are no measurements"):
+        Latencies.fit([])
+
+
+def test_machines_are_never_mixed() -> None:
+    other = replace(MACHINE, torch="2.12.0")
+    with pytest.raises(ValueError, match="of several machines"):
+        Latencies([measurement(gemm(5), 1.0), measurement(gemm(6), 1.0, other)])

@@ -37,7 +37,10 @@ def _read(file: Path) -> dict[str, Any]:
     """A result file; of a table the newest rows and where the last of them comes from; nothing if it has no rows."""
     if file.suffix == ".json":
         return json.loads(file.read_text(encoding="utf-8"))
-    rows = rows_of_one_device(read_rows(file))
+    rows = read_rows(file)
+    if rows and "run" not in rows[-1]:  # written as a whole, by one run
+        return {**rows[-1], "rows": rows}
+    rows = rows_of_one_device(rows)
     return {**rows[-1], "date": rows[-1]["run"], "rows": rows} if rows else {}
 
 
@@ -89,6 +92,68 @@ def kernels_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_sources(results)])
 
 
+_LATENCY_COLUMNS = [
+    "| held out | rows | error, mean (median) | roofline alone | rank correlation | 90 % intervals hold |",
+    "|---|---|---|---|---|---|",
+]
+
+
+def cost_model_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The latency model on the operations of a device's own table."""
+    lines = list(_LATENCY_COLUMNS)
+    names = {
+        "in range": "a fifth at random",
+        "family": "a family of shapes",
+        "model": "a model",
+        "2x": "beyond half of the tokens",
+    }
+    for _, record in results:
+        shown = [row for row in record["rows"] if row["op"] == "all" or (row["experiment"], row["op"]) == _PRODUCTS]
+        lines += [
+            _latency_line(f"{names[row['experiment']]}, {row['op']}", row, row["roofline_mape_pct"])
+            for row in shown
+            if row["experiment"] in names
+        ]
+    return "\n".join([*lines, "", *_latency_sources(results)])
+
+
+def cost_model_gemm_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The latency model on a public table of matrix products."""
+    lines = list(_LATENCY_COLUMNS)
+    names = {
+        "extrapolation": "beyond half of the tokens",
+        "families": "families of shapes",
+        "models": "two language models",
+    }
+    for _, record in results:
+        rows = record["rows"]
+        alone = {(row["experiment"], row["train_rows"]): row for row in rows if row["method"] == "roofline alone"}
+        for row in rows:
+            if row["method"] == "model":
+                name = names.get(row["experiment"], f"rows at random, {row['train_rows']} to learn from")
+                roofline = alone[row["experiment"], row["train_rows"]]["mape_pct"]
+                lines.append(_latency_line(name, row, roofline))
+    return "\n".join([*lines, "", *_latency_sources(results)])
+
+
+_PRODUCTS = ("in range", "gemm")
+
+
+def _latency_line(name: str, row: dict[str, str], roofline: str) -> str:
+    held = f"{float(row['coverage_pct']):.0f} %" if row["coverage_pct"] else ""
+    error = f"**{float(row['mape_pct']):.1f} %** ({float(row['median_ape_pct']):.1f} %)"
+    rank = f"{float(row['spearman']):.3f}"
+    return f"| {name} | {row['test_rows']} | {error} | {float(roofline):.1f} % | {rank} | {held} |"
+
+
+def _latency_sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
+    return [
+        f"<sub>Latencies of {record['latencies_of']}; {record['date'][:10]}: `{record['command']}`, "
+        f"[{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
+        for file, record in results
+    ]
+
+
 def _fastest(comparison: Comparison, kind: str) -> str:
     """How many times as long as ours the fastest implementation of a kind takes."""
     ratios = [ratio for name, ratio in comparison.ratios.items() if name.startswith(kind)]
@@ -105,6 +170,8 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "calibrate": calibrate_table,
     "find_sites": find_sites_table,
     "kernels": kernels_table,
+    "cost_model": cost_model_table,
+    "cost_model_gemm": cost_model_gemm_table,
 }
 
 

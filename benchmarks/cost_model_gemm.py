@@ -41,7 +41,19 @@ FIGURES = ("mape_pct", "median_ape_pct", "spearman", "flagged_pct", "coverage_pc
 # Over the families of a split: the lowest coverage of one, and how many have at least 85 %.
 FIGURES += ("coverage_worst_pct", "families_85_pct")
 COLUMNS = ("experiment", "method", "train_rows", "test_rows", "splits", *FIGURES)
-PROVENANCE = ("latencies_of", "data_sha256", "command", "date", "device", "python", "jetvit", "sklearn", "numpy")
+PROVENANCE = (
+    "latencies_of",
+    "data_sha256",
+    "command",
+    "date",
+    "device",
+    "threads",
+    "python",
+    "torch",
+    "jetvit",
+    "sklearn",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

@@ -37,18 +37,8 @@ from jetvit.cost_model.table import newest, read_table
 PARTS = 5
 COLUMNS = ("experiment", "op", "test_rows", "mape_pct", "median_ape_pct", "spearman")
 COLUMNS += ("flagged_pct", "coverage_pct", "width_pct", "roofline_mape_pct")
-PROVENANCE = (
-    "latencies_of",
-    "table",
-    "table_rows",
-    "table_sha256",
-    "command",
-    "date",
-    "device",
-    "python",
-    "jetvit",
-    "numpy",
-)
+PROVENANCE = ("latencies_of", "table", "table_rows", "table_sha256", "command", "date", "device", "threads")
+PROVENANCE += ("python", "torch", "jetvit", "numpy")
 
 # One held-out row: its experiment, operation, true and predicted log ms, those of the roofline alone, whether it was
 # flagged as extrapolated, and the half width of its interval in log ms (NaN where none was made).

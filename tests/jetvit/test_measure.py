@@ -149,18 +149,18 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 
 # The process
 
-# Kills come between the rows: each takes about 30 ms.
 PROGRAM = """
 import sys, jetvit.cli
 from jetvit.cost_model.measure import measure_operation
-measure_operation.__kwdefaults__["time_limit_s"] = 0.0
+measure_operation.__kwdefaults__["time_limit_s"] = float(sys.argv.pop(1))
 sys.exit(jetvit.cli.main(sys.argv[1:]))
 """
 
 
-def start(path: Path) -> subprocess.Popen[str]:
+def start(path: Path, row_s: float) -> subprocess.Popen[str]:
+    """The command, with about `row_s` seconds a row: on a busy machine this process may notice a row late."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", PROGRAM, "measure", *SMALL, "-o", str(path)]
+    argv = [sys.executable, "-c", PROGRAM, str(row_s), "measure", *SMALL, "-o", str(path)]
     return subprocess.Popen(argv, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -176,9 +176,9 @@ def wait_for_rows(process: subprocess.Popen[str], path: Path, rows: int) -> None
 def test_killed_and_run_again_it_has_every_operation_once(tmp_path: Path):
     path, chance, kills, before = tmp_path / "t.csv", random.Random(0), 0, 0
     for _ in range(3):
-        process = start(path)
+        process = start(path, 0.3)
         wait_for_rows(process, path, before + chance.randrange(4))
-        time.sleep(chance.uniform(0, 0.04))
+        time.sleep(chance.uniform(0, 0.4))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
@@ -188,7 +188,7 @@ def test_killed_and_run_again_it_has_every_operation_once(tmp_path: Path):
     assert kills >= 2
     with path.open("a") as file:  # as of a kill in the middle of a row
         file.write("1,Some CPU,")
-    out, err = start(path).communicate(timeout=120)
+    out, err = start(path, 0.0).communicate(timeout=120)
     assert "the last line was not finished, and is cut off" in err
     assert f"wrote {len(EXPECTED) - before} rows to {path}\n" in out
     assert sorted(map(str, measured(path))) == sorted(map(str, EXPECTED))
@@ -196,7 +196,7 @@ def test_killed_and_run_again_it_has_every_operation_once(tmp_path: Path):
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path):
     path = tmp_path / "t.csv"
-    process = start(path)
+    process = start(path, 1.0)
     wait_for_rows(process, path, 3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

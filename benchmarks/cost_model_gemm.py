@@ -10,8 +10,8 @@ figures are written here. Equal m, n, k are merged by their median first, so tha
 * families, models: families (n, k) are left out, seven at a time, or all that occur in two of the language models; with
   the coverage and width of 90 % intervals that are calibrated by held-out families, and by rows held out at random.
 
-Trees were chosen on the rows of one language model, but the form of the model (roofline, features, envelope) was explored
-on random splits of this same table: the figures are a little kinder than those of a table never looked at.
+Trees were chosen on the rows of one language model, but the form of the model (roofline, features, envelope) was
+explored on random splits of this same table: the figures are a little kinder than those of a table never looked at.
 
     python -m benchmarks.cost_model_gemm [--data FILE] [--experiments NAME ...] [-o FILE]
 """

@@ -14,23 +14,23 @@ The table is one that `jetvit measure` wrote; every kernel (op, dtype and backen
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.cost_model_gemm import errors
 from benchmarks.cost_model_plot import plot
-from benchmarks.results import default_path, environment
+from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model.conformal import MIN_ROWS
 from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
 from jetvit.cost_model.measurement import Measurement
 from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.roofline import Device, kernel_of
+from jetvit.cost_model.predictor import by_kernel
+from jetvit.cost_model.roofline import Device
 from jetvit.cost_model.sweep import MLP_RATIO, MODELS, SMALL_MODELS, ModelShape
 from jetvit.cost_model.table import newest, read_table
 
@@ -112,14 +112,10 @@ def held_out(measurements: Sequence[Measurement]) -> list[Held]:
     """All experiments on one machine's measurements."""
     machine = measurements[0].machine
     device = Device(machine.device, machine.multiprocessors)
-    samples: dict[str, dict[Operation, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for each in measurements:
-        operation = each.operation.key
-        samples[kernel_of(operation)][operation].append(each.latency.median_ms)
-    kernels = [
-        Rows({operation: float(np.median(ms)) for operation, ms in latencies.items()}, device)
-        for _, latencies in sorted(samples.items())
-    ]
+    latencies = by_kernel(
+        [each.operation.key for each in measurements], [each.latency.median_ms for each in measurements]
+    )
+    kernels = [Rows(dict(rows), device) for rows in latencies.values()]
     return [held for experiment in EXPERIMENTS for rows in kernels for held in experiment(rows)]
 
 
@@ -133,17 +129,15 @@ def summary(held: Sequence[Held]) -> list[dict[str, Any]]:
 
 
 def _figures(group: Sequence[Held]) -> dict[str, Any]:
-    from scipy.stats import spearmanr
-
     true, predicted, roofline, flagged, width = (np.array([row[place] for row in group]) for place in range(2, 7))
-    apart = np.abs(np.exp(predicted - true) - 1) * 100
+    found = errors(predicted, true)
     figures = {
         "test_rows": len(group),
-        "mape_pct": round(float(apart.mean()), 2),
-        "median_ape_pct": round(float(np.median(apart)), 2),
-        "spearman": round(float(spearmanr(predicted, true).statistic), 4),
+        "mape_pct": round(found["mape_pct"], 2),
+        "median_ape_pct": round(found["median_ape_pct"], 2),
+        "spearman": round(found["spearman"], 4),
         "flagged_pct": round(float(flagged.mean() * 100), 1),
-        "roofline_mape_pct": round(float((np.abs(np.exp(roofline - true) - 1) * 100).mean()), 2),
+        "roofline_mape_pct": round(errors(roofline, true)["mape_pct"], 2),
     }
     if np.isfinite(width).all():
         figures["coverage_pct"] = round(float((np.abs(predicted - true) <= width).mean() * 100), 1)
@@ -188,12 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     provenance["table_rows"] = len(measurements)
     provenance["table_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     output = args.output or default_path("cost_model").with_suffix(".csv")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *PROVENANCE), restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **provenance} for row in rows)
-    print(f"wrote {output}")
+    write_table(output, (*COLUMNS, *PROVENANCE), ({**row, **provenance} for row in rows))
     picture = output.with_suffix(".png")
     plot(held, str(machine), picture)
     print(f"wrote {picture}")

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import default_path, environment
+from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.roofline import Device
@@ -217,12 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("  ".join(f"{column} {row[column]}" for column in COLUMNS if column in row), flush=True)
         found += of_this
     path = args.output or default_path("cost_model_gemm").with_suffix(".csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *PROVENANCE), restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **provenance} for row in found)
-    print(f"wrote {path}")
+    write_table(path, (*COLUMNS, *PROVENANCE), ({**row, **provenance} for row in found))
 
 
 if __name__ == "__main__":

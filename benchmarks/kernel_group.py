@@ -15,7 +15,7 @@ from benchmarks.kernel_check import Check, Verdict, verdict
 from benchmarks.kernel_implementations import Implementation, implementations, operator_call
 from benchmarks.kernel_inputs import Inputs, make_inputs
 from benchmarks.kernel_rows import OURS, REFERENCE
-from benchmarks.kernel_shapes import Ceilings, Problem, floor_ms, ideal_bytes, ideal_flops
+from benchmarks.kernel_shapes import Ceilings, Problem, floor_ms
 from benchmarks.kernel_timing import ROUNDS, Stopwatch
 
 # ‖out − reference‖ / ‖reference‖ in bf16 throughout, sums of some plain implementations included.
@@ -143,8 +143,8 @@ def _description(problem: Problem, ceilings: Ceilings) -> Row:
         "grid": f"{problem.grid_h}x{problem.grid_w}",
         "extra_tokens": problem.extra_tokens,
         "rope": problem.rope,
-        "bytes": ideal_bytes(problem),
-        "flops": ideal_flops(problem),
+        "bytes": problem.operation.bytes,
+        "flops": problem.operation.flops,
         "floor_ms": f"{floor_ms(problem, ceilings):.5g}",
         "copy_tb_s": f"{ceilings.copy_tb_s:.4g}",
         "gemm_tflop_s": f"{ceilings.gemm_tflop_s:.4g}",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_shapes import Problem
-
-GENERATOR_SQUEEZE = 4  # channels to width of the kernel generator
+from jetvit.cost_model.timing import generator_shapes
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,12 @@ def make_inputs(problem: Problem, device: torch.device, dtype: torch.dtype, seed
         }
     weights = dict.fromkeys(("w1", "b1", "w2", "b2"), empty)
     if problem.mixer.kind == "linear":
-        channels, taps = problem.channels, problem.channels * problem.mixer.size**2
-        hidden = max(1, channels // GENERATOR_SQUEEZE)
+        w1, b1, w2, b2 = generator_shapes(problem.channels, problem.mixer.size)
         weights = {
-            "w1": random(hidden, channels, scale=channels**-0.5),
-            "b1": random(hidden),
-            "w2": random(taps, hidden, scale=hidden**-0.5),
-            "b2": random(taps, scale=0.1),
+            "w1": random(*w1, scale=w1[1] ** -0.5),
+            "b1": random(*b1),
+            "w2": random(*w2, scale=w2[1] ** -0.5),
+            "b2": random(*b2, scale=0.1),
         }
     qkv = random(1, problem.tokens, 3, problem.num_heads, problem.head_dim)
     return Inputs(problem, qkv, **tables, **weights)

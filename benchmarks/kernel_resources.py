@@ -10,7 +10,6 @@ compiled here.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import os
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import triton
 
 from benchmarks.kernel_launches import Entry, every_entry
-from benchmarks.results import RESULTS, environment
+from benchmarks.results import RESULTS, environment, write_table
 from benchmarks.sm90 import SHARED_LIMIT, Resources, cannot_compile, compile_variant, variant_of
 
 # How many rows the smallest product of a kernel has: what wgmma, which takes 64 at a time, can be asked of.
@@ -103,18 +102,13 @@ def columns(result: Result) -> dict[str, Any]:
     }
 
 
-def write_table(path: Path, results: Iterable[Result]) -> None:
+def write_results(path: Path, results: Iterable[Result]) -> None:
     """Write the rows, each with the versions and the command that made it."""
     known = environment()
     provenance = {"target": "sm_90", "triton": triton.__version__, **{k: known[k] for k in ("torch", "jetvit", "date")}}
     provenance["command"] = known["command"]
     rows = [{**columns(result), **provenance} for result in results]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {path}")
+    write_table(path, list(rows[0]), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_line(result), flush=True)
     if args.output or not args.only:
         day = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_table(args.output or RESULTS / "sm90-compile" / day / "kernel_resources.csv", results)
+        write_results(args.output or RESULTS / "sm90-compile" / day / "kernel_resources.csv", results)
     failed = [result for result in results if result.failures]
     for result in failed:
         print(f"FAILED {result.entry.name}: {'; '.join(result.failures)}")

@@ -9,27 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jetvit.kernels import balanced_windows
+from jetvit.cost_model import sweep
+from jetvit.cost_model.operation import Operation
 
-
-@dataclass(frozen=True)
-class Model:
-    """The attention of a model: every block has the same."""
-
-    num_heads: int
-    head_dim: int
-    patch_size: int
-    extra_tokens: int
-    rope: bool
-
-
-MODELS = {
-    "DINOv3-B": Model(12, 64, 16, 5, True),
-    "DINOv3-L": Model(16, 64, 16, 5, True),
-    "DepthAnythingV2-L": Model(16, 64, 14, 1, False),
-    "DepthAnythingV2-G": Model(24, 64, 14, 1, False),
-    "DINOv3-7B": Model(32, 128, 16, 5, True),
-}
+# The largest comes last, so that a short run has all others.
+_ORDER = ("DINOv3-B", "DINOv3-L", "DepthAnythingV2-L", "DepthAnythingV2-G", "DINOv3-7B")
+MODELS = {name: sweep.MODELS[name] for name in _ORDER}
 # Height and width in pixels; a model takes as many whole patches as fit.
 SIZES = ((1024, 2048), (2048, 2048), (4096, 4096))
 
@@ -74,6 +59,14 @@ class Problem:
         """Width of the model."""
         return self.num_heads * self.head_dim
 
+    @property
+    def operation(self) -> Operation:
+        """What counts the work, with elements of two bytes."""
+        size = self.mixer.size
+        own = {"linear": {"conv_size": size}, "window": {"window_h": size, "window_w": size}}.get(self.mixer.kind, {})
+        place = (1, self.grid_h, self.grid_w, self.extra_tokens)
+        return Operation(self.mixer.kind, "bfloat16", *place, self.num_heads, self.head_dim, self.rope, **own)
+
     def shrunk(self) -> Problem:
         """A small problem of the same name and kind, for a machine that only tries the programs."""
         return replace(
@@ -94,7 +87,7 @@ def problem(model: str, size: tuple[int, int], mixer: Mixer) -> Problem:
         model,
         f"{size[0]}x{size[1]}",
         mixer,
-        shape.num_heads,
+        shape.heads,
         shape.head_dim,
         grid_h,
         grid_w,
@@ -117,27 +110,6 @@ def problems() -> list[Problem]:
     return [problem(model, size, mixer) for size, mixers in steps for model in MODELS for mixer in mixers]
 
 
-def ideal_bytes(problem: Problem, element_size: int = 2) -> int:
-    """Bytes to and from device memory, with elements of `element_size` bytes.
-
-    Linear attention needs all of k and v before any of the output, so it reads v twice: k, v, q, v, out.
-    """
-    passes = 5 if problem.mixer.kind == "linear" else 4
-    return passes * problem.tokens * problem.channels * element_size
-
-
-def ideal_flops(problem: Problem) -> int:
-    """Floating-point operations, a product and its sum counted as two."""
-    tokens, channels, grid_tokens = problem.tokens, problem.channels, problem.grid_h * problem.grid_w
-    if problem.mixer.kind == "linear":
-        return 4 * tokens * problem.head_dim * channels + 2 * problem.mixer.size**2 * grid_tokens * channels
-    if problem.mixer.kind == "window":
-        side_h, side_w = (balanced_windows(grid, problem.mixer.size)[1] for grid in (problem.grid_h, problem.grid_w))
-        seen = side_h * side_w + problem.extra_tokens
-        return 4 * channels * (grid_tokens * seen + problem.extra_tokens * tokens)
-    return 4 * tokens * tokens * channels
-
-
 @dataclass(frozen=True)
 class Ceilings:
     """What the device reaches: a copy in TB/s, read and written bytes counted, and a bf16 product in TFLOP/s."""
@@ -148,6 +120,6 @@ class Ceilings:
 
 def floor_ms(problem: Problem, ceilings: Ceilings) -> float:
     """The shortest time possible, in milliseconds."""
-    moving = ideal_bytes(problem) / (ceilings.copy_tb_s * 1e9)
-    computing = ideal_flops(problem) / (ceilings.gemm_tflop_s * 1e9)
+    moving = problem.operation.bytes / (ceilings.copy_tb_s * 1e9)
+    computing = problem.operation.flops / (ceilings.gemm_tflop_s * 1e9)
     return max(moving, computing)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetvit.cost_model.choice import DEFAULT_EPS
 from jetvit.cost_model.operation import ATTENTIONS, Operation
-from jetvit.cost_model.timing import GENERATOR_SQUEEZE
+from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels import full_attention, linear_attention, window_attention
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -155,6 +155,4 @@ def _generator_weights(operation: Operation, random: Callable[..., Tensor], abse
     """w1, b1, w2, b2 of the kernel generator, absent without a convolution."""
     if operation.conv_size == 0:
         return [absent] * 4
-    channels = operation.features
-    width, taps = max(1, channels // GENERATOR_SQUEEZE), channels * operation.conv_size**2
-    return [random(*size) for size in ((width, channels), (width,), (taps, width), (taps,))]
+    return [random(*size) for size in generator_shapes(operation.features, operation.conv_size)]

@@ -14,6 +14,8 @@ from jetvit.kernels import balanced_windows
 ATTENTIONS = ("full", "window", "linear")
 ROW_WISE = ("layer_norm", "gelu", "add")
 OPS = (*ATTENTIONS, "gemm", *ROW_WISE)
+# How often the data of an op goes to or from memory; twice where it is not named.
+PASSES = {"full": 4, "window": 4, "linear": 5, "add": 3}
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -130,8 +132,7 @@ class Operation:
         Linear attention needs all of k and v before any output, and so reads v twice. The few tables and biases are
         left out.
         """
-        passes = {"full": 4, "window": 4, "linear": 5, "add": 3}.get(self.op, 2)
-        elements = passes * self.rows * self.features
+        elements = PASSES.get(self.op, 2) * self.rows * self.features
         if self.op == "gemm":
             elements = self.rows * (self.inputs + self.outputs) + self.inputs * self.outputs
         return elements * ELEMENT_BYTES[self.dtype]

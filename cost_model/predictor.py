@@ -62,7 +62,7 @@ class Predictor:
         sure its predictions are: fewer than 10 operations, or all of one batch and tokens in fewer than 5 families.
         """
         models, calibrations = {}, {}
-        for kernel, measured in _by_kernel(operations, latencies_ms).items():
+        for kernel, measured in by_kernel(operations, latencies_ms).items():
             known = [x for x, _ in measured]
             log_ms = np.log([ms for _, ms in measured])
             try:
@@ -110,7 +110,7 @@ class Predictor:
         return load(Path(path))
 
 
-def _by_kernel(
+def by_kernel(
     operations: Sequence[Operation], latencies_ms: Sequence[float]
 ) -> dict[str, list[tuple[Operation, float]]]:
     """Keys of operations and their median latency by kernel, sorted, so that no order of rows is left to depend on."""

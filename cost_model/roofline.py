@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, Operation
+from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, PASSES, Operation
 
 Array = NDArray[np.float64]
 
@@ -85,8 +85,7 @@ def _work(op: str, element_bytes: int, sizes: Array, multiprocessors: int) -> _W
     x = sizes.T
     rows, wide = x[BATCH] * x[TOKENS], x[WIDTH]
     ways: Sequence[tuple[int, int, int]] = ((64, 64, 1),)
-    passes = {"full": 4, "window": 4, "linear": 5, "add": 3}.get(op, 2)
-    moved = passes * rows * wide
+    moved = PASSES.get(op, 2) * rows * wide
     if op == "gemm":
         ways = _GEMM
         moved = rows * (wide + x[OUTPUTS]) + wide * x[OUTPUTS]

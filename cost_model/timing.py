@@ -21,7 +21,7 @@ _BLOCK_S = 5e-3  # One sample on a CPU is the mean over as many runs as fit in h
 _WARM_UP_S = 25e-3
 _LEAST_SAMPLES = 3  # of a call that is timed alone
 _L2_BYTES = 256 << 20  # More than any GPU's L2 cache.
-GENERATOR_SQUEEZE = 4  # Channels to width of the kernel generator. Its cost is small, and so is this one's weight.
+_GENERATOR_SQUEEZE = 4  # Channels to width of the kernel generator. Its cost is small, and so is this one's weight.
 
 Sampler = Callable[[], list[float]]
 
@@ -139,9 +139,13 @@ def _generator_weights(shape: AttentionShape, conv_size: int, absent: Tensor) ->
     """w1, b1, w2, b2 of the kernel generator, absent without a convolution."""
     if conv_size == 0:
         return [absent] * 4
-    channels = shape.num_heads * shape.head_dim
-    width, taps = max(1, channels // GENERATOR_SQUEEZE), channels * conv_size**2
-    return [absent.new_zeros(size) for size in ((width, channels), (width,), (taps, width), (taps,))]
+    return [absent.new_zeros(size) for size in generator_shapes(shape.num_heads * shape.head_dim, conv_size)]
+
+
+def generator_shapes(channels: int, conv_size: int) -> list[tuple[int, ...]]:
+    """The shapes of w1, b1, w2, b2 of a kernel generator of usual width."""
+    width, taps = max(1, channels // _GENERATOR_SQUEEZE), channels * conv_size**2
+    return [(width, channels), (width,), (taps, width), (taps,)]
 
 
 def _cpu_sampler(run: Callable[[], object], _: torch.device) -> Sampler:

@@ -160,13 +160,18 @@ def _device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"{device!r} is no device", why=reason(error), do="use cpu, cuda or cuda:N") from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+    refuse_missing(target)
+    return target
+
+
+def refuse_missing(device: torch.device) -> None:
+    """Raise InputError for a GPU that torch does not see."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"the device {device} is not there",
             why=f"torch sees {torch.cuda.device_count()} CUDA devices",
             do="use --device cpu, or a torch built for this machine's GPU",
         )
-    return target
 
 
 @contextmanager

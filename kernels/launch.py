@@ -117,3 +117,8 @@ def multiprocessors(device: torch.device) -> int:
 def power_of_two(size: int) -> int:
     """The smallest power of two that is at least `size` and at least 16, the least that `tl.dot` takes."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """The strides of a [batch, token, head, dim] tensor, under the names that the kernels give them."""
+    return dict(zip((f"{name}_batch", f"{name}_token", f"{name}_head"), tensor.stride(), strict=False))

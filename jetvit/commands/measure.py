@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 import jetvit
-from jetvit.commands.options import DTYPES, at_least
+from jetvit.commands.options import DTYPES, at_least, height_by_width
 from jetvit.cost_model.measure import Outcome, Progress, measure_all
 from jetvit.cost_model.measurement import Machine, this_machine
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
 from jetvit.cost_model.table import TableWriter, read_table
-from jetvit.images import parse_size
+from jetvit.models import refuse_missing
 from jetvit.patterns.errors import InputError
 from jetvit.search.calibration import device_name
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sizes",
-        type=_list(_size),
+        type=_list(height_by_width),
         metavar="HxW,…",
         help=f"height and width of the images (default: {_words(SIZES)}; on a CPU {_words(SMALL_SIZES)})",
     )
@@ -172,12 +172,7 @@ def _device(text: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"{text!r} is no device that can be measured", do="use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"the device {device} is not there",
-            why=f"torch sees {torch.cuda.device_count()} CUDA devices",
-            do="use --device cpu, or a torch built for this machine's GPU",
-        )
+    refuse_missing(device)
     return device
 
 
@@ -198,13 +193,6 @@ def _model(text: str) -> str:
     if text not in ALL_MODELS:
         raise argparse.ArgumentTypeError(f"{text!r} is no model of the sweep: {', '.join(ALL_MODELS)}")
     return text
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        return parse_size(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(f"{error.what}: {error.why}; {error.do}") from error
 
 
 def _minutes(text: str) -> float:

@@ -23,7 +23,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False)
     """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic."""
     parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory or FILE.pt2")
     group = parser.add_argument_group("the model and its input")
-    group.add_argument("--size", type=_size, metavar="HxW", help="image height and width (default: the model's own)")
+    group.add_argument(
+        "--size", type=height_by_width, metavar="HxW", help="image height and width (default: the model's own)"
+    )
     group.add_argument("--batch", type=at_least(1), metavar="N", help="images in a batch (default: 1)")
     group.add_argument("--dtype", choices=DTYPES, help="of weights and images (default: float32; a factory's own)")
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
@@ -91,7 +93,8 @@ def _channels(text: str) -> tuple[float, ...]:
     return values
 
 
-def _size(text: str) -> tuple[int, int]:
+def height_by_width(text: str) -> tuple[int, int]:
+    """A type for argparse: the size of an image."""
     try:
         return parse_size(text)
     except InputError as error:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from jetvit.kernels.autocast import without_autocast
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.full_attention import triton_kernels
-from jetvit.kernels.launch import Config, launch, power_of_two
+from jetvit.kernels.launch import Config, launch, power_of_two, strides
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 
 # FlashAttention 3, where a user has activated it, is behind FLASH_ATTENTION.
@@ -65,7 +65,7 @@ def rotate(x: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int, 
         triton_kernels.rotate,
         (batch * heads * ((tokens + config.blocks["TOKENS"] - 1) // config.blocks["TOKENS"]),),
         {"x": x, "rope_y": rope_y, "rope_x": rope_x, "out": out}
-        | dict(zip(("x_batch", "x_token", "x_head"), x.stride(), strict=False))
+        | strides("x", x)
         | {"batch_heads": batch * heads, "heads": heads, "tokens": tokens}
         | {"grid_w": grid_w, "grid_tokens": grid_h * grid_w, "extra_before": extra_before}
         | {"HEAD_DIM": head_dim, "HALF": power_of_two(head_dim // 2)},

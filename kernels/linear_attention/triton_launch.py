@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jetvit.kernels.checks import is_absent
-from jetvit.kernels.launch import Config, launch, multiprocessors, power_of_two
+from jetvit.kernels.launch import Config, launch, multiprocessors, power_of_two, strides
 from jetvit.kernels.linear_attention import triton_kernels
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 
@@ -112,7 +112,7 @@ def key_value_state(
         triton_kernels.kv_partials,
         (batch_heads * splits,),
         {"k": k, "v": v, "rope_y": rope_y, "rope_x": rope_x, "partials": partials}
-        | _strides("k", k) | _strides("v", v)
+        | strides("k", k) | strides("v", v)
         | {"batch_heads": batch_heads, "heads": heads, "tokens": tokens}
         | {"chunk": (tokens + block - 1) // block * config.blocks["TOKENS"]}
         | {"grid_w": grid_w, "grid_tokens": grid_h * grid_w, "extra_before": extra_before}
@@ -148,7 +148,7 @@ def mix(
         (batch * heads * (tiles_h * tiles_w + extra_tiles),),
         {"q": q, "v": v, "rope_y": rope_y, "rope_x": rope_x}
         | {"state": state, "key_sums": key_sums, "taps": taps, "out": out}
-        | _strides("q", q) | _strides("v", v)
+        | strides("q", q) | strides("v", v)
         | {"taps_batch": taps.shape[1] if taps.dim() == 2 else 0}
         | {"batch_heads": batch * heads, "heads": heads, "tokens": tokens, "grid_h": grid_h, "grid_w": grid_w}
         | {"extra_before": extra_before, "tiles_w": tiles_w, "grid_tiles": tiles_h * tiles_w, "eps": eps}
@@ -156,11 +156,6 @@ def mix(
         config,
     )  # fmt: skip
     return out
-
-
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """The strides of a [batch, token, head, dim] tensor, under the names that the kernels give them."""
-    return dict(zip((f"{name}_batch", f"{name}_token", f"{name}_head"), tensor.stride(), strict=False))
 
 
 def _halves(head_dim: int, rope_y: Tensor) -> dict[str, object]:

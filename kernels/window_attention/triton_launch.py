@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jetvit.kernels.checks import is_absent
-from jetvit.kernels.launch import Config, launch, multiprocessors, power_of_two
+from jetvit.kernels.launch import Config, launch, multiprocessors, power_of_two, strides
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 from jetvit.kernels.window_attention import triton_kernels
 from jetvit.kernels.window_attention.windows import balanced_windows
@@ -113,7 +113,7 @@ def attend_windows(
         triton_kernels.attend_windows,
         (count_h * count_w * blocks * batch * heads,),
         {"q": q, "k": k, "v": v, "rope_y": rope_y, "rope_x": rope_x, "out": out}
-        | _strides("q", q) | _strides("k", k) | _strides("v", v)
+        | strides("q", q) | strides("k", k) | strides("v", v)
         | {"batch": batch, "heads": heads, "tokens": tokens}
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"count_w": count_w, "side_h": side_h, "side_w": side_w, "blocks": blocks}
@@ -140,7 +140,7 @@ def attend_extra(
         triton_kernels.attend_extra,
         (splits * groups * batch * heads,),
         {"q": q, "k": k, "v": v, "rope_y": rope_y, "rope_x": rope_x, "partials": partials}
-        | _strides("q", q) | _strides("k", k) | _strides("v", v)
+        | strides("q", q) | strides("k", k) | strides("v", v)
         | {"batch": batch, "heads": heads, "tokens": tokens}
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"groups": groups, "splits": splits, "chunk": (tokens + block - 1) // block * config.blocks["KEYS"]}
@@ -170,8 +170,3 @@ def _options(q: Tensor, rope_y: Tensor, scale: float) -> dict[str, object]:
         "SHRINK": 0.5 if rope and q.dtype == torch.float16 else 1.0,
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
     }
-
-
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """The strides of a [batch, token, head, dim] tensor, under the names that the kernels give them."""
-    return dict(zip((f"{name}_batch", f"{name}_token", f"{name}_head"), tensor.stride(), strict=False))

@@ -110,9 +110,22 @@ class Fingerprint:
         """The names of the sites."""
         return tuple(site.name for site in self.sites)
 
-    def renamed(self, mapping: Mapping[str, str]) -> Fingerprint:
-        """The sites that `mapping` names, under the names that it gives them."""
-        return Fingerprint(tuple(replace(s, name=mapping[s.name]) for s in self.sites if s.name in mapping))
+    def within(self, removed: str, added: str = "") -> Fingerprint:
+        """The sites below the dotted prefix `removed` ("" is above all), under `added` instead."""
+        start = f"{removed}." if removed else ""
+        end = f"{added}." if added else ""
+        return Fingerprint(
+            tuple(
+                replace(site, name=end + site.name.removeprefix(start))
+                for site in self.sites
+                if site.name.startswith(start)
+            )
+        )
+
+    def only(self, names: Iterable[str]) -> Fingerprint:
+        """The sites of these names."""
+        wanted = set(names)
+        return Fingerprint(tuple(site for site in self.sites if site.name in wanted))
 
     def difference(self, other: Fingerprint) -> str | None:
         """The first difference between this fingerprint (the plan's) and `other` (the model's) in words, or None.

@@ -85,7 +85,9 @@ class Latencies:
             return answer
         kernel = kernel_of(operation)
         if self._predictor is None or kernel not in self._predictor.models:
-            reason = self._why_not.get(kernel, f"no {kernel} was measured")
+            measured = any(kernel_of(each) == kernel for each in self._measured)
+            why = f"there are too few measurements of {kernel}" if measured else f"no {kernel} was measured"
+            reason = self._why_not.get(kernel, why)
             raise UnknownLatency(f"{operation}: not measured, and not predicted: {reason}")
         found = self._predictor.predict(operation.key)
         return Answer(found.ms, found.low, found.high, "predicted", found.extrapolated)

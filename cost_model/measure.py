@@ -30,10 +30,10 @@ Measure = Callable[[Operation, torch.device], tuple[Latency, str]]
 
 @dataclass
 class Outcome:
-    """What became of a sweep: how many rows were written and were known before, what was skipped and why, what is left.
+    """What became of a sweep: rows written, operations known before, what was skipped and why, what is left.
 
     skipped: operations that this device cannot run, each with the reason. left: those that the time did not suffice
-    for.
+    for, in one pass or in several.
     """
 
     written: int = 0
@@ -69,7 +69,7 @@ def measure_all(
     device: torch.device,
     *,
     budget_s: float,
-    again: bool = False,
+    passes: int = 1,
     progress: Progress = lambda done, total, left_s: None,
     say: Callable[[str], None] = lambda text: None,
     measure: Measure = measure_operation,
@@ -77,11 +77,13 @@ def measure_all(
     """Measure the operations in their order and write each to the table before the next.
 
     Args:
-        operations: each is measured once; `spread` orders them well.
-        writer: the table. What it has already is passed over, unless `again` is set.
+        operations: what to measure; `spread` orders them well.
+        writer: the table. What it has already is passed over.
         device: where they run; it is that of the writer's machine.
         budget_s: seconds from now. None is begun afterwards, and what would not fit into the rest, by what the table
             has by then, is put off to the end. One operation may overrun its estimate.
+        passes: how many rows of each operation the table is to have. All operations have one before any has two: a slow
+            spell of the machine, which outlasts a single measurement, then spoils no more than one of them.
         progress: called with how many are done, how many there are, and the seconds left.
         say: gets a sentence for each operation that is skipped. The sweep then goes on; no row is made up.
         measure: takes the latency.
@@ -89,32 +91,43 @@ def measure_all(
     Raises InputError where the device itself fails, and what the writer raises.
     """
     start = time.monotonic()
-    outcome = Outcome()
-    todo = [each for each in dict.fromkeys(operations) if again or not writer.has(each)]
-    outcome.known = len(set(operations)) - len(todo)
+
+    def left_s() -> float:
+        return budget_s - (time.monotonic() - start)
+
+    unique = list(dict.fromkeys(operations))
+    outcome = Outcome(known=sum(writer.count(each) >= passes for each in unique))
+    total = sum(max(0, passes - writer.count(each)) for each in unique)
     pace = _Pace()
     for known in writer.measurements:
         pace.add(known.operation, _SECONDS_EACH + _CALLS_EACH * known.latency.median_ms / 1e3)
+    refused: set[Operation] = set()
+    left: dict[Operation, None] = {}
     done = 0
-    for operation in _affordable(todo, lambda: budget_s - (time.monotonic() - start), pace, outcome.left):
-        progress(done, len(todo), max(0.0, budget_s - (time.monotonic() - start)))
-        before = time.monotonic()
-        try:
-            latency, config = measure(operation, device)
-        except Exception as error:
-            if not _is_refusal(error):
-                raise
-            outcome.skipped.append((operation, _reason(error)))
-            say(f"skipped {operation}: {_reason(error)}")
-            del error
-            _recover(device)
-        else:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            writer.append(Measurement(writer.machine, operation, latency, config, now))
-            outcome.written += 1
-            pace.add(operation, time.monotonic() - before)
-        done += 1
-    progress(done, len(todo), max(0.0, budget_s - (time.monotonic() - start)))
+    for number in range(1, passes + 1):
+        todo = [each for each in unique if writer.count(each) < number and each not in refused]
+        for operation in _affordable(todo, left_s, pace, left):
+            progress(done, total, max(0.0, left_s()))
+            before = time.monotonic()
+            done += 1
+            try:
+                latency, config = measure(operation, device)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                refused.add(operation)
+                total -= passes - number
+                outcome.skipped.append((operation, _reason(error)))
+                say(f"skipped {operation}: {_reason(error)}")
+                del error
+                _recover(device)
+            else:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                writer.append(Measurement(writer.machine, operation, latency, config, now))
+                outcome.written += 1
+                pace.add(operation, time.monotonic() - before)
+    outcome.left = list(left)
+    progress(done, total, max(0.0, left_s()))
     return outcome
 
 
@@ -142,16 +155,16 @@ class _Pace:
 
 
 def _affordable(
-    todo: Sequence[Operation], left_s: Callable[[], float], pace: _Pace, left: list[Operation]
+    todo: Sequence[Operation], left_s: Callable[[], float], pace: _Pace, left: dict[Operation, None]
 ) -> Iterator[Operation]:
     """Those that fit into the time, in order; what seems too long is tried again after the others, then is `left`."""
-    put_off: list[Operation] = []
-    for turn, queue in enumerate((todo, put_off)):
+    put_off: dict[Operation, None] = {}
+    for queue, others in ((todo, put_off), (put_off, left)):
         for operation in list(queue):
             if left_s() > 0 and pace.estimate_s(operation) <= left_s():
                 yield operation
             else:
-                (left if turn else put_off).append(operation)
+                others[operation] = None
 
 
 def _work(operation: Operation) -> int:

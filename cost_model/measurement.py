@@ -69,16 +69,7 @@ class Measurement:
     time: str
 
     def __post_init__(self) -> None:
-        latency = self.latency
-        for name in ("median_ms", "q25_ms", "q75_ms"):
-            if not (math.isfinite(value := getattr(latency, name)) and value > 0):
-                raise ValueError(f"{name} is {value}, not a time above 0")
-        if not latency.q25_ms <= latency.median_ms <= latency.q75_ms:
-            raise ValueError(
-                f"the quartiles are out of order: {latency.q25_ms}, {latency.median_ms}, {latency.q75_ms} ms"
-            )
-        if latency.reps < 1:
-            raise ValueError(f"reps is {latency.reps}, which is below 1")
+        refuse_latency(self.latency)
         _refuse_unprintable("config", self.config)
         try:
             zone = datetime.fromisoformat(self.time).utcoffset()
@@ -120,6 +111,17 @@ def _driver() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.partition("\n")[0].strip() or "unknown"
+
+
+def refuse_latency(latency: Latency) -> None:
+    """Raise ValueError for times that are not finite and above 0, quartiles out of order, or no samples."""
+    for name in ("median_ms", "q25_ms", "q75_ms"):
+        if not (math.isfinite(value := getattr(latency, name)) and value > 0):
+            raise ValueError(f"{name} is {value}, not a time above 0")
+    if not latency.q25_ms <= latency.median_ms <= latency.q75_ms:
+        raise ValueError(f"the quartiles are out of order: {latency.q25_ms}, {latency.median_ms}, {latency.q75_ms} ms")
+    if latency.reps < 1:
+        raise ValueError(f"reps is {latency.reps}, which is below 1")
 
 
 def _refuse_unprintable(name: str, text: str) -> None:

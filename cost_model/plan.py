@@ -215,8 +215,12 @@ class Plan:
         """
         model = Fingerprint.of(sites)
         match = match_names((site.name for site in self.sites), model.names, partial=partial)
-        there = set(match.mapping.values())
-        difference = self.fingerprint.renamed(match.mapping).difference(model.renamed({name: name for name in there}))
+        if partial and not match.mapping:
+            return match
+        ours, theirs = self.fingerprint.within(match.removed, match.added), model.within(match.added, match.added)
+        if partial:
+            ours = ours.only(theirs.names)
+        difference = ours.difference(theirs)
         if difference is not None:
             raise PlanError(
                 "the plan is for another model",

@@ -41,7 +41,7 @@ class Predictor:
     """Models by kernel (`kernel_of`: op, dtype and backend) and their calibrations, of one device.
 
     A kernel has a model of its own: what its sizes mean, and which peak it comes near, is its own, and measuring more
-    of one must not move the predictions of another.
+    of one must not move the predictions of another. fitted_to: what names the measurements, for whoever keeps both.
 
     For operations that are alike but for their sizes, ms never falls as batch, grid_h, grid_w or extra grow; of window
     attention where window_tokens does not shrink meanwhile: grids that cut into smaller balanced windows do less work.
@@ -50,6 +50,7 @@ class Predictor:
     device: Device
     models: Mapping[str, KernelModel]
     calibrations: Mapping[str, Calibration]
+    fitted_to: str = ""
 
     @classmethod
     def fit(

@@ -19,7 +19,7 @@ from jetvit.cost_model.predictor import Predictor
 from jetvit.cost_model.roofline import SIZES, WINDOW, Device, Roofline
 from jetvit.cost_model.trees import Forest
 
-FORMAT, VERSION = "jetvit latency predictor", 1
+FORMAT, VERSION = "jetvit latency predictor", 2
 _NODES = ("roots", "feature", "threshold", "left", "right", "value")
 _HULL = ("smallest", "largest")
 _SUM = ("base", "low", "high")
@@ -50,6 +50,7 @@ def save(predictor: Predictor, path: Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "device": {"name": predictor.device.name, "multiprocessors": predictor.device.multiprocessors},
+        "fitted_to": predictor.fitted_to,
         "sizes": list(SIZES),
         "kernels": kernels,
     }
@@ -112,7 +113,7 @@ def _predictor(arrays: dict[str, np.ndarray]) -> Predictor:
         raise ValueError("it has no kernel, or one twice")
     if arrays:
         raise ValueError(f"nothing asks for its {', '.join(sorted(arrays))}")
-    return Predictor(device, models, calibrations)
+    return Predictor(device, models, calibrations, _text(document, "fitted_to"))
 
 
 def _model(kernel: Mapping[str, Any], arrays: Mapping[str, np.ndarray], device: Device) -> KernelModel:

@@ -1,7 +1,8 @@
 """The latency table: one CSV file a device, one row a measurement, safe against a run that is killed while it writes.
 
 A row ends with the CRC-32 of all before it, so that a damaged row is refused and never read as another latency. Rows
-are only ever appended; a whole row may be taken out by hand, but not edited.
+are only ever appended; a whole row may be taken out by hand, but not edited. Several rows of one operation on one
+machine are repeated measurements, whose median counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -56,14 +57,6 @@ def read_table(path: str | os.PathLike[str]) -> list[Measurement]:
     return _parse(path, content)
 
 
-def newest(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """The last measurement of each operation on each machine, in the order in which those were measured first.
-
-    Rows of other versions (torch, driver, …) are other measurements: choose among them by `machine`.
-    """
-    return list({measurement.key: measurement for measurement in measurements}.values())
-
-
 class TableWriter:
     """Appends to the table of one machine, and makes the file where there is none.
 
@@ -94,11 +87,11 @@ class TableWriter:
         except BaseException:
             os.close(self._file)
             raise
-        self._known = {measurement.key for measurement in self.measurements}
+        self._counts = Counter(measurement.key for measurement in self.measurements)
 
-    def has(self, operation: Operation) -> bool:
-        """Whether this machine's latency of the operation is in the table."""
-        return (self.machine, operation) in self._known
+    def count(self, operation: Operation) -> int:
+        """How many rows of the operation the table has, of this very machine with its versions."""
+        return self._counts[self.machine, operation]
 
     def append(self, measurement: Measurement) -> None:
         """Add a row and see it to the disk. Raises ValueError for a measurement of another machine."""
@@ -106,7 +99,7 @@ class TableWriter:
             raise ValueError(f"a measurement of {measurement.machine}; this table is open for {self.machine}")
         self._write(_row(measurement))
         self.measurements.append(measurement)
-        self._known.add(measurement.key)
+        self._counts[measurement.key] += 1
 
     def close(self) -> None:
         """Let go of the file. A second call does nothing."""

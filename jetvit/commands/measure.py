@@ -30,7 +30,8 @@ DESCRIPTION = """\
 Measure how long single operations take on this device, on random data, forward only, and append each to a table: full
 attention by backend, window and linear attention, with RoPE and without, and the products, norm, activation and sum of
 a block, at the sizes of real models. The order is such that a short run is spread over all of them. What the table has
-already is passed over: a run that was interrupted or killed goes on where it was, by the same command."""
+already is passed over: a run that was interrupted or killed goes on where it was, by the same command. Each operation
+is measured in several passes over all of them, for a slow spell of the machine outlasts a single measurement."""
 EPILOG = """\
 The table is a CSV file, one a device; a row is on the disk before the next is measured. Without -o it is named after
 the device and lies in the folder that you are in: nvidia-h100-80gb-hbm3.csv, or amd-epyc-threads-2.csv for a CPU, whose
@@ -69,7 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the order (default: 0)")
-    parser.add_argument("--again", action="store_true", help="measure anew what the table has; the newest row counts")
+    parser.add_argument(
+        "--passes",
+        type=at_least(1),
+        default=3,
+        metavar="N",
+        help="measure each operation until it has N rows, all once before any twice; their median counts (default: 3)",
+    )
     parser.add_argument("--dry", action="store_true", help="list what would be measured, and measure nothing")
     parser.add_argument("-o", "--out", metavar="FILE", help="the table (default: ./DEVICE.csv)")
 
@@ -88,14 +95,13 @@ def run(args: argparse.Namespace) -> None:
         try:
             with _bar() as (progress, say):
                 outcome = measure_all(
-                    order, writer, device, budget_s=60 * args.minutes, again=args.again, progress=progress, say=say
+                    order, writer, device, budget_s=60 * args.minutes, passes=args.passes, progress=progress, say=say
                 )
         except KeyboardInterrupt:
             written = len(writer.measurements) - before
-            how = "the same command, without --again," if args.again else "the same command"
-            print(f"wrote {_count(written, 'row')} to {path}; {how} goes on from there", file=sys.stderr)
+            print(f"wrote {_count(written, 'row')} to {path}; the same command goes on from there", file=sys.stderr)
             raise
-    print(_summary(outcome, path, args.again))
+    print(_summary(outcome, path))
 
 
 def _order(args: argparse.Namespace, device: torch.device) -> list[Operation]:
@@ -112,26 +118,28 @@ def _order(args: argparse.Namespace, device: torch.device) -> list[Operation]:
 
 def _print_dry(args: argparse.Namespace, path: Path, machine: Machine, order: Sequence[Operation]) -> None:
     table = read_table(path) if path.exists() else []
-    known = {each.operation for each in table if each.machine == machine}
-    todo = [each for each in order if args.again or each not in known]
+    known = Counter(each.operation for each in table if each.machine == machine)
+    missing = {each: max(0, args.passes - known[each]) for each in order}
+    todo, calls = [each for each in order if missing[each]], sum(missing.values())
     print("\n".join(map(str, todo)))
-    fit = min(len(todo), int(60 * args.minutes / SECONDS_EACH))
+    fit = min(calls, int(60 * args.minutes / SECONDS_EACH))
     print(
-        f"\n{machine}: {_count(len(todo), 'operation')} to measure, {len(order) - len(todo)} in {path} already.\n"
-        f"At about a second each {fit} of them fit into {args.minutes:g} minutes; very long ones take more."
+        f"\n{machine}: {_count(len(todo), 'operation')} to measure, {_count(calls, 'row')} in all; "
+        f"{len(order) - len(todo)} in {path} already.\n"
+        f"At about a second each {fit} rows fit into {args.minutes:g} minutes; very long ones take more."
     )
 
 
-def _summary(outcome: Outcome, path: Path, again: bool) -> str:
+def _summary(outcome: Outcome, path: Path) -> str:
     lines = [f"wrote {_count(outcome.written, 'row')} to {path}"]
-    if outcome.known and not again:
-        lines.append(f"{outcome.known} were in it already")
+    if outcome.known:
+        lines.append(f"{_count(outcome.known, 'operation')} had enough already")
     if outcome.skipped:
         lines.append(f"skipped {len(outcome.skipped)}, which this device cannot run:")
         reasons = Counter(reason for _, reason in outcome.skipped)
         lines += [f"  {count} × {reason}" for reason, count in reasons.most_common()]
     if outcome.left:
-        how = "give more --minutes" if again or not outcome.written else "the same command goes on with them"
+        how = "the same command goes on with them" if outcome.written else "give more --minutes"
         lines.append(f"the time did not suffice for {len(outcome.left)} more: {how}")
     return "\n".join(lines)
 

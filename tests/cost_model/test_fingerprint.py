@@ -76,9 +76,11 @@ def test_a_dynamic_count_agrees_with_every_count():
     assert Fingerprint((SHAPE,)).difference(dynamic) is None
 
 
-def test_renamed_keeps_only_what_the_mapping_names():
+def test_within_moves_the_sites_of_one_part():
     both = Fingerprint((SHAPE, replace(SHAPE, name="neck.attn")))
-    assert both.renamed({"neck.attn": "model.neck.attn"}).names == ("model.neck.attn",)
+    assert both.within("neck", "model").names == ("model.attn",)
+    assert both.within("", "model").names == (f"model.{SHAPE.name}", "model.neck.attn")
+    assert both.within("").names == both.names
 
 
 def test_a_site_twice_is_refused():

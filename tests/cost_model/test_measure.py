@@ -15,7 +15,7 @@ from jetvit.cost_model.measure import Outcome, measure_all, measure_operation
 from jetvit.cost_model.measurement import this_machine
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.sweep import ModelShape, operations, spread
-from jetvit.cost_model.table import TableWriter, newest, read_table
+from jetvit.cost_model.table import TableWriter, read_table
 from jetvit.cost_model.timing import Latency
 from jetvit.patterns.errors import InputError
 from tests.cost_model.tables import MACHINE, add
@@ -66,16 +66,44 @@ def test_every_operation_once_and_in_order(tmp_path: Path, clock: Clock):
     assert len(read_table(path)) == 8
 
 
-def test_again_measures_anew(tmp_path: Path, clock: Clock):
+def test_several_passes_are_apart(tmp_path: Path, clock: Clock):
     path = tmp_path / "t.csv"
-    sweep(path, clock.measure())
-    assert sweep(path, clock.measure(), again=True).written == 8
-    assert (len(read_table(path)), len(newest(read_table(path)))) == (16, 8)
+    seen: list[tuple[int, int, float]] = []
+    assert sweep(path, clock.measure(), passes=2, progress=lambda *args: seen.append(args)) == Outcome(written=16)
+    assert widths(path) == [*range(1, 9), *range(1, 9)]
+    assert [(done, total) for done, total, _ in seen] == [(done, 16) for done in range(17)]
+    assert sweep(path, clock.measure(), passes=3).written == 8
+    assert sweep(path, clock.measure(), passes=2) == Outcome(known=8)
+
+
+def test_passes_within_the_time(tmp_path: Path, clock: Clock):
+    path = tmp_path / "t.csv"
+    outcome = sweep(path, clock.measure(), passes=3, budget_s=10.5)
+    assert (outcome.written, outcome.left) == (10, [*OPERATIONS[2:], *OPERATIONS[:2]])
+    assert widths(path) == [*range(1, 9), 1, 2]
+    outcome = sweep(path, clock.measure(), passes=2)
+    assert (outcome.known, outcome.written) == (2, 6)
+    assert widths(path) == [*range(1, 9), *range(1, 9)]
+
+
+def test_what_cannot_run_is_tried_once(tmp_path: Path, clock: Clock):
+    tried: list[int] = []
+    seen: list[tuple[int, int, float]] = []
+
+    def measure(operation: Operation, device: torch.device) -> tuple[Latency, str]:
+        tried.append(operation.inputs)
+        if operation.inputs == 3:
+            raise MemoryError
+        return clock.measure()(operation, device)
+
+    outcome = sweep(tmp_path / "t.csv", measure, passes=3, progress=lambda *args: seen.append(args))
+    assert (tried.count(3), len(outcome.skipped), outcome.written) == (1, 1, 21)
+    assert seen[-1][:2] == (22, 22)
 
 
 def test_doubled_operations_are_one(tmp_path: Path, clock: Clock):
     with TableWriter(tmp_path / "t.csv", MACHINE) as writer:
-        outcome = measure_all([add(1), add(1)], writer, CPU, budget_s=9, again=True, measure=clock.measure())
+        outcome = measure_all([add(1), add(1)], writer, CPU, budget_s=9, measure=clock.measure())
     assert outcome == Outcome(written=1)
 
 

@@ -185,9 +185,32 @@ def test_match_refuses_a_model_with_other_sites():
     assert "calibrate" in error.value.do
 
 
-def test_match_looks_only_at_planned_sites():
+@pytest.mark.parametrize("partial", [False, True])
+def test_match_looks_at_sites_that_keep_full_attention_too(partial: bool):
     model = [FINGERPRINT.sites[0], FINGERPRINT.sites[1], replace(FINGERPRINT.sites[2], num_heads=1)]
-    assert PLAN.match(map(as_site, model)).unplanned == ("blocks.2.attn",)
+    with pytest.raises(PlanError, match=r"blocks.2.attn: num_heads is 6 in the plan and 1 in the model"):
+        PLAN.match(map(as_site, model), partial=partial)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("partial", [False, True])
+def test_match_refuses_a_deeper_model_of_the_same_shapes(prefix: str, partial: bool):
+    names = [shape.name for shape in FINGERPRINT.sites] + ["blocks.3.attn"]
+    model = [replace(FINGERPRINT.sites[0], name=prefix + name) for name in names]
+    with pytest.raises(PlanError, match=f"site {prefix}blocks.3.attn is in the model and not in the plan"):
+        PLAN.match(map(as_site, model), partial=partial)
+
+
+def test_match_refuses_a_shallower_model_of_the_same_shapes():
+    with pytest.raises(PlanError, match=r"site blocks.2.attn is in the plan and not in the model"):
+        PLAN.match(map(as_site, FINGERPRINT.sites[:2]))
+    assert PLAN.match(map(as_site, FINGERPRINT.sites[:2]), partial=True).absent == ()
+
+
+def test_match_leaves_attention_outside_of_the_plans_part_alone():
+    model = [replace(shape, name="backbone." + shape.name) for shape in FINGERPRINT.sites]
+    head = replace(FINGERPRINT.sites[0], name="head.attn", num_heads=2)
+    assert PLAN.match(map(as_site, [*model, head])).unplanned == ("backbone.blocks.2.attn", "head.attn")
 
 
 def test_match_of_a_piece_of_the_model():

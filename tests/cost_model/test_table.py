@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from jetvit.cost_model import table
 from jetvit.cost_model.measurement import Machine, Measurement
-from jetvit.cost_model.table import COLUMNS, TableWriter, newest, read_table
+from jetvit.cost_model.table import COLUMNS, TableWriter, read_table
 from jetvit.cost_model.timing import Latency
 from jetvit.patterns.errors import InputError
 from tests.cost_model.tables import GPU, MACHINE, NOW, add, machines, measurement, measurements
@@ -55,7 +55,7 @@ def test_what_is_written_is_read(machine: Machine, rows: list[Measurement]):
         assert read_table(file) == rows
         with TableWriter(file, machine) as writer:
             assert writer.measurements == rows
-            assert all(writer.has(row.operation) for row in rows)
+            assert all(writer.count(row.operation) == 1 for row in rows)
 
 
 def test_columns_are_those_of_schema_1(path: Path):
@@ -197,7 +197,7 @@ def test_wherever_writing_stopped_it_goes_on(path: Path, caplog: pytest.LogCaptu
             assert [row.operation.inputs for row in writer.measurements] == [1, 2, 3][:kept]
             assert bool(caplog.messages) == (not whole and b"\n" in content[:at])
             for width in (1, 2, 3):
-                if not writer.has(add(width)):
+                if not writer.count(add(width)):
                     writer.append(measurement(width))
         assert path.read_bytes() == content
 
@@ -246,7 +246,7 @@ def test_a_row_that_cannot_be_written_leaves_none_of_it(path: Path, monkeypatch:
             patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
             with pytest.raises(OSError, match="No space"):
                 writer.append(measurement(4))
-        assert not writer.has(add(4))
+        assert not writer.count(add(4))
         assert path.read_bytes() == before
         writer.append(measurement(4))
     assert len(read_table(path)) == 4
@@ -255,15 +255,16 @@ def test_a_row_that_cannot_be_written_leaves_none_of_it(path: Path, monkeypatch:
 def test_versions_tell_measurements_apart(path: Path):
     later = replace(MACHINE, torch="2.14.0")
     with TableWriter(path, later) as writer:
-        assert not writer.has(add(1))
+        assert not writer.count(add(1))
         writer.append(measurement(1, machine=later))
-    assert len(newest(read_table(path))) == 4
+    assert len(read_table(path)) == 4
 
 
-def test_the_newest_of_one_operation_counts(path: Path):
+def test_repeated_measurements_stand_beside_each_other(path: Path):
     write(path, [measurement(2, median_ms=9.0), measurement(2, median_ms=7.0)])
     assert len(read_table(path)) == 5
-    assert [row.latency.median_ms for row in newest(read_table(path))] == [1.5, 7.0, 1.5]
+    with TableWriter(path, MACHINE) as writer:
+        assert [writer.count(add(width)) for width in (1, 2, 9)] == [1, 3, 0]
 
 
 def test_file_names():
@@ -290,7 +291,7 @@ def test_killed_at_any_moment_it_loses_at_most_the_row_in_flight(tmp_path: Path)
             try:
                 with TableWriter(path, MACHINE) as writer, told.open("ab", buffering=0) as promises:
                     for width in range(1, total):
-                        if not writer.has(add(width)):
+                        if not writer.count(add(width)):
                             writer.append(measurement(width))
                             promises.write(f"{width}\n".encode())
             finally:

@@ -300,7 +300,7 @@ def test_the_base_of_a_larger_model_is_compared_as_far_as_it_goes():
     small = plan_for("sdpa")
     larger = Plan(
         sites=tuple(SitePlan(f"backbone.{site.name}", site.choice) for site in small.sites),
-        fingerprint=small.fingerprint.renamed({name: f"backbone.{name}" for name in small.fingerprint.names}),
+        fingerprint=small.fingerprint.within("", "backbone"),
         base=record,
     )
     report = report_on("sdpa", larger)

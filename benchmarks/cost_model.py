@@ -2,7 +2,8 @@
 
 The table is one that `jetvit measure` wrote; every kernel (op, dtype and backend) has a model of its own.
 
-* noise: half the distance of a row's quartiles, of its median: what repeated measurements of a call differ by.
+* noise: how far the measurements of one operation, in passes minutes apart, lie from their median on average. What is
+  learned and predicted is that median.
 * in range: rows at random, in five parts, each predicted from the other four.
 * family: each family of shapes is left out once, all its batches and grids.
 * model: all that one of the models alone calls is left out.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from benchmarks.cost_model_gemm import errors
 from benchmarks.cost_model_plot import plot
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model.conformal import MIN_ROWS
+from jetvit.cost_model.device_costs import latest
 from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
 from jetvit.cost_model.measurement import Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.predictor import by_kernel
 from jetvit.cost_model.roofline import Device
 from jetvit.cost_model.sweep import MLP_RATIO, MODELS, SMALL_MODELS, ModelShape
-from jetvit.cost_model.table import newest, read_table
+from jetvit.cost_model.table import read_table
 
 PARTS = 5
 COLUMNS = ("experiment", "op", "test_rows", "mape_pct", "median_ape_pct", "spearman")
@@ -146,14 +147,20 @@ def _figures(group: Sequence[Held]) -> dict[str, Any]:
 
 
 def noise(measurements: Sequence[Measurement]) -> Iterator[dict[str, Any]]:
-    """Half the distance of the quartiles, of the median, by op and over all."""
+    """The mean distance of repeated measurements from their median, by op and over all; of one measurement none."""
+    repeated: dict[Operation, list[float]] = {}
+    for each in measurements:
+        repeated.setdefault(each.operation, []).append(each.latency.median_ms)
     groups: dict[str, list[float]] = {}
-    for op, each in itertools.product(("all", None), measurements):
-        half = (each.latency.q75_ms - each.latency.q25_ms) / 2 / each.latency.median_ms * 100
-        groups.setdefault(op or each.operation.op, []).append(half)
-    for op, halves in groups.items():
-        figures = {"mape_pct": round(float(np.mean(halves)), 2), "median_ape_pct": round(float(np.median(halves)), 2)}
-        yield {"experiment": "noise", "op": op, "test_rows": len(halves), **figures}
+    for operation, values in repeated.items():
+        if len(values) > 1:
+            distance = float(np.abs(np.array(values) / np.median(values) - 1).mean() * 100)
+            for op in ("all", operation.op):
+                groups.setdefault(op, []).append(distance)
+    for op, distances in groups.items():
+        figures = {"mape_pct": round(float(np.mean(distances)), 2)}
+        figures["median_ape_pct"] = round(float(np.median(distances)), 2)
+        yield {"experiment": "noise", "op": op, "test_rows": len(distances), **figures}
 
 
 def default_table() -> Path:
@@ -170,9 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
     args = parser.parse_args(argv)
     path = args.table or default_table()
-    measurements = newest(read_table(path))
-    machine = measurements[-1].machine
-    measurements = [each for each in measurements if each.machine == machine]
+    measurements = latest(read_table(path))
+    machine = measurements[0].machine
     held = held_out(measurements)
     rows = [*noise(measurements), *summary(held)]
     for row in rows:

@@ -136,6 +136,22 @@ def cost_model_gemm_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_latency_sources(results)])
 
 
+def whole_plans_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The cost model on whole plans, by model and over all."""
+    lines = [
+        "| whole models | plans | error, mean (largest) | own spread | rank correlation | regret (of 3 measured) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for _, record in results:
+        lines += [
+            f"| {row['mode']}: {row['group']} | {row['plans']} | **{float(row['mape_pct']):.1f} %** "
+            f"({float(row['max_ape_pct']):.0f} %) | {float(row['spread_pct']):.1f} % | {float(row['spearman']):.3f} | "
+            f"{float(row['regret_pct']):.1f} % ({float(row['regret_of_3_pct']):.1f} %) |"
+            for row in record["rows"]
+        ]
+    return "\n".join([*lines, "", *_latency_sources(results)])
+
+
 _PRODUCTS = ("in range", "gemm")
 
 
@@ -172,6 +188,7 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "kernels": kernels_table,
     "cost_model": cost_model_table,
     "cost_model_gemm": cost_model_gemm_table,
+    "whole_plans": whole_plans_table,
 }
 
 

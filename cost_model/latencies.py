@@ -24,8 +24,8 @@ class Latencies:
     """Answers for the operations of one machine; call it with an `Operation`.
 
     Args:
-        measurements: all of one machine. Operations of one `key` are one; of several rows the median counts, and the
-            interval goes from the lowest lower to the highest upper quartile.
+        measurements: all of one machine. Operations of one `key` are one; of several rows the medians of median and
+            quartiles count.
         predictor: for what was not measured.
         why_not: for kernels (`kernel_of`) that the predictor does not know, the reason.
 
@@ -39,41 +39,16 @@ class Latencies:
         predictor: Predictor | None = None,
         why_not: dict[str, str] | None = None,
     ):
-        machines = {measurement.machine for measurement in measurements}
-        if len(machines) > 1:
-            raise ValueError("the measurements are of several machines: " + "; ".join(sorted(map(repr, machines))))
-        self._machine = next(iter(machines), None)
-        if predictor is not None and self._machine is not None and predictor.device != _device(self._machine):
-            raise ValueError(f"the predictor is of {predictor.device}, the measurements of {_device(self._machine)}")
+        machine = _machine(measurements)
+        if predictor is not None and machine is not None and predictor.device != _device(machine):
+            raise ValueError(f"the predictor is of {predictor.device}, the measurements of {_device(machine)}")
         self._predictor, self._why_not = predictor, dict(why_not or {})
         self._measured = _answers(measurements)
 
     @classmethod
     def fit(cls, measurements: Sequence[Measurement], *, seed: int = 0) -> Self:
-        """With a predictor that is fitted to the measurements, of the kernels that have rows enough for one.
-
-        Raises:
-            ValueError: there are no measurements, or they are of several machines.
-        """
-        if not measurements:
-            raise ValueError("there are no measurements")
-        device = _device(measurements[0].machine)
-        kernels: dict[str, list[Measurement]] = defaultdict(list)
-        for measurement in measurements:
-            kernels[kernel_of(measurement.operation)].append(measurement)
-        models: dict[str, KernelModel] = {}
-        calibrations: dict[str, Calibration] = {}
-        why_not: dict[str, str] = {}
-        for kernel, rows in sorted(kernels.items()):
-            operations = [row.operation.key for row in rows]
-            try:
-                fitted = Predictor.fit(operations, [row.latency.median_ms for row in rows], device, seed=seed)
-            except ValueError as error:
-                why_not[kernel] = str(error)
-            else:
-                models |= fitted.models
-                calibrations |= fitted.calibrations
-        return cls(measurements, Predictor(device, models, calibrations), why_not)
+        """With a predictor that is fitted to the measurements (`fit_predictor`, which says what it raises)."""
+        return cls(measurements, *fit_predictor(measurements, seed=seed))
 
     def __call__(self, operation: Operation) -> Answer:
         """The latency of an operation.
@@ -93,6 +68,47 @@ class Latencies:
         return Answer(found.ms, found.low, found.high, "predicted", found.extrapolated)
 
 
+def fit_predictor(measurements: Sequence[Measurement], *, seed: int = 0) -> tuple[Predictor, dict[str, str]]:
+    """A predictor of the kernels that have rows enough for one, and of each other kernel the reason why it has none.
+
+    Args:
+        measurements: all of one machine; their order does not matter.
+        seed: of the folds that are held out.
+
+    Raises:
+        ValueError: there are no measurements, or they are of several machines.
+        ImportError: scikit-learn is not installed.
+    """
+    machine = _machine(measurements)
+    if machine is None:
+        raise ValueError("there are no measurements")
+    device = _device(machine)
+    kernels: dict[str, list[Measurement]] = defaultdict(list)
+    for measurement in measurements:
+        kernels[kernel_of(measurement.operation)].append(measurement)
+    models: dict[str, KernelModel] = {}
+    calibrations: dict[str, Calibration] = {}
+    why_not: dict[str, str] = {}
+    for kernel, rows in sorted(kernels.items()):
+        operations = [row.operation.key for row in rows]
+        try:
+            fitted = Predictor.fit(operations, [row.latency.median_ms for row in rows], device, seed=seed)
+        except ValueError as error:
+            why_not[kernel] = str(error)
+        else:
+            models |= fitted.models
+            calibrations |= fitted.calibrations
+    return Predictor(device, models, calibrations), why_not
+
+
+def _machine(measurements: Iterable[Measurement]) -> Machine | None:
+    """The one machine of all, None of none. Raises ValueError for several."""
+    machines = {measurement.machine for measurement in measurements}
+    if len(machines) > 1:
+        raise ValueError("the measurements are of several machines: " + "; ".join(sorted(map(repr, machines))))
+    return next(iter(machines), None)
+
+
 def _device(machine: Machine) -> Device:
     return Device(machine.device, machine.multiprocessors)
 
@@ -104,8 +120,8 @@ def _answers(measurements: Iterable[Measurement]) -> dict[Operation, Answer]:
     return {
         operation: Answer(
             statistics.median(row.latency.median_ms for row in same),
-            min(row.latency.q25_ms for row in same),
-            max(row.latency.q75_ms for row in same),
+            statistics.median(row.latency.q25_ms for row in same),
+            statistics.median(row.latency.q75_ms for row in same),
             "measured",
         )
         for operation, same in rows.items()

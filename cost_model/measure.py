@@ -6,7 +6,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from jetvit.cost_model.measurement import Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.table import TableWriter
 from jetvit.cost_model.timing import Latency, time_call
+from jetvit.kernels.tuning import record_choices
 from jetvit.patterns.errors import InputError
 
 # Inputs, outputs and what lies between them, to the inputs and outputs alone: in no operator is it more on a CPU.
@@ -57,9 +58,9 @@ def measure_operation(operation: Operation, device: torch.device, *, time_limit_
     with where:
         call = make_call(operation, device)
         if device.type == "cuda":
-            with torch.inference_mode():
+            with torch.inference_mode(), record_choices() as chosen:
                 call.run()  # compiles and tunes
-            call = as_graph(call)
+            call = as_graph(replace(call, config=", ".join([call.config, *chosen.values()])))
         return time_call(call.run, device, time_limit_s=time_limit_s), call.config
 
 

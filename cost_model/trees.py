@@ -48,12 +48,15 @@ class Forest:
     def fit(cls, features: Array, target: Array, *, seed: int = 0) -> Forest:
         """Trees that fit target [n] from features [n, features]. Needs scikit-learn."""
         from sklearn.ensemble import HistGradientBoostingRegressor
+        from threadpoolctl import threadpool_limits
 
         parts: dict[str, list[NDArray]] = {name: [] for name in ("feature", "threshold", "left", "right", "value")}
         roots: list[int] = []
         count, base = 0, 0.0
         for member in range(_MEMBERS):
-            grown = HistGradientBoostingRegressor(**_SETTINGS, random_state=seed + member).fit(features, target)
+            # Few rows: threads gain nothing, and on a busy machine they wait for each other far longer than they work.
+            with threadpool_limits(1):
+                grown = HistGradientBoostingRegressor(**_SETTINGS, random_state=seed + member).fit(features, target)
             base += float(np.ravel(grown._baseline_prediction)[0]) / _MEMBERS
             for (tree,) in grown._predictors:
                 nodes = tree.nodes

@@ -24,7 +24,10 @@ from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.api import find_attention, load_plan, optimize
+from jetvit.bench_predictions import Predictions, predict
 from jetvit.cost_model import Plan
+from jetvit.cost_model.device_costs import DeviceCosts
+from jetvit.cost_model.runs import Mode
 from jetvit.passes.apply_plan import rewritten_choice
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
@@ -61,7 +64,7 @@ class BenchResult:
     `ratio` is the latency of compiled full attention over that of compiled jetvit, the median over rounds, above 1
     where jetvit is faster; `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they
     became, by the plan if there was one (`planned`). `environment` says where and how: shape, dtype, device, threads,
-    versions, mode.
+    versions, mode. `predictions` are those of a latency table, None without one.
     """
 
     columns: tuple[Column, ...]
@@ -72,6 +75,7 @@ class BenchResult:
     planned: bool
     choices: Mapping[str, int]
     environment: Mapping[str, Any]
+    predictions: Predictions | None = None
 
     def column(self, name: str) -> Column:
         """The column of that name: `EAGER`, `COMPILED` or `JETVIT`."""
@@ -84,16 +88,21 @@ class BenchResult:
     def __str__(self) -> str:
         """A table of the columns, the ratio, and what was measured."""
         where = self.environment
-        lines = [f"{'':<18}{'median ms':>10}  {'quartiles ms':>19}  {'images/s':>9}"]
+        predicted = self.predictions.columns if self.predictions is not None else {}
+        titles = f"  {'predicted ms':>24}  {'off by':>8}" if predicted else ""
+        lines = [f"{'':<18}{'median ms':>10}  {'quartiles ms':>19}  {'images/s':>9}{titles}"]
         for each in self.columns:
             quartiles = f"{_digits(each.q25_ms)} – {_digits(each.q75_ms)}"
-            lines.append(
-                f"{each.name:<18}{_digits(each.median_ms):>10}  {quartiles:>19}  {_digits(each.images_per_s):>9}"
-            )
+            line = f"{each.name:<18}{_digits(each.median_ms):>10}  {quartiles:>19}  {_digits(each.images_per_s):>9}"
+            if (guess := predicted.get(each.name)) is not None:
+                line += f"  {guess!s:>24}  {f'{100 * guess.deviation:+.1f} %':>8}"
+            lines.append(line)
         interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
         lines += ["", f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
         if self.ratio_low <= 1 <= self.ratio_high:
             lines.append("That is no difference that these rounds can tell apart.")
+        if self.predictions is not None:
+            lines += self.predictions.lines(self.ratio, where["torch"])
         counts = ", ".join(f"{count} {label}" for label, count in self.choices.items())
         lines.append(f"attention sites: {counts or 'none, so there was nothing to rewrite'}")
         if not self.planned:
@@ -114,6 +123,7 @@ def bench(
     mode: str = "default",
     time_limit_s: float | None = None,
     seed: int = 0,
+    costs: DeviceCosts | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Time a model in eager mode, compiled, and rewritten and compiled.
@@ -128,6 +138,7 @@ def bench(
         mode: Inductor's mode, for both compiled columns.
         time_limit_s: begin no round after so many seconds of measuring, but for the first five.
         seed: of the order within rounds, and of the bootstrap.
+        costs: a device's latency table (`DeviceCosts.load`), whose predictions stand beside what was measured.
         progress: called with a description, the steps done, and their number.
     Raises:
         InputError: fewer than five rounds, an unknown mode, or no tensor among the inputs.
@@ -144,22 +155,23 @@ def bench(
         raise InputError("there is nothing to time the model on", do="give example inputs")
     program = export_model(model, args, keywords)
     sites = find_attention(program)
-    changed = optimize(program, plan=plan).module()
+    rewritten = optimize(program, plan=plan)
     if isinstance(model, ExportedProgram):
         model = model.module()
     torch.compiler.reset()
     functions: dict[str, Callable[..., Any]] = {
         EAGER: model,
         COMPILED: torch.compile(model, mode=None if mode == "default" else mode),
-        JETVIT: torch.compile(changed, mode=None if mode == "default" else mode),
+        JETVIT: torch.compile(rewritten.module(), mode=None if mode == "default" else mode),
     }
     with torch.inference_mode():
         runs = {name: _bind(function, args, keywords) for name, function in functions.items()}
         calls = {name: _warm_up(name, run, images.device) for name, run in _reported(runs, progress)}
         samples = _measure(runs, calls, images.device, rounds, time_limit_s, random.Random(seed), progress)
     ratio, low, high = _ratio(samples[COMPILED], samples[JETVIT], seed)
+    columns = tuple(_column(name, values, len(images)) for name, values in samples.items())
     return BenchResult(
-        columns=tuple(_column(name, values, len(images)) for name, values in samples.items()),
+        columns=columns,
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
@@ -167,6 +179,7 @@ def bench(
         planned=plan is not None,
         choices=count_choices(plan, sites),
         environment=_environment(images, mode),
+        predictions=None if costs is None else _predictions(costs, program, rewritten, columns),
     )
 
 
@@ -257,6 +270,17 @@ def _ratio(full: Sequence[float], ours: Sequence[float], seed: int) -> tuple[flo
     drawn = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
     return float(np.median(ratios)), float(low), float(high)
+
+
+def _predictions(
+    costs: DeviceCosts, program: ExportedProgram, rewritten: ExportedProgram, columns: Sequence[Column]
+) -> Predictions:
+    # The exact rewrites find attention that is spelled out, which Inductor fuses, too.
+    full = optimize(program)
+    programs: dict[str, tuple[ExportedProgram, Mode]] = {COMPILED: (full, "compiled"), JETVIT: (rewritten, "compiled")}
+    if "eager" in costs.overheads:  # nothing else tells what the host takes to launch operators one by one
+        programs = {EAGER: (full, "eager"), **programs}
+    return predict(costs, programs, {each.name: each.median_ms for each in columns}, (COMPILED, JETVIT))
 
 
 def count_choices(plan: Plan | None, sites: Sites) -> dict[str, int]:

@@ -52,12 +52,12 @@ class Block(nn.Module):
 
 
 class SmallViT(nn.Module):
-    """A Vision Transformer with a class token: [B, 3, H, W], in patches of 16 pixels, → [B, 1 + h·w, dim]."""
+    """A Vision Transformer: [B, 3, H, W], in patches of 16 pixels, → [B, extra_tokens + h·w, dim]."""
 
-    def __init__(self, depth: int = 6, dim: int = 192, num_heads: int = 3):
+    def __init__(self, depth: int = 6, dim: int = 192, num_heads: int = 3, extra_tokens: int = 1):
         super().__init__()
         self.patch_embed = nn.Conv2d(3, dim, PATCH_SIZE, PATCH_SIZE)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.extra_tokens = nn.Parameter(torch.zeros(1, extra_tokens, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, dim, 14, 14) * 0.02)
         self.blocks = nn.Sequential(*(Block(dim, num_heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
@@ -66,7 +66,7 @@ class SmallViT(nn.Module):
         x = self.patch_embed(image)
         x = x + F.interpolate(self.pos_embed, size=x.shape[-2:], mode="bilinear")
         tokens = x.flatten(2).transpose(1, 2)
-        return self.norm(self.blocks(torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)))
+        return self.norm(self.blocks(torch.cat([self.extra_tokens.expand(len(tokens), -1, -1), tokens], dim=1)))
 
 
 @dataclass(frozen=True)

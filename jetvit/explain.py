@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import Plan
-from jetvit.passes.capture import capture
+from jetvit.cost_model.device_costs import DeviceCosts
+from jetvit.cost_model.estimate import Estimate
+from jetvit.passes.capture import capture, export_model
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import RewritableGraph
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
+from jetvit.report_costs import TableSource, estimates, with_latencies
 from jetvit.report_plan import PlanSummary, entries_by_name, notes_on, summarise, warnings_on
 from jetvit.report_rows import SiteRow, read_rows
 from jetvit.report_sizes import SizeNames
@@ -30,6 +33,7 @@ def explain(
     plan: Plan | str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    costs: DeviceCosts | None = None,
 ) -> Report:
     """Say what jetvit sees in a model, and what a plan does to it. The model is not changed and not run.
 
@@ -39,6 +43,8 @@ def explain(
         plan: a plan, or the folder or plan.json of one.
         kwargs: example keyword inputs.
         dynamic_shapes: as `torch.export.export` takes them; token counts are then expressions over the input's sizes.
+        costs: a device's latency table (`DeviceCosts.load`), of which the latency of every choice at every site and
+            that of the whole model are taken. It takes the place of the latencies that the plan recorded.
     Returns:
         The report: `print` it, or take `to_dict()` or `to_html(path)`.
     Raises:
@@ -50,8 +56,15 @@ def explain(
     name = type(model).__name__
     if isinstance(model, OptimizedModule):
         model = model.program  # a second capture would lose the names of the sites
-    graph = capture(model, args, kwargs, dynamic_shapes)
-    return Report.from_sites(find_sites(graph), plan, name, graph=graph)
+    program = export_model(model, args, kwargs, dynamic_shapes)
+    graph = capture(program)
+    sites = find_sites(graph)
+    report = Report.from_sites(sites, plan, name, graph=graph, costs=costs)
+    if costs is None:
+        return report
+    # What was rewritten already cannot be taken back: there is one model, and no second with the plan.
+    full, planned, notes = estimates(program, None if sites.rewritten else plan, costs)
+    return replace(report, estimate_full=full, estimate_plan=planned, notes=(*report.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,9 @@ class Report:
     * `rows`: one an attention, in the order of execution.
     * `plan`: what the plan says as a whole, None without one.
     * `warnings`: reasons to doubt the plan's measurements here; `notes`: what to know or to do next.
+    * `table`: whose latencies are shown, None for those that the plan recorded.
+    * `estimate_full`, `estimate_plan`: the latency of the whole model when it is compiled, after the exact rewrites
+      alone and after the plan; None without a table, without a plan, or where it is not known.
     """
 
     model: str
@@ -89,10 +105,19 @@ class Report:
     plan: PlanSummary | None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    table: TableSource | None = None
+    estimate_full: Estimate | None = None
+    estimate_plan: Estimate | None = None
 
     @classmethod
     def from_sites(
-        cls, sites: Sites, plan: Plan | None = None, model_name: str = "model", *, graph: RewritableGraph | None = None
+        cls,
+        sites: Sites,
+        plan: Plan | None = None,
+        model_name: str = "model",
+        *,
+        graph: RewritableGraph | None = None,
+        costs: DeviceCosts | None = None,
     ) -> Report:
         """The report on sites that were found before.
 
@@ -102,12 +127,16 @@ class Report:
             model_name: the heading.
             graph: the graph of the sites. Without it, symbols keep their names (s77), and image size and weights are
                 not compared with the plan's.
+            costs: the latency table of a device. It says nothing of the whole model here, for that is not given.
         Raises:
             PlanError: the plan is for another model.
         """
         names = SizeNames(graph)
         entries = entries_by_name(plan, sites)
         rows = read_rows(sites, entries, names, graph)
+        missing: list[str] = []
+        if costs is not None:
+            rows, missing = with_latencies(rows, sites, entries, costs)
         return cls(
             model=model_name,
             inputs=tuple(
@@ -118,7 +147,8 @@ class Report:
             totals=_totals(rows),
             plan=None if plan is None else summarise(plan),
             warnings=() if plan is None else tuple(warnings_on(plan, sites, names, graph)),
-            notes=tuple(notes_on(plan, rows)),
+            notes=(*notes_on(plan, rows), *missing),
+            table=None if costs is None else TableSource.of(costs),
         )
 
     def __str__(self) -> str:
@@ -129,9 +159,10 @@ class Report:
         """The report as JSON can hold it: numbers, text, None, lists and dicts.
 
         Keys: `schema_version` (1), `model`, `inputs` (`name`, `shape`, `dtype`), `sites` (the fields of `SiteRow`, with
-        `measured` as label → `drift`, `latency_ms`), `totals` (the fields of `Totals`), `plan` (the fields of
-        `PlanSummary`, or None), `warnings` and `notes` (sentences). Keys may be added, never renamed or removed, while
-        `schema_version` stays.
+        `measured` as label → the fields of `MeasuredChoice`), `totals` (the fields of `Totals`), `plan` (the fields of
+        `PlanSummary`, or None), `warnings` and `notes` (sentences), `table` (the fields of `TableSource`, or None),
+        `estimate_full` and `estimate_plan` (`ms`, `low`, `high`, `measured_share`, `extrapolated`, or None). Keys may
+        be added, never renamed or removed, while `schema_version` stays.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -145,6 +176,9 @@ class Report:
             "plan": None if self.plan is None else self.plan.to_dict(),
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "table": None if self.table is None else asdict(self.table),
+            "estimate_full": _estimate(self.estimate_full),
+            "estimate_plan": _estimate(self.estimate_plan),
         }
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -159,6 +193,13 @@ class Report:
         text = page(self)
         with atomic_write(path) as stream:
             stream.write(text)
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    names = ("ms", "low", "high", "measured_share", "extrapolated")
+    return {name: getattr(estimate, name) for name in names}
 
 
 def _totals(rows: Sequence[SiteRow]) -> Totals:

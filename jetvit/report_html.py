@@ -10,8 +10,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from jetvit import report_plots as plots
+from jetvit.report_bars import bars
 from jetvit.report_rows import SiteRow
-from jetvit.report_text import LEGEND, decision_text, extra_text, input_lines, number, plain, totals_lines
+from jetvit.report_sentences import input_lines, legend, totals_lines
+from jetvit.report_words import alike, decision_text, extra_text, latency_text, number, plain
 
 if TYPE_CHECKING:
     from jetvit.explain import Report
@@ -57,6 +59,11 @@ _FRONT = (
     "Plans that were measured on the way to this one, each with all its changes together. The number at a point is "
     "that of the sites it changes; the line joins the plans that no other beats in both."
 )
+_BARS = (
+    "Latency of one attention alone by what it becomes, once for all sites where it is the same. Pale: predicted. The "
+    "thin line is the interval: the quartiles of what was measured, 90 % of what was predicted."
+)
+_RECORDED = " Its latencies are those that the plan recorded, and no table's."
 _STRIP = "Every attention site in order: F full, W window, L linear, R refused."
 
 
@@ -84,8 +91,10 @@ def _text(value: object) -> str:
 def _pictures(report: Report) -> Iterable[str]:
     if not report.rows:
         return
-    measured = [row for row in report.rows if row.measured]
-    if not measured:
+    if report.table is not None and (groups := alike(report.rows)):
+        description = f"{_BARS} The table of measurements below has the same numbers."
+        yield _figure(plots.svg(bars(groups), "bars", description), _BARS)
+    if not any(_mapped(row, report) for row in report.rows):
         tally = ", ".join(f"{index} {plots.kind_of(row)}" for index, row in enumerate(report.rows, start=1))
         yield _figure(plots.svg(plots.strip(report.rows), "strip", f"Sites by number: {tally}."), _STRIP)
         return
@@ -97,7 +106,14 @@ def _pictures(report: Report) -> Iterable[str]:
             f"{point.changed} changed, drift {number(point.drift)}, {number(point.latency_ms)} ms"
             for point in report.plan.front
         )
-        yield _figure(plots.svg(plots.front(report.plan), "front", f"Drift over latency. {points}."), _FRONT)
+        caption = _FRONT + (_RECORDED if report.table is not None else "")
+        yield _figure(plots.svg(plots.front(report.plan), "front", f"Drift over latency. {points}."), caption)
+
+
+def _mapped(row: SiteRow, report: Report) -> bool:
+    """Whether the map says anything of a site: without a drift a table's latencies have no colours."""
+    known = [one.drift for one in row.measured.values()]
+    return bool(known) if report.table is None else any(drift is not None for drift in known)
 
 
 def _figure(picture: str, caption: str) -> str:
@@ -125,14 +141,15 @@ def _sites(report: Report) -> Iterable[str]:
         rows.append(first + "".join(_cell(value, "td", title in numbers) for title, value in cells))
     yield "<h2>Sites</h2>"
     yield _table(head, rows)
-    yield f'<p class="legend">{_text(LEGEND)}</p>' if any(row.measured for row in report.rows) else ""
+    yield f'<p class="legend">{_text(legend(report))}</p>' if any(row.measured for row in report.rows) else ""
 
 
 def _values(row: SiteRow) -> tuple[object, ...]:
     return (
         *(row.tokens, row.grid, extra_text(row), f"{row.num_heads}×{row.head_dim}", row.dtype),
         *(row.rope or "–", row.form or "–", row.projections or "–"),
-        *(decision_text(row), number(row.drift), number(row.full_ms), number(row.chosen_ms), row.why),
+        *(decision_text(row), number(row.drift)),
+        *(latency_text(row.measured.get("full")), latency_text(row.measured.get(row.decision or "full")), row.why),
     )
 
 
@@ -146,7 +163,7 @@ def _measurements(rows: Iterable[SiteRow]) -> Iterable[str]:
     lines = []
     for row in measured:
         cells = [
-            f"{number(row.measured[label].drift)} / {number(row.measured[label].latency_ms)} ms"
+            f"{number(row.measured[label].drift)} / {latency_text(row.measured[label])} ms"
             if label in row.measured
             else "–"
             for label in labels

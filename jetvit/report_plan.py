@@ -27,6 +27,10 @@ NOTHING_MEASURED = (
     "Nothing was measured. `jetvit calibrate MODEL --images DIR -o PLAN` measures drift and latency of each choice at "
     "each site and writes a plan; then `jetvit explain MODEL --plan PLAN`."
 )
+NO_DRIFT = (
+    "The latencies are a table's, and no drift was measured. `jetvit calibrate MODEL --images DIR -o PLAN` measures "
+    "the drift of each choice at each site and writes a plan."
+)
 NO_ATTENTION = (
     "Check that the model runs softmax attention, as scaled_dot_product_attention or as two products with a softmax "
     "between; that it is in eval mode; that its attention is no custom operator (flash_attn, xformers): choose its "
@@ -127,6 +131,8 @@ def notes_on(plan: Plan | None, rows: Sequence[SiteRow]) -> Iterator[str]:
         yield NO_ATTENTION
     elif any(row.status == "found" for row in rows) and not any(row.measured for row in rows):
         yield NOTHING_MEASURED
+    elif plan is None and any(row.measured for row in rows):
+        yield NO_DRIFT
     if plan is not None and not plan.weights:
         yield TRAINING_FREE
 

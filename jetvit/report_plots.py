@@ -22,14 +22,15 @@ from matplotlib.patches import Rectangle
 
 from jetvit.report_plan import PlanSummary
 from jetvit.report_rows import SiteRow
-from jetvit.report_text import common_prefix, counted, number, plain, shorten
+from jetvit.report_text import common_prefix
+from jetvit.report_words import counted, number, plain, shorten, sorted_labels
 
 # Stand-ins that `svg` replaces with the page's own colours, which differ by day and night.
 INK, MUTED, PAPER = "#111112", "#777778", "#fefefd"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", PAPER: "var(--paper)"}
 KINDS = {"full": "#33628f", "window": "#1b7a3d", "linear": "#b3404a", "refused": "#6b6b6b"}
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
     "svg.hashsalt": "jetvit",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the layout is the same everywhere
@@ -57,7 +58,7 @@ _LABELS = 12  # points of a front that carry their number
 def choice_map(rows: Sequence[SiteRow]) -> Figure:
     """Sites down, choices across: the drift of each choice alone, coloured on a log scale, the decision outlined."""
     labels = choice_labels(rows)
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         width, height = _CELL_WIDTH * len(labels), _CELL_HEIGHT * len(rows)
         figure = Figure(figsize=(width + 4, height + 1.5))
         axes = figure.add_axes(_inches(figure, 2.3, 0.1, width, height))
@@ -87,7 +88,7 @@ def front(plan: PlanSummary) -> Figure:
         if (latency := point.latency_ms) is not None or not timed
     ]
     shown.sort(key=lambda point: point[2])
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.add_axes((0.1, 0.14, 0.86, 0.82))
         best = _undominated([(x, y) for x, y, *_ in shown])
@@ -134,7 +135,7 @@ def strip(rows: Sequence[SiteRow]) -> Figure:
     """One square a site in the order of execution, numbered from 1, coloured and lettered by kind."""
     lines = -(-len(rows) // _STRIP)
     columns = min(len(rows), _STRIP)
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         width, height = 0.42 * columns, 0.62 * lines
         figure = Figure(figsize=(width + 0.2, height + 0.2))
         axes = figure.add_axes(_inches(figure, 0.1, 0.1, width, height))
@@ -158,7 +159,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
         description: what a reader who does not see the picture is told.
     """
     stream = io.StringIO()
-    with style.context(["default", _STYLE]), warnings.catch_warnings():
+    with style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts for what this one lacks
         figure.savefig(stream, format="svg", metadata=_NO_METADATA, bbox_inches="tight", pad_inches=0.08)
     text = stream.getvalue()
@@ -173,13 +174,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 def choice_labels(rows: Sequence[SiteRow]) -> list[str]:
     """Every label that was measured or decided anywhere: "full", then windows by size, then linear attention."""
-    labels = {"full", *(label for row in rows for label in (*row.measured, row.decision) if label)}
-    kinds = list(KINDS)
-
-    def order(label: str) -> tuple[int, list[int], str]:
-        return kinds.index(label.split()[0]), [int(digits) for digits in re.findall(r"\d+", label)], label
-
-    return sorted(labels, key=order)
+    return sorted_labels(["full", *(label for row in rows for label in (*row.measured, row.decision) if label)])
 
 
 def kind_of(row: SiteRow) -> str:

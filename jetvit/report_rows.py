@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch._ops import OpOverload
 from torch.fx import Node
@@ -20,10 +20,19 @@ from jetvit.report_sizes import SizeNames
 
 
 class MeasuredChoice(NamedTuple):
-    """What was measured of one choice at one site, all other sites being full attention; None: not measured."""
+    """What is known of one choice at one site, all other sites being full attention; None: not measured.
+
+    `low_ms` and `high_ms` bound the latency: by the quartiles of a table's measurements (`source` "measured"), or at
+    90 % (`source` "predicted"). `source` is None for what the plan itself recorded. `extrapolated`: predicted beyond
+    the sizes that the table holds.
+    """
 
     drift: float | None
     latency_ms: float | None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    source: Literal["measured", "predicted"] | None = None
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class SiteRow:
     * `projections`: "packed" (one product yields q, k and v), "separate", or "shared" (not this site's alone, or not
       found); None for a rewritten one.
     * `decision`: label of the choice, "full" where no plan changes it; `why`: the plan's reason.
-    * `measured`: label of a choice → drift and latency in ms.
+    * `measured`: label of a choice → drift, and latency in ms with its interval and source.
     """
 
     name: str
@@ -170,7 +179,7 @@ def _measured(entry: SitePlan) -> dict[str, MeasuredChoice]:
     """All that was measured at a site; what the plan says of its own choice counts where `measured` has it not."""
     found = {entry.choice.label: MeasuredChoice(finite(entry.drift), finite(entry.latency_ms))}
     found |= {one.choice.label: MeasuredChoice(finite(one.drift), finite(one.latency_ms)) for one in entry.measured}
-    return {label: one for label, one in found.items() if one != (None, None)}
+    return {label: one for label, one in found.items() if one != MeasuredChoice(None, None)}
 
 
 def _projections(projections: Projections) -> str:

@@ -14,6 +14,7 @@ file that is kept or by JETVIT_AUTOTUNE=0 without one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -21,7 +22,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,29 @@ def choose(
     Raises:
         RuntimeError: no candidate can run.
     """
+    chosen = _choose(key, device, candidates, measure)
+    for record in _records:
+        record[key] = str(chosen)
+    return chosen
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[dict[str, str]]:
+    """Yield a dict that gets what `choose` answers meanwhile, in any thread, by key."""
+    record: dict[str, str] = {}
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records[:] = [each for each in _records if each is not record]
+
+
+_records: list[dict[str, str]] = []
+
+
+def _choose(
+    key: str, device: torch.device, candidates: Sequence[Candidate], measure: Callable[[Candidate], float]
+) -> Candidate:
     if len(candidates) == 1 or device.type != "cuda" or not torch.cuda.is_available():
         return candidates[0]
     # Streams, events and the emptying of L2 are those of the current device, wherever the tensors are.

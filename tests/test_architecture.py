@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "kernels": {"torch", "triton"},
     "patterns": {"torch", "networkx", "onnx", "onnxscript", "sympy"},
     "cost_model": NUMERIC
-    | {"safetensors", "jsonschema", "networkx", "scipy", "sklearn", "jetvit.kernels", "jetvit.patterns"},
+    | {"safetensors", "jsonschema", "networkx", "scipy", "sklearn", "threadpoolctl"}
+    | {"jetvit.kernels", "jetvit.patterns"},
     "passes": NUMERIC | {"networkx", "onnx", "onnxscript", "sympy", "safetensors", "torch_tensorrt"}
     | {"jetvit.patterns", "jetvit.kernels", "jetvit.cost_model"},
     "search": NUMERIC | {"accelerate", "scipy", "sklearn", "safetensors", "rich", "matplotlib", "PIL"}

@@ -10,6 +10,7 @@ from jetvit.bench import MIN_ROUNDS, MODES, bench
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option, at_least
 from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.tables import add_table_option, load_table, table_of
 from jetvit.files import atomic_write
 from jetvit.patterns.errors import InputError
 from jetvit.search import check_plan
@@ -18,7 +19,8 @@ LIMIT = 16
 DESCRIPTION = """\
 Time three ways to run the model, in one process and in shuffled rounds: as it is, compiled by Inductor, and rewritten
 by jetvit and compiled in the same way. The ratio that counts is compiled full attention against compiled jetvit. With
---images, what the plan costs in drift is printed beside it."""
+--images, what the plan costs in drift is printed beside it; where there is a latency table of this device, or one is
+given, so is what it predicts."""
 EPILOG = """\
 examples:
   jetvit bench hf:dinov3-base --size 704x960 --plan plan/
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", metavar="PLAN", help="the folder of a plan, or its plan.json (default: exact rewrites)"
     )
+    add_table_option(parser, "compare with the predictions of a table (default: that of this device, if there is one)")
     add_image_options(parser, LIMIT, required=False)
     add_output_option(parser)
     parser.add_argument(
@@ -62,6 +65,7 @@ def _measure(args: argparse.Namespace) -> tuple[str, str]:
     plan = load_plan(args.plan)
     subject = load_subject(args)
     refuse_rewritten(subject)
+    costs = load_table(args.table) if args.table is not None else table_of(subject.device)
     folder = subject.images(args) if args.images else None
     refuse_nan_weights(subject.model)
     drift = None
@@ -77,6 +81,7 @@ def _measure(args: argparse.Namespace) -> tuple[str, str]:
             kwargs=keywords,
             rounds=args.rounds,
             mode=args.mode,
+            costs=costs,
             progress=progress,
         )
     measured = None if drift is None else {"drift": drift.drift, "agreement": drift.agreement, "images": drift.images}

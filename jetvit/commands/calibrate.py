@@ -9,9 +9,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from jetvit.commands.options import add_image_options, add_model_options, add_output_option
+from jetvit.commands.options import DTYPES, add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.tables import add_table_option, load_table
+from jetvit.cost_model import Plan
 from jetvit.explain import explain
 from jetvit.images import ImageFolder
 from jetvit.patterns.errors import InputError
@@ -21,12 +23,14 @@ LIMIT = 16
 DESCRIPTION = """\
 Try windows at every attention of a model on your images, time each on this device, and write the fastest plan whose
 output drifts no more than --max-drift. Half of the images choose; the other half, held out, tell what the choice is
-worth. Drift 0 is the original model; 1 is as wrong as its mean for every token. Minutes, no training."""
+worth. Drift 0 is the original model; 1 is as wrong as its mean for every token. Minutes, no training. With --table the
+latencies are those of another device, and nothing is timed: calibrate on a CPU what will run on a GPU."""
 EPILOG = """\
 examples:
   jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ -o plan/
   jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ --budget 5ms -o plan/
-  jetvit calibrate timm:vit_base_patch16_224 --weights vit.safetensors --images photos/ --max-drift 0.1 -o plan/"""
+  jetvit calibrate timm:vit_base_patch16_224 --weights vit.safetensors --images photos/ --max-drift 0.1 -o plan/
+  jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ --table h100.csv --table-dtype bfloat16 -o plan/"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="a share of the full model's latency (0.6) or a time (5ms): then the plan of least drift within it",
     )
+    add_table_option(parser, "take the latencies of the device of this table, and not of the one at hand")
+    parser.add_argument(
+        "--table-dtype", choices=DTYPES, help="the dtype that the model will have there (default: what it has here)"
+    )
     add_output_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_model_options(parser)
@@ -51,6 +59,9 @@ def run(args: argparse.Namespace) -> None:
     """Calibrate, save the plan and print what was measured."""
     out = Path(args.out)
     _refuse_unwritable(out)
+    if args.table_dtype is not None and args.table is None:
+        raise InputError("--table-dtype is the dtype of a table", do="name the table as well: --table FILE")
+    costs = None if args.table is None else load_table(args.table)
     subject = load_subject(args)
     refuse_rewritten(subject)
     folder = subject.images(args)
@@ -70,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
             args.max_drift,
             args.budget,
             args.output,
+            costs=costs,
+            dtype=args.table_dtype,
             provenance=_provenance(args, folder),
             progress=progress,
         )
@@ -80,10 +93,24 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(report.to_dict(), indent=2))
         return
     print(report)
-    print(f"\nThe full model takes {plan.provenance['eager_full_ms']:.4g} ms a batch of {subject.batch}, not compiled.")
+    print(f"\n{_latencies(plan, subject.batch)}")
     if subject.loaded.random_weights:
         print(f"{RANDOM} Drift on them says nothing about the real model.")
     print(f"wrote the plan to {args.out}")
+
+
+def _latencies(plan: Plan, batch: int) -> str:
+    """What the whole model takes, in a sentence."""
+    made = plan.provenance
+    if made["confirmed"]:
+        return (
+            f"The full model takes {made['eager_full_ms']:.4g} ms a batch of {batch}, not compiled, and the plan "
+            f"{made['eager_plan_ms']:.4g} ms."
+        )
+    return (
+        f"On {made['latencies_of']} the full model takes about {made['estimated_full_ms']:.4g} ms a batch of {batch}, "
+        f"compiled, and the plan {made['estimated_plan_ms']:.4g} ms: estimates, for that device is not here."
+    )
 
 
 def _provenance(args: argparse.Namespace, folder: ImageFolder) -> dict[str, str | int]:

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
-
 from benchmarks import cost_model
 from benchmarks.cost_model import Held, Rows, held_out, main, noise, summary
 from jetvit.cost_model.measurement import Machine, Measurement

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
-
 from benchmarks import cost_model_gemm
 from benchmarks.cost_model_gemm import COLUMNS, DEVICE, PROVENANCE, main, read_table, summary
 from jetvit.cost_model import trees

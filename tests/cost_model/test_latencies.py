@@ -12,8 +12,6 @@ from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.timing import Latency
 
-pytest.importorskip("sklearn")
-
 MACHINE = Machine("Test CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")
 
 
@@ -47,7 +45,7 @@ def test_a_batch_of_as_many_rows_is_the_same_product() -> None:
 
 def test_several_rows_are_one_answer() -> None:
     latencies = Latencies([measurement(gemm(5), ms) for ms in (1.0, 3.0, 2.0)])
-    assert latencies(gemm(5)) == Answer(2.0, 0.9, pytest.approx(3.3), "measured")
+    assert latencies(gemm(5)) == Answer(2.0, 1.8, pytest.approx(2.2), "measured")
 
 
 def test_the_rest_is_predicted_and_says_so() -> None:

@@ -12,8 +12,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("sklearn")
-
 from jetvit.cost_model.conformal import MIN_ROWS, calibrate, quantile, split
 from jetvit.cost_model.monotone import monotone
 from jetvit.cost_model.operation import Operation

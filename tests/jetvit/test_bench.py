@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, _measure, _ratio, bench
+from jetvit.cost_model.estimate import Overheads
 from jetvit.patterns.errors import InputError, JetvitError
+from tests.jetvit.costs import made_up_costs
 from tests.zoo import CASES
 
 
@@ -19,7 +21,8 @@ def result() -> BenchResult:
     case = CASES["sdpa"]
     args, kwargs = case.inputs()
     steps: list[tuple[str, int, int]] = []
-    found = bench(case.build(), *args, kwargs=kwargs, rounds=5, progress=lambda *step: steps.append(step))
+    costs = made_up_costs(overheads={"eager": Overheads(1.0), "compiled": Overheads(2.0)})
+    found = bench(case.build(), *args, kwargs=kwargs, rounds=5, costs=costs, progress=lambda *step: steps.append(step))
     assert steps[-1] == ("measuring", 5, 5)
     assert ("compiling", 3, 3) in steps
     return found
@@ -42,6 +45,17 @@ def test_the_record_and_the_text(result: BenchResult):
     assert "attention sites: 2 full" in text
     assert "no plan was given: jetvit made only exact rewrites" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_predictions_stand_beside_the_columns(result: BenchResult):
+    found = result.predictions
+    assert found is not None
+    assert list(found.columns) == [EAGER, COMPILED, JETVIT]
+    assert found.columns[COMPILED].ms == pytest.approx(found.columns[EAGER].ms + 1)
+    for column in result.columns:
+        predicted = found.columns[column.name]
+        assert predicted.deviation == pytest.approx(predicted.ms / column.median_ms - 1)
+    assert found.ratio == 1.0  # without a plan both run the same operations
 
 
 def test_the_ratio_is_taken_within_rounds():

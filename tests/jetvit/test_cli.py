@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
 from jetvit.images import synthetic_images
 from jetvit.models import load_model
+from tests.search.test_calibration import device_costs, on_gpu
 from tests.zoo import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +139,7 @@ class OneSize(nn.Module):
 def test_help_lists_the_commands_that_exist(run: Run):
     outcome = run("--help")
     assert outcome.status == 0
-    for command in ("explain", "calibrate", "check", "optimize", "bench", "measure", "demo"):
+    for command in ("explain", "calibrate", "check", "optimize", "bench", "measure", "fit", "demo"):
         assert f"\n  {command} " in outcome.out
         text = run(command, "--help").out
         assert f"usage: jetvit {command}" in text
@@ -282,6 +284,9 @@ def test_calibrate_then_check(run: Run, pictures: Path, tmp_path: Path):
     assert "Drift of the model's output, all changes together" in outcome.out
     assert "on 2 images of the selection" in outcome.out
     assert "on 2 images held out" in outcome.out
+    assert re.search(
+        r"The full model takes [\d.]+ ms a batch of 1, not compiled, and the plan [\d.]+ ms\.", outcome.out
+    )
     assert "The weights are random: the speed is real, the quality is not." in outcome.out
     assert outcome.out.endswith(f"wrote the plan to {out}\n")
     saved = Plan.load(out)
@@ -320,9 +325,31 @@ def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
     assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (2, 2)
 
 
+def test_calibrate_for_another_device(
+    run: Run, refused: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = load_model("timm:vit_tiny_patch16_224", model_args={"depth": 2, "embed_dim": 32, "num_heads": 2}).model
+    costs = device_costs(model, ((torch.zeros(1, 3, 64, 96),), {}), on_gpu)
+    monkeypatch.setattr("jetvit.commands.calibrate.load_table", {"h100.csv": costs}.__getitem__)
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "--table", "h100.csv")
+    outcome = run(*argv, "--table-dtype", "bfloat16", "-o", tmp_path / "plan")
+    assert outcome.status == 0, outcome.err
+    assert "On NVIDIA H100 80GB HBM3 with 132 multiprocessors the full model takes about " in outcome.out
+    assert "estimates, for that device is not here." in outcome.out
+    made = Plan.load(tmp_path / "plan").provenance
+    assert made["confirmed"] is False
+    assert made["estimated_plan_ms"] <= made["estimated_full_ms"]
+    outcome = refused(*argv, "-o", tmp_path / "other")
+    assert "132 multiprocessors does not know full attention at blocks.0.attn" in outcome.err
+    assert "no full float32 was measured" in outcome.err
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        ([*TINY, *SIZE, "--table", "no-such-table"], "no latency table no-such-table"),
+        ([*TINY, *SIZE, "--table-dtype", "bfloat16"], "name the table as well: --table FILE"),
         ([f"{HERE}:nan_vit", *SIZE], "the weight norm.weight holds NaN or Inf"),
         ([f"{HERE}:nan_output", *SIZE], "the model's output on batch 0 is not finite"),
         ([*TINY, *SIZE, "--images", "no-such-folder"], "no image folder no-such-folder"),

@@ -19,7 +19,9 @@ from jetvit.passes.capture import capture
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
-from jetvit.report_text import WIDTH, common_prefix, shorten
+from jetvit.report_rows import MeasuredChoice
+from jetvit.report_text import WIDTH, common_prefix
+from jetvit.report_words import shorten
 from tests.zoo import CASES
 
 WINDOW, LINEAR = Choice("window", window=(2, 3)), Choice("linear")
@@ -169,7 +171,7 @@ def test_a_plan_changes_the_decisions_and_sums_the_latencies():
     report = report_on("sdpa", plan_for("sdpa"))
     assert [row.decision for row in report.rows] == ["full", "window 2x3"]
     assert [row.drift for row in report.rows] == [0.0, 0.0123]
-    assert report.rows[1].measured["linear relu"] == (1.5, 0.4)
+    assert report.rows[1].measured["linear relu"] == MeasuredChoice(1.5, 0.4)
     totals = report.totals
     assert (totals.changed, totals.measured, totals.latency_full_ms, totals.latency_chosen_ms) == (1, 2, 4.0, 2.5)
     assert report.plan is not None
@@ -198,7 +200,7 @@ def test_a_choice_counts_by_its_own_numbers_where_measured_has_it_not():
     sites = find_sites(graph_of("sdpa"))
     plan = plan_for("sdpa", sites=tuple(SitePlan(site.name, WINDOW, "", 0.2, 0.7) for site in sites))
     report = report_on("sdpa", plan)
-    assert report.rows[0].measured == {"window 2x3": (0.2, 0.7)}
+    assert report.rows[0].measured == {"window 2x3": MeasuredChoice(0.2, 0.7)}
     assert report.totals.latency_full_ms is None
 
 
@@ -324,13 +326,20 @@ def test_without_measurements_it_says_how_to_measure():
 def test_the_dict_is_json_with_stable_keys():
     data = report_on("weights_returned", plan_for("weights_returned")).to_dict()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert list(data) == ["schema_version", "model", "inputs", "sites", "totals", "plan", "warnings", "notes"]
+    assert list(data) == [
+        *("schema_version", "model", "inputs", "sites", "totals", "plan", "warnings", "notes"),
+        *("table", "estimate_full", "estimate_plan"),
+    ]
+    assert [data[key] for key in ("table", "estimate_full", "estimate_plan")] == [None] * 3
     assert data["inputs"] == [{"name": "image", "shape": [2, 3, 32, 48], "dtype": "float32"}]
     assert set(data["sites"][0]) == {
         *("name", "status", "reason", "node", "source", "tokens", "grid", "extra_before", "extra_after", "num_heads"),
         *("head_dim", "dtype", "rope", "form", "projections", "decision", "why", "measured"),
     }
-    assert data["sites"][0]["measured"]["window 2x3"] == {"drift": 0.0123, "latency_ms": 0.5}
+    assert data["sites"][0]["measured"]["window 2x3"] == {
+        **{"drift": 0.0123, "latency_ms": 0.5, "low_ms": None, "high_ms": None, "source": None},
+        **{"extrapolated": False},
+    }
     assert data["sites"][1]["status"] == "refused"
     assert data["totals"] == {
         **{"found": 1, "refused": 1, "rewritten": 0, "changed": 1, "measured": 1},

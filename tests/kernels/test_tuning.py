@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jetvit.kernels import tuning
-from jetvit.kernels.tuning import CannotMeasure, Choices, choose, size_step
+from jetvit.kernels.tuning import CannotMeasure, Choices, choose, record_choices, size_step
 
 
 class Measure:
@@ -207,3 +207,16 @@ def test_without_a_home_the_file_is_among_the_temporary_ones(monkeypatch, tmp_pa
     monkeypatch.setattr(tuning.Path, "expanduser", no_home)
     monkeypatch.setattr(tuning.tempfile, "tempdir", str(tmp_path))
     assert tuning._file("GPU").parent.parent == tmp_path
+
+
+def test_what_was_chosen_can_be_recorded() -> None:
+    def answer(key: str) -> str:
+        return choose(key, torch.device("cpu"), ["flash", "math"], Measure())
+
+    with record_choices() as outer:
+        answer("a")
+        with record_choices() as inner:
+            answer("b")
+        answer("c")
+    answer("d")
+    assert (outer, inner) == ({"a": "flash", "b": "flash", "c": "flash"}, {"b": "flash"})

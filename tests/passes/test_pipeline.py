@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import jetvit
-from jetvit.cost_model import Choice, Plan
+from jetvit.cost_model import Choice, Fingerprint, Plan
 from jetvit.passes.capture import export_model
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import ExportedGraph

@@ -1,0 +1,164 @@
+"""Whole models under many plans, timed end to end: what the cost model's sums are held against.
+
+The models are plain Vision Transformers with random weights, for a latency does not depend on them. All plans of a
+group (one model at one image size) are timed in turns, in an order that is new in every pass, so that a slow spell of
+the machine meets them alike.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, export
+
+from jetvit.api import find_attention, optimize
+from jetvit.cost_model import Choice, Fingerprint, Latency, Plan, SitePlan
+from jetvit.cost_model.graph_operations import graph_operations
+from jetvit.cost_model.measurement import Machine
+from jetvit.cost_model.runs import Mode, WholeRun
+from jetvit.cost_model.timing import generator_shapes
+from jetvit.demo import SmallViT
+from jetvit.patterns.site import Sites
+
+CHOICES = {
+    "F": Choice("full"),
+    "W8": Choice("window", window=(8, 8)),
+    "W16": Choice("window", window=(16, 16)),
+    "L": Choice("linear"),
+    "L3": Choice("linear", conv_size=3),
+}
+_SAMPLE_S = 0.02  # A sample is the mean over as many calls as fit in here.
+GENERATOR = ("w1", "b1", "w2", "b2")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A model at one image size (height, width in pixels)."""
+
+    heads: int
+    head_dim: int
+    depth: int
+    extra_tokens: int
+    size: tuple[int, int]
+    batch: int
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return (
+            f"ViT of {self.depth} blocks, {self.heads}x{self.head_dim}, {self.extra_tokens} extra tokens, "
+            f"{self.batch}x3x{self.size[0]}x{self.size[1]} {self.dtype}"
+        )
+
+
+# Of widths that a sweep measures, and one, 4x64, that it does not.
+CPU_GROUPS = (
+    Group(3, 64, 4, 1, (384, 512), 1),
+    Group(3, 64, 8, 1, (256, 512), 2),
+    Group(3, 64, 6, 1, (512, 768), 1),
+    Group(6, 64, 4, 5, (384, 512), 1),
+    Group(6, 64, 8, 5, (224, 224), 2),
+    Group(4, 64, 6, 1, (384, 384), 1),
+)
+GPU_GROUPS = (
+    Group(12, 64, 6, 5, (512, 512), 4, "bfloat16"),
+    Group(16, 64, 6, 5, (1024, 2048), 1, "bfloat16"),
+    Group(16, 64, 12, 5, (1024, 1024), 1, "bfloat16"),
+    Group(32, 128, 4, 5, (1024, 2048), 1, "bfloat16"),
+    Group(20, 64, 6, 1, (1024, 1024), 2, "bfloat16"),
+)
+
+
+def sample_plans(depth: int, count: int, seed: int) -> list[tuple[str, ...]]:
+    """Plans as choices by block: all alike for each choice, then mixtures at random; each plan once."""
+    rng = random.Random(seed)
+    plans = dict.fromkeys((name,) * depth for name in CHOICES)
+    while len(plans) < min(count, len(CHOICES) ** depth):
+        weights = [rng.random() for _ in CHOICES]
+        plans[tuple(rng.choices(list(CHOICES), weights, k=depth))] = None
+    return list(plans)[:count]
+
+
+def measure_group(
+    group: Group,
+    machine: Machine,
+    device: torch.device,
+    *,
+    plans: int,
+    passes: int,
+    compiled: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[WholeRun]:
+    """Time the original model and its plans. compiled: by Inductor, which takes long to prepare."""
+    mode: Mode = "compiled" if compiled else "eager"
+    torch.manual_seed(0)
+    dtype = getattr(torch, group.dtype)
+    model = SmallViT(group.depth, group.heads * group.head_dim, group.heads, group.extra_tokens).to(device, dtype)
+    images = torch.rand(group.batch, 3, *group.size, device=device, dtype=dtype)
+    program = export(model.eval(), (images,))
+    sites = find_attention(program)
+    names = sample_plans(group.depth, plans, seed=group.depth)
+    programs = [optimize(program, plan=_plan(sites, each)) for each in names]
+    with torch.inference_mode():
+        calls = [_call(each, compiled) for each in programs]
+        repeats = [_repeats(call, images) for call in calls]
+        progress(f"{group}, {mode}: {len(calls)} plans ready")
+        samples = _in_turns(calls, repeats, images, passes)
+    for plan, rewritten, values in zip(names, programs, samples, strict=True):
+        q25_ms, median_ms, q75_ms = (float(x) for x in np.percentile(values, [25, 50, 75]))
+        latency = Latency(median_ms, q25_ms, q75_ms, len(values))
+        yield WholeRun(machine, str(group), " ".join(plan), mode, graph_operations(rewritten.graph_module), latency)
+
+
+def _plan(sites: Sites, names: Sequence[str]) -> Plan:
+    entries = tuple(SitePlan(site.name, CHOICES[name]) for site, name in zip(sites, names, strict=True))
+    weights: dict[str, Tensor] = {}
+    for site, entry in zip(sites, entries, strict=True):
+        if entry.choice.conv_size:
+            shapes = generator_shapes(site.num_heads * site.head_dim, entry.choice.conv_size)
+            for part, shape in zip(GENERATOR, shapes, strict=True):
+                weights[f"{site.name}.linear_attention.{part}"] = torch.randn(shape) * 0.02
+    return Plan(entries, Fingerprint.of(sites), weights=weights)
+
+
+def _call(program: ExportedProgram, compiled: bool) -> Callable[[Tensor], Any]:
+    module: nn.Module = program.module()
+    return torch.compile(module, dynamic=False) if compiled else module
+
+
+def _in_turns(
+    calls: Sequence[Callable[[Tensor], Any]], repeats: Sequence[int], images: Tensor, passes: int
+) -> list[list[float]]:
+    """Milliseconds a call, by call; one sample a pass."""
+    samples: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    shuffle = random.Random(0).shuffle
+    for _ in range(passes):
+        shuffle(order)
+        for index in order:
+            calls[index](images)  # the caches are another plan's
+            samples[index].append(_time(calls[index], images, repeats[index]))
+    return samples
+
+
+def _repeats(call: Callable[[Tensor], Any], images: Tensor) -> int:
+    """Compile, and answer how many calls make a sample."""
+    call(images)
+    return max(1, round(1e3 * _SAMPLE_S / _time(call, images, 1)))
+
+
+def _time(call: Callable[[Tensor], Any], images: Tensor, repeats: int) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return 1e3 * (time.perf_counter() - start) / repeats

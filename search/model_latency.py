@@ -1,0 +1,242 @@
+"""What choices and whole plans take: measured on the device at hand, or by the latency table of another one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from jetvit.cost_model import AttentionShape, Choice, Fingerprint, Latency, Plan, SitePlan, measure_choices
+from jetvit.cost_model.device_costs import DeviceCosts
+from jetvit.cost_model.estimate import Answer, Overheads
+from jetvit.cost_model.graph_operations import GraphOperations, graph_operations
+from jetvit.cost_model.latencies import UnknownLatency
+from jetvit.cost_model.site_operation import site_operation
+from jetvit.passes.fuse_attention import FuseAttention
+from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.patterns.errors import InputError
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import AttentionSite
+from jetvit.search.runner import Runner
+from jetvit.search.trial import Trial
+
+FULL = Choice("full")
+Chosen = Mapping[str, Choice]
+"""Name → choice of the sites that are not full."""
+
+_ROUNDS = 20
+_LEAST_ROUNDS = 5
+_TIME_LIMIT_S = 4.0
+_SAMPLE_S = 0.02  # A sample is the mean over as many calls as fit in here: long enough for the clock.
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class WholeLatencies:
+    """The latencies of the original model and of plans: samples_ms[i] are those of the i-th, the original first.
+
+    The k-th samples of all are of one round, so that ratios are taken within it. What was estimated has one sample.
+    """
+
+    samples_ms: tuple[tuple[float, ...], ...]
+
+    @property
+    def median_ms(self) -> list[float]:
+        """The latency of each."""
+        return [float(np.median(samples)) for samples in self.samples_ms]
+
+    def speedup(self, index: int) -> tuple[float, float, float]:
+        """The original's latency over that of the index-th: the median over rounds, and its 95 % interval."""
+        ratios = np.array(self.samples_ms[0]) / np.array(self.samples_ms[index])
+        drawn = np.random.default_rng(0).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
+        low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
+        return float(np.median(ratios)), float(low), float(high)
+
+
+class LatencySource(Protocol):
+    """Where the latencies of a search come from.
+
+    * confirms: whether `whole` measures, and does not only add up.
+    * share: what a millisecond of attention alone adds to the whole model, in milliseconds.
+    """
+
+    confirms: bool
+    share: float
+
+    def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
+        """The latency of full attention and of every alternative, by site."""
+
+    def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
+        """The latency of the original and of these plans."""
+
+    def record(self) -> dict[str, Any]:
+        """Entries for the provenance of a plan."""
+
+
+class MeasuredHere:
+    """Latencies on the device that the model is on, not compiled. device: what it calls itself."""
+
+    confirms, share = True, 1.0
+
+    def __init__(self, trial: Trial, device: str):
+        self._trial, self._device = trial, device
+
+    def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
+        """Every choice at every shape that the model has, on random data."""
+        choices = list(dict.fromkeys(choice for some in alternatives.values() for choice in some))
+        shapes = list(dict.fromkeys(attention_shape(site) for site in self._trial.sites))
+        measured: dict[AttentionShape, dict[Choice, Latency]] = {}
+        for index, shape in enumerate(shapes):
+            measured[shape] = measure_choices([FULL, *choices], shape)
+            self._trial.report("timing each choice", index + 1, len(shapes))
+        found = {}
+        for site in self._trial.sites:
+            latencies = measured[attention_shape(site)]
+            found[site.name] = {each: _answer(latencies[each]) for each in (FULL, *alternatives[site.name])}
+        return found
+
+    def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
+        """The rewritten models on the first batch, in rounds that run all of them in a new order each."""
+        runs = [self._run(self._trial.runner(chosen)) for chosen in ({}, *plans)]
+        calls = [max(1, round(1e3 * _SAMPLE_S / max(_warm_ms(run), 1e-3))) for run in runs]
+        samples: list[list[float]] = [[] for _ in runs]
+        order = list(range(len(runs)))
+        shuffle = random.Random(0).shuffle
+        deadline = time.perf_counter() + _TIME_LIMIT_S
+        for done in range(_ROUNDS):
+            if done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
+                break
+            shuffle(order)
+            for index in order:
+                samples[index].append(_time_ms(runs[index], calls[index]))
+            self._trial.report("timing whole models", done + 1, _ROUNDS)
+        return WholeLatencies(tuple(map(tuple, samples)))
+
+    def record(self) -> dict[str, Any]:
+        """The device itself."""
+        return {"latencies_of": self._device}
+
+    def _run(self, runner: Runner) -> Callable[[], None]:
+        batch, cuda = self._trial.selection[0], self._trial.references[0].is_cuda
+
+        def run() -> None:
+            runner.run(batch)
+            if cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+
+class FromTable:
+    """Latencies on the machine of a table, measured there or predicted; nothing runs here.
+
+    Args:
+        costs: what is known of that machine.
+        program: the original model.
+        dtype: "float32", "float16" or "bfloat16", which the model is to have there; that of the sites if it is None.
+    """
+
+    confirms = False
+
+    def __init__(self, costs: DeviceCosts, program: ExportedProgram, dtype: str | None = None):
+        self._costs, self._program, self._dtype = costs, program, dtype
+        self._sites = find_sites(ExportedGraph(program))
+        self._gpu = bool(costs.machine.cuda)
+        self.share = costs.overheads.get("compiled", Overheads()).overlap
+        self._sources: Counter[str] = Counter()
+
+    def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
+        """What the table says of each site's operation. Raises InputError for what it does not know."""
+        found: dict[str, dict[Choice, Answer]] = {}
+        for site in self._sites:
+            found[site.name] = {each: self._answer(site, each) for each in (FULL, *alternatives[site.name])}
+        answers = [answer for some in found.values() for answer in some.values()]
+        self._sources = Counter(answer.source for answer in answers)
+        self._sources["extrapolated"] = sum(answer.extrapolated for answer in answers)
+        return found
+
+    def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
+        """The estimates for the compiled graphs. Raises InputError for operations that the table does not know."""
+        return WholeLatencies(tuple((self._estimate_ms(chosen),) for chosen in ({}, *plans)))
+
+    def record(self) -> dict[str, Any]:
+        """The machine, and how many of the latencies of single attentions it was asked for were measured there."""
+        machine = self._costs.machine
+        return {"latencies_of": str(machine), **{f"latencies_{name}": n for name, n in self._sources.items()}}
+
+    def _answer(self, site: AttentionSite, choice: Choice) -> Answer:
+        try:
+            operation = site_operation(site, choice, gpu=self._gpu, dtype=self._dtype)
+        except ValueError as error:
+            raise InputError(f"no latency table has the attention of {site.name}", why=str(error)) from error
+        try:
+            return self._costs.latencies(operation)
+        except UnknownLatency as error:
+            raise self._unknown(f"{choice.label} attention at {site.name}", error) from error
+
+    def _estimate_ms(self, chosen: Chosen) -> float:
+        entries = tuple(SitePlan(name, choice) for name, choice in chosen.items())
+        plan = Plan(entries, Fingerprint.of(self._sites)) if entries else None
+        graph = ExportedGraph(self._program)
+        # The operator of a GPU may stand in a graph of any device, for nothing of it is run.
+        sequence = [FuseAttention(self._gpu) if isinstance(each, FuseAttention) else each for each in passes(plan)]
+        run_pipeline(graph, sequence, check=False)
+        try:
+            return self._costs.estimate(self._as_dtype(graph_operations(graph.module))).ms
+        except UnknownLatency as error:
+            raise self._unknown("the model", error) from error
+
+    def _as_dtype(self, operations: GraphOperations) -> GraphOperations:
+        if self._dtype is None:
+            return operations
+        counted: Counter[Any] = Counter()
+        for operation, count in operations.counted.items():
+            counted[replace(operation, dtype=self._dtype)] += count
+        return GraphOperations(counted, operations.others)
+
+    def _unknown(self, what: str, error: UnknownLatency) -> InputError:
+        return InputError(
+            f"the latency table of {self._costs.machine} does not know {what}",
+            why=str(error),
+            do="measure more there (jetvit measure --models, --sizes, --dtype), or name the dtype that the table has",
+        )
+
+
+def attention_shape(site: AttentionSite) -> AttentionShape:
+    """The shape of a site of fixed size."""
+    value = site.out.node.meta["val"]
+    return AttentionShape(
+        batch=value.numel() // (int(site.tokens) * site.num_heads * site.head_dim),
+        num_heads=site.num_heads,
+        head_dim=site.head_dim,
+        grid=(int(site.grid[0]), int(site.grid[1])),
+        extra_before=int(site.extra_before),
+        extra_after=int(site.extra_after),
+        dtype=site.autocast or site.dtype,
+        device=str(value.device),
+        scale=site.scale,
+    )
+
+
+def _answer(latency: Latency) -> Answer:
+    return Answer(latency.median_ms, latency.q25_ms, latency.q75_ms, "measured")
+
+
+def _warm_ms(run: Callable[[], None]) -> float:
+    run()
+    return _time_ms(run, 1)
+
+
+def _time_ms(run: Callable[[], None], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return 1e3 * (time.perf_counter() - start) / calls

@@ -1,0 +1,140 @@
+"""`Trial`: a model on its images, and what rewriting some of its sites does to its output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.passes.apply_plan import ApplyPlan, covers
+from jetvit.passes.clean_up import CleanUp
+from jetvit.passes.fuse_attention import FuseAttention
+from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.normalize import Normalize
+from jetvit.passes.pipeline import run_pipeline
+from jetvit.patterns.find import find_sites
+from jetvit.search.drift import Drift, check_finite, place_axes
+from jetvit.search.runner import Batch, Output, Runner
+
+Metric = Callable[[Tensor, Tensor], float]
+Progress = Callable[[str, int, int], None]
+
+
+class Trial:
+    """References on all images, drift of single choices, and joint drift of plans.
+
+    Every second batch is held out of the choice.
+
+    Args:
+        program: the original model; nothing is changed.
+        pairs: the batches, at least one.
+        output: which tensor of the result is compared.
+        metric: another measure of harm than drift.
+        progress: called with a description, the steps done, and their number.
+    Raises:
+        InputError: an output is not finite, does not vary, or is not there.
+    """
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        pairs: list[Batch],
+        output: Output = None,
+        metric: Metric | None = None,
+        progress: Progress | None = None,
+    ):
+        base = ExportedGraph(program)
+        run_pipeline(base, [Normalize(), FuseAttention(), CleanUp()])
+        self.program = base.program()
+        self.sites = find_sites(ExportedGraph(self.program))
+        self.fingerprint = Fingerprint.of(self.sites)
+        self.metric, self.output = metric, output
+        self._progress = progress
+        self.original = Runner(self.program, output)
+        self.selection, self.held_out = pairs[0::2], pairs[1::2]
+        self.references = [self._reference(batch, index, len(pairs)) for index, batch in enumerate(pairs)]
+        self.places = place_axes(self.references[0], self.original.channel_axes())
+        for held_out in (False, True):
+            if self._references(held_out):
+                self._collector(held_out)  # refuses references that nothing can be compared with, before the long work
+
+    def images(self, held_out: bool) -> int:
+        """How many images choose, or are held out."""
+        return sum(len(reference) for reference in self._references(held_out))
+
+    def alternatives(self, choices: Sequence[Choice]) -> dict[str, list[Choice]]:
+        """What each site may become besides full attention: a window over its whole grid is that already."""
+        return {site.name: [choice for choice in choices if not covers(site, choice)] for site in self.sites}
+
+    def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, float]]:
+        """The harm of every choice, by site, where all other sites stay full."""
+        graphs = {(site, choice): self.runner({site: choice}) for site, some in alternatives.items() for choice in some}
+        collectors = {key: self._collector(held_out=False) for key in graphs}
+        names = {site.out.node.name: site.name for site in self.sites}
+        total, done = len(graphs) * len(self.selection), 0
+        for index, batch in enumerate(self.selection):
+            for place, alive in self.original.cuts(batch, list(names)):
+                for choice in alternatives[names[place]]:
+                    key = names[place], choice
+                    collectors[key].add(index, graphs[key].run(batch, alive))
+                    done += 1
+                    self.report("trying each choice at each site", done, total)
+        return {
+            site: {choice: collectors[site, choice].total for choice in some} for site, some in alternatives.items()
+        }
+
+    def joint(self, chosen: Mapping[str, Choice], held_out: bool = False) -> float:
+        """The harm of a whole plan on the choosing or the held-out images."""
+        batches = self.held_out if held_out else self.selection
+        if not batches or not chosen:
+            return 0.0
+        runner = self.runner(chosen)
+        collect = self._collector(held_out)
+        for index, batch in enumerate(batches):
+            collect.add(index, runner.run(batch))
+            self.report("measuring whole plans", index + 1, len(batches))
+        return collect.total
+
+    def runner(self, chosen: Mapping[str, Choice]) -> Runner:
+        """The model with some of its sites rewritten; the original one for none."""
+        if not chosen:
+            return self.original
+        plan = Plan(tuple(SitePlan(name, choice) for name, choice in chosen.items()), self.fingerprint)
+        graph = ExportedGraph(self.program)
+        run_pipeline(graph, [ApplyPlan(plan), CleanUp()], check=False)
+        return Runner(graph.program(), self.output)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Tell whoever waits."""
+        if self._progress is not None:
+            self._progress(what, done, total)
+
+    def _reference(self, batch: Batch, index: int, total: int) -> Tensor:
+        reference = check_finite(self.original.run(batch), f"the model's output on batch {index}")
+        self.report("running the original model", index + 1, total)
+        return reference
+
+    def _references(self, held_out: bool) -> list[Tensor]:
+        return self.references[1::2] if held_out else self.references[0::2]
+
+    def _collector(self, held_out: bool) -> Drift | _MetricMean:
+        references = self._references(held_out)
+        return Drift(references, self.places) if self.metric is None else _MetricMean(references, self.metric)
+
+
+class _MetricMean:
+    """The mean of a user's metric over batches."""
+
+    def __init__(self, references: Sequence[Tensor], metric: Metric):
+        self._references, self._metric, self._values = references, metric, list[float]()
+
+    def add(self, index: int, output: Tensor) -> None:
+        self._values.append(float(self._metric(output, self._references[index])))
+
+    @property
+    def total(self) -> float:
+        value = sum(self._values) / len(self._values)
+        return value if value == value else math.inf

@@ -2,6 +2,7 @@
 
 from jetvit.cost_model.base_weights import base_record, base_warning, check_base, sample_base, sample_tensor
 from jetvit.cost_model.choice import Choice
+from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape
 from jetvit.cost_model.names import NameMatch, match_names
 from jetvit.cost_model.plan import FrontPoint, Measured, Plan, SitePlan
@@ -10,6 +11,7 @@ from jetvit.cost_model.timing import AttentionShape, Latency, measure_choices, t
 __all__ = [
     "AttentionShape",
     "Choice",
+    "DeviceCosts",
     "Fingerprint",
     "FrontPoint",
     "Latency",

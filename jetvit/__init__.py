@@ -17,7 +17,7 @@ if (_checkout / "passes" / "__init__.py").is_file() and (_checkout / "pyproject.
 __version__ = "0.1.0"
 
 from jetvit.api import find_attention, optimize  # noqa: E402
-from jetvit.cost_model import Choice, Plan  # noqa: E402
+from jetvit.cost_model import Choice, DeviceCosts, Plan  # noqa: E402
 from jetvit.explain import explain  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
@@ -26,6 +26,7 @@ from jetvit.search import calibrate, check_plan  # noqa: E402
 __all__ = [
     "AttentionSite",
     "Choice",
+    "DeviceCosts",
     "JetvitError",
     "Plan",
     "Rejection",

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.latencies import UnknownLatency
 from jetvit.cost_model.runs import Mode
-from jetvit.whole_model import estimate_program
+from jetvit.search.whole_model import estimate_program, refuse_open_sizes
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def predict(
     unknown = ""
     for name, (program, mode) in programs.items():
         try:
+            refuse_open_sizes(program)
             found = estimate_program(program, costs, mode)
         except UnknownLatency as error:
             unknown = unknown or f"{name}: {error}"

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from jetvit.api import optimize
 from jetvit.cost_model import Choice, Plan, SitePlan
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Estimate
@@ -19,7 +18,7 @@ from jetvit.patterns.errors import PlanError
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.sizes import is_static
 from jetvit.report_rows import MeasuredChoice, SiteRow
-from jetvit.whole_model import estimate_program
+from jetvit.search.whole_model import estimate_program, refuse_open_sizes, rewritten_for
 
 # What is shown of every site, whatever a plan measured. A window that covers the grid is left out.
 CHOICES = (
@@ -93,7 +92,8 @@ def estimates(
 def _estimate(program: ExportedProgram, plan: Plan | None, costs: DeviceCosts) -> tuple[Estimate | None, str]:
     """The estimate, or why there is none."""
     try:
-        return estimate_program(optimize(program, plan=plan), costs), ""
+        refuse_open_sizes(program)
+        return estimate_program(rewritten_for(program, plan, costs), costs), ""
     except UnknownLatency as error:
         return None, str(error)
     except PlanError as error:  # a plan that explain can speak of, and that cannot be applied

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,17 +16,15 @@ from torch.export import ExportedProgram
 from jetvit.cost_model import AttentionShape, Choice, Fingerprint, Latency, Plan, SitePlan, measure_choices
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Answer, Overheads
-from jetvit.cost_model.graph_operations import GraphOperations, graph_operations
 from jetvit.cost_model.latencies import UnknownLatency
 from jetvit.cost_model.site_operation import site_operation
-from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite
 from jetvit.search.runner import Runner
 from jetvit.search.trial import Trial
+from jetvit.search.whole_model import estimate_program, rewritten_for
 
 FULL = Choice("full")
 Chosen = Mapping[str, Choice]
@@ -185,22 +183,11 @@ class FromTable:
     def _estimate_ms(self, chosen: Chosen) -> float:
         entries = tuple(SitePlan(name, choice) for name, choice in chosen.items())
         plan = Plan(entries, Fingerprint.of(self._sites)) if entries else None
-        graph = ExportedGraph(self._program)
-        # The operator of a GPU may stand in a graph of any device, for nothing of it is run.
-        sequence = [FuseAttention(self._gpu) if isinstance(each, FuseAttention) else each for each in passes(plan)]
-        run_pipeline(graph, sequence, check=False)
+        program = rewritten_for(self._program, plan, self._costs)
         try:
-            return self._costs.estimate(self._as_dtype(graph_operations(graph.module))).ms
+            return estimate_program(program, self._costs, dtype=self._dtype).ms
         except UnknownLatency as error:
             raise self._unknown("the model", error) from error
-
-    def _as_dtype(self, operations: GraphOperations) -> GraphOperations:
-        if self._dtype is None:
-            return operations
-        counted: Counter[Any] = Counter()
-        for operation, count in operations.counted.items():
-            counted[replace(operation, dtype=self._dtype)] += count
-        return GraphOperations(counted, operations.others)
 
     def _unknown(self, what: str, error: UnknownLatency) -> InputError:
         return InputError(

@@ -148,6 +148,7 @@ def whole_plans_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
             f"({float(row['max_ape_pct']):.0f} %) | {float(row['spread_pct']):.1f} % | {float(row['spearman']):.3f} | "
             f"{float(row['regret_pct']):.1f} % ({float(row['regret_of_3_pct']):.1f} %) |"
             for row in record["rows"]
+            if row["mode"] == "compiled" or row["group"] == "all"
         ]
     return "\n".join([*lines, "", *_latency_sources(results)])
 

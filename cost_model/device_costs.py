@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from jetvit.cost_model.estimate import Estimate, Overheads, Run, estimate
 from jetvit.cost_model.graph_operations import GraphOperations
@@ -60,22 +63,40 @@ def latest(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def fit_overheads(runs: Sequence[WholeRun], latencies: Latencies) -> dict[Mode, Overheads]:
-    """How the operations add up, by mode; a mode whose runs do not tell is left out, and the log says why."""
-    by_mode: dict[Mode, list[Run]] = {}
+    """How the operations add up, by mode; a mode whose runs do not tell is left out, and the log says why.
+
+    The error is that on models that were left out of the fit, each once.
+    """
+    by_mode: dict[Mode, dict[str, list[Run]]] = {}
     for run in runs:
         try:
             sum_ms = estimate(run.operations, latencies).ms
         except UnknownLatency as error:
             log.info("a run of %s is left out: %s", run.model, error)
             continue
-        by_mode.setdefault(run.mode, []).append(Run(sum_ms, run.operations.launches, run.latency.median_ms))
+        measured = Run(sum_ms, run.operations.launches, run.latency.median_ms)
+        by_mode.setdefault(run.mode, {}).setdefault(run.model, []).append(measured)
     found: dict[Mode, Overheads] = {}
-    for mode, some in by_mode.items():
+    for mode, by_model in by_mode.items():
         try:
-            found[mode] = Overheads.fit(some)
+            fitted = Overheads.fit([run for some in by_model.values() for run in some])
         except ValueError as error:
             log.info("%s runs are added up plainly: %s", mode, error)
+            continue
+        found[mode] = replace(fitted, error=_error(by_model, fitted))
     return found
+
+
+def _error(by_model: Mapping[str, Sequence[Run]], fitted: Overheads) -> float:
+    """The 90 % quantile of |log(predicted / measured)| as a ratio less 1, of models that are left out."""
+    errors = []
+    for model, own in by_model.items():
+        try:
+            overheads = Overheads.fit([run for name, some in by_model.items() if name != model for run in some])
+        except ValueError:  # too few are left
+            overheads = fitted
+        errors += [abs(math.log(overheads.apply(run.sum_ms, run.launches) / run.measured_ms)) for run in own]
+    return math.expm1(float(np.quantile(errors, 0.9)))
 
 
 def predictor_path(table: str | os.PathLike[str]) -> Path:

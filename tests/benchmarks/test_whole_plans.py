@@ -58,7 +58,7 @@ def test_models_are_really_timed(runs: list[WholeRun]) -> None:
     assert Counter(run.model for run in runs) == {str(group): 7 for group in GROUPS}
     for run in runs:
         plan, counted = Counter(run.plan.split()), run.operations.counted
-        assert sum(n for each, n in counted.items() if each.op == "window") == plan["W8"]
+        assert sum(n for each, n in counted.items() if each.window_h == 8) == plan["W8"]
         assert sum(n for each, n in counted.items() if each.op == "linear") == plan["L"] + plan["L3"]
         assert sum(n for each, n in counted.items() if each.conv_size == 3) == plan["L3"]
         # A window of 16 covers grids of 10x10 and 12x12, and not 10x18.

@@ -19,7 +19,7 @@ from jetvit.cost_model.device_costs import (
     shipped_tables,
     stored_predictor,
 )
-from jetvit.cost_model.estimate import Overheads
+from jetvit.cost_model.estimate import Overheads, estimate
 from jetvit.cost_model.graph_operations import GraphOperations
 from jetvit.cost_model.latencies import Latencies, UnknownLatency
 from jetvit.cost_model.measurement import Machine, Measurement
@@ -74,6 +74,7 @@ def test_the_terms_of_the_runs_are_found(table: Path) -> None:
     assert (costs.machine, set(costs.overheads)) == (MACHINE, {"eager"})
     found = costs.overheads["eager"]
     assert [found.fixed_ms, found.launch_ms, found.overlap] == pytest.approx([1.0, 0.1, 0.8], rel=1e-6)
+    assert found.error == pytest.approx(0, abs=1e-6)
     asked = GraphOperations(Counter({gelu(256): 7}), Counter())
     assert costs.estimate(asked, "eager").ms == pytest.approx(TRUE.apply(7 * ms_of(gelu(256)), 7))
     assert costs.estimate(asked, "compiled").ms == pytest.approx(7 * ms_of(gelu(256)))
@@ -86,6 +87,24 @@ def test_runs_that_do_not_tell_are_left_out(table: Path, caplog: pytest.LogCaptu
     assert "eager runs are added up plainly: 2 runs determine 2 of three terms" in caplog.text
     assert fit_overheads([*RUNS, run(1, 77, 0)], latencies).keys() == {"eager"}
     assert "a run of 1 times is left out" in caplog.text
+
+
+def test_the_interval_holds_for_models_that_were_left_out(table: Path) -> None:
+    latencies = Latencies(read_table(table))
+    wrong = [
+        WholeRun(each.machine, each.model, each.plan, each.mode, each.operations, Latency(ms, ms, ms, 9))
+        for each, off in zip([*RUNS, run(7, 1024, 9)], (1.1, 0.95, 1.05, 0.9, 1.2), strict=True)
+        if (ms := off * each.latency.median_ms)
+    ]
+    overheads = fit_overheads(wrong, latencies)["eager"]
+    assert 0.05 < overheads.error < 1
+    for left_out in wrong:
+        others = fit_overheads([each for each in wrong if each is not left_out], latencies)["eager"]
+        off = others.apply(estimate(left_out.operations, latencies).ms, left_out.operations.launches)
+        assert abs(math.log(off / left_out.latency.median_ms)) <= math.log1p(overheads.error) * 1.5
+    asked = estimate(RUNS[0].operations, latencies, overheads)
+    assert asked.low == pytest.approx(asked.ms / (1 + overheads.error))
+    assert asked.high == pytest.approx(asked.ms * (1 + overheads.error))
 
 
 def test_the_last_version_counts(table: Path) -> None:

@@ -262,7 +262,7 @@ def test_broken_arrays_are_refused(saved: Path, tmp_path: Path, name: str):
     ("path", "value", "reason"),
     [
         (["format"], "other", "another format"),
-        (["version"], 2, "it is of version 2, and this is version 1"),
+        (["version"], 1, "it is of version 1, and this is version 2"),
         (["sizes"], [], "it knows the sizes"),
         (["device", "multiprocessors"], 0, "multiprocessors is 0"),
         (["device", "name"], 3, "name is 3, not a text"),

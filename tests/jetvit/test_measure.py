@@ -150,7 +150,8 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 # The process
 
 PROGRAM = """
-import sys, jetvit.cli
+import signal, sys, jetvit.cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 from jetvit.cost_model.measure import measure_operation
 measure_operation.__kwdefaults__["time_limit_s"] = float(sys.argv.pop(1))
 sys.exit(jetvit.cli.main(sys.argv[1:]))

@@ -52,6 +52,7 @@ bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchm
 	$(BIN)/python -m benchmarks.calibrate
 	$(BIN)/python -m benchmarks.cost_model
 	$(BIN)/python -m benchmarks.whole_plans
+	$(BIN)/python -m benchmarks.local_distillation
 
 kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every kernel on an H100; needs no GPU
 	$(BIN)/python -m benchmarks.kernel_resources

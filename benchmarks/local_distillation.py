@@ -13,6 +13,7 @@ DIR (or JETVIT_DATA) holds vit_tiny_patch16_224.safetensors and camvid/{train,va
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import time
@@ -39,7 +40,7 @@ from jetvit.search.supernet import Supernet
 MODEL = "timm:vit_tiny_patch16_224"
 SIZE, PATCH_SIZE, CLASSES = (352, 480), 16, 11
 CHOICES = (Choice("linear"), Choice("linear", conv_size=3), Choice("window", window=(8, 8)))
-BATCH = 2
+BATCH, RUN = 2, 10
 COLUMNS = ("choice", "steps", "miou", "low", "high", "pixel_accuracy", "drift", "images")
 PROVENANCE = ("model", "size", "batch", "seed", "seconds", "command", "date", "device", "threads", "torch", "jetvit")
 Features = Callable[[Tensor], Tensor]
@@ -92,12 +93,16 @@ def train_head(features: Tensor, labels: Tensor, *, steps: int = 600, seed: int 
 
 @torch.no_grad()
 def score(head: nn.Conv2d, features: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The head on features: mean IoU with a 95 % interval over images drawn anew, and the features' drift."""
+    """The head on features: mean IoU with a 95 % interval, and the features' drift.
+
+    The interval is that over images drawn anew, in runs of `RUN` that follow each other: frames of a film are alike.
+    """
     confusion = Confusion(CLASSES)
     for row, truth in zip(features.split(1), labels.split(1), strict=True):
         confusion.add(F.interpolate(head(row), truth.shape[1:], mode="bilinear").argmax(1), truth)
     counts = torch.stack(confusion.by_image)
-    drawn = torch.from_numpy(np.random.default_rng(0).integers(len(counts), size=(1000, len(counts))))
+    first = np.random.default_rng(0).integers(len(counts), size=(1000, math.ceil(len(counts) / RUN), 1))
+    drawn = torch.from_numpy((first + np.arange(RUN)) % len(counts)).flatten(1)[:, : len(counts)]
     low, high = np.percentile([mean_iou(counts[rows].sum(0)) for rows in drawn], [2.5, 97.5])
     variation = (reference - reference.mean((2, 3), keepdim=True)).square().sum()
     return {

@@ -65,7 +65,7 @@ def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
 
 def local_distillation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Models all of whose blocks are of one choice, before and after local distillation."""
-    lines = ["| all blocks | steps of two images | mIoU (95 % interval over images) | drift |", "|---|---|---|---|"]
+    lines = ["| all blocks | steps of two images | mIoU (95 % interval) | drift |", "|---|---|---|---|"]
     for _, record in results:
         lines += [
             f"| {row['choice']} | {row['steps']} | **{float(row['miou']):.3f}** "

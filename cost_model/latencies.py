@@ -77,7 +77,6 @@ def fit_predictor(measurements: Sequence[Measurement], *, seed: int = 0) -> tupl
 
     Raises:
         ValueError: there are no measurements, or they are of several machines.
-        ImportError: scikit-learn is not installed.
     """
     machine = _machine(measurements)
     if machine is None:

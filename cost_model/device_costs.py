@@ -93,7 +93,8 @@ def _error(by_model: Mapping[str, Sequence[Run]], fitted: Overheads) -> float:
     for model, own in by_model.items():
         try:
             overheads = Overheads.fit([run for name, some in by_model.items() if name != model for run in some])
-        except ValueError:  # too few are left
+        except ValueError:  # too few are left: an error that the fit has seen is better than none
+            log.info("without %s the runs do not tell how operations add up", model)
             overheads = fitted
         errors += [abs(math.log(overheads.apply(run.sum_ms, run.launches) / run.measured_ms)) for run in own]
     return math.expm1(float(np.quantile(errors, 0.9)))

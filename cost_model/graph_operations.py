@@ -140,6 +140,7 @@ _READERS: dict[object, Callable[[Node], dict[str, Any] | None]] = {
     aten.layer_norm.default: _row_wise("layer_norm"),
     aten.gelu.default: _row_wise("gelu"),
     aten.add.Tensor: _add,
+    aten.add_.Tensor: _add,
     SDPA: _sdpa,
     torch.ops.jetvit.full_attention.default: _operator("full", 5),
     torch.ops.jetvit.window_attention.default: _operator("window", 5),

@@ -217,6 +217,8 @@ class Plan:
         match = match_names((site.name for site in self.sites), model.names, partial=partial)
         if partial and not match.mapping:
             return match
+        if match.absent:
+            self._refuse_scattered(match)
         ours, theirs = self.fingerprint.within(match.removed, match.added), model.within(match.added, match.added)
         if partial:
             ours = ours.only(theirs.names)
@@ -228,6 +230,25 @@ class Plan:
                 do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
             )
         return match
+
+    def _refuse_scattered(self, match: NameMatch) -> None:
+        """Refuse a part of the model with some calls of a module whose calls the plan treats differently.
+
+        Which call it is that is here is not known: the first call in every graph has the name of the first of all.
+        """
+        choices: dict[str, set[Choice]] = {}
+        for site in self.sites:
+            choices.setdefault(site.name.partition("#")[0], set()).add(site.choice)
+        for name in match.absent:
+            module = name.partition("#")[0]
+            here = any(each.partition("#")[0] == module for each in match.mapping)
+            if here and len(choices[module]) > 1:
+                raise PlanError(
+                    f"the calls of {module} are spread over several graphs",
+                    why="the plan makes different choices for them, and which of them is in this graph is not known",
+                    where=f"site {name} of the plan",
+                    do="compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize",
+                )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the plan into `folder`: plan.json and, if it has weights, weights.safetensors.

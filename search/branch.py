@@ -28,8 +28,7 @@ class CannotCut(Exception):
 class Cut:
     """Where a site begins and ends, by names of nodes.
 
-    starts: the products that yield q, k and v. end: the product of the output projection, or, where the site has none
-    of its own, the attention's result.
+    starts: the products that yield q, k and v. end: the product of the output projection.
     """
 
     site: str
@@ -38,16 +37,17 @@ class Cut:
 
     @classmethod
     def of(cls, site: AttentionSite) -> Cut:
-        """The cut of a site. Raises CannotCut where q, k or v come from no product with a weight."""
+        """The cut of a site. Raises CannotCut where it has no output projection of its own, or none before."""
         own = site.projections
+        if own.out is None:
+            raise CannotCut(f"{site.name} has no output projection, or shares it with another site")
         projections = [own.packed] if own.packed is not None else [own.q, own.k, own.v]
         starts = [linear.node for linear in projections if linear is not None]
         if len(starts) < len(projections):  # shared with another site, or with a bias that the graph puts together
             starts = [node for operand in (site.q, site.k, site.v) for node in _products_before(operand.node)]
-        end = own.out.node if own.out is not None else site.out.node
         if not starts:
             raise CannotCut(f"no projection of {site.name} was found")
-        return cls(site.name, frozenset(node.name for node in starts), end.name)
+        return cls(site.name, frozenset(node.name for node in starts), own.out.node.name)
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ def _inside(end: Node, depends: set[Node], outside: Mapping[str, Node]) -> set[N
         found.add(node)
         for each in node.all_input_nodes:
             known = each.name in outside and outside[each.name].target == each.target
-            own = each.op == "get_attr" and all(user in depends or user in found for user in each.users)
-            if each in depends or own or (not known and each.op != "placeholder"):
+            if each in depends or not (known or each.op in ("placeholder", "get_attr")):
                 waiting.append(each)
-    return found
+    # A tensor that another site uses as well is nobody's own.
+    tensors = {each for node in found for each in node.all_input_nodes if each.op == "get_attr"}
+    return found | {each for each in tensors if found.issuperset(each.users)}
 
 
 def _is_check(node: Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jetvit.cost_model import Choice
-from jetvit.patterns.errors import JetvitError
+from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.runner import Batch
 from jetvit.search.supernet import FULL, Supernet
 
@@ -65,15 +65,22 @@ class LocalDistillation:
             choices: what to train at each site; all by default.
             progress: called with the steps done and the mean loss of the last.
         Raises:
-            JetvitError: a loss is not finite, with the step and the site; the batches end early.
+            JetvitError: a loss or, in the end, a weight is not finite; the batches end early.
+            InputError: the weights are of 16 bits without the range of 32, which no optimiser steps on.
+            ValueError: a site or a choice is not there.
         """
         trained = [
             (name, choice)
             for name, site in net.choice_sites.items()
-            for choice in (site.choices if choices is None else choices.get(name, ()))
+            for choice in (site.choices if choices is None else dict.fromkeys(choices.get(name, ())))
             if choice != FULL
         ]
+        for name, some in (choices or {}).items():
+            for choice in some:
+                net.check(name, choice)
         groups = {key: net.choice_sites[key[0]].parameters_of(key[1]) for key in trained}
+        if any(value.dtype == torch.float16 for named in groups.values() for value in named.values()):
+            raise InputError("float16 weights cannot be trained", do="load the model in float32 or bfloat16")
         optimizer = self._optimizer(groups, net)
         history: list[dict[tuple[str, Choice], float]] = []
         for step, batch in zip(range(self.steps), batches, strict=False):
@@ -94,6 +101,13 @@ class LocalDistillation:
             raise JetvitError(
                 f"the images ended after {len(history)} of {self.steps} steps", do="give an endless stream of batches"
             )
+        for (name, choice), named in groups.items():
+            if not all(value.isfinite().all() for value in named.values()):
+                raise JetvitError(
+                    f"a weight of {choice.label} at {name} is not finite",
+                    why="after the last step of the local distillation",
+                    do="use a smaller learning rate",
+                )
         return history
 
     def _optimizer(

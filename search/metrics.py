@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +41,9 @@ class Confusion:
             raise InputError(f"a predicted class is none of {self.classes}")
         images = (each.reshape(-1, *each.shape[-2:]) for each in (predicted, labels))
         for ours, theirs in zip(*images, strict=True):
+            ours, theirs = ours.long(), theirs.long()  # the number of classes may not fit into bytes
             known = (theirs >= 0) & (theirs < self.classes)
-            pairs = theirs[known].long() * self.classes + ours[known].long()
+            pairs = theirs[known] * self.classes + ours[known]
             counts = torch.bincount(pairs.flatten(), minlength=self.classes**2)
             self.by_image.append(counts.reshape(self.classes, self.classes).cpu())
 
@@ -140,12 +141,21 @@ def closer_accuracy(predicted: Tensor, pairs: Sequence[Mapping[str, object]]) ->
         names = ["point1", "point2"]
         if pair["closer_point"] not in names:
             raise InputError(f"closer_point is {pair['closer_point']!r}, neither point1 nor point2")
-        values = {name: predicted[tuple(pair[name])] for name in names}  # type: ignore[arg-type]
+        values = {name: predicted[_place(pair[name], predicted)] for name in names}
         closer = values.pop(str(pair["closer_point"]))
         answers.append(bool(closer > next(iter(values.values()))))
     return answers
 
 
+def _place(point: Any, predicted: Tensor) -> tuple[int, int]:
+    row, column = (int(each) for each in point)
+    if not (0 <= row < predicted.shape[0] and 0 <= column < predicted.shape[1]):
+        raise InputError(f"the point {list(point)} is outside of {list(predicted.shape)}")
+    return row, column
+
+
 def label_agreement(ours: Tensor, theirs: Tensor) -> float:
     """The share of places where two score maps [batch, class, ...] have their largest score at the same class."""
+    if ours.shape != theirs.shape:
+        raise InputError(f"score maps are {list(ours.shape)} and {list(theirs.shape)}")
     return float((ours.argmax(1) == theirs.argmax(1)).double().mean())

@@ -55,8 +55,8 @@ class ChoiceSite(nn.Module):
     def forward(self, *values: object) -> Tensor:
         """The output of the active choice. Where `watch` is a list, it gets the values and the output."""
         output = self.run(self.active, values)
-        if self.watch is not None:
-            self.watch.append((values, output))
+        if self.watch is not None:  # copies: what follows in the model may write into either
+            self.watch.append((tuple(map(_copy, values)), output.clone()))
         return output
 
     def run(self, choice: Choice, values: Sequence[object]) -> Tensor:
@@ -110,9 +110,7 @@ class Supernet(nn.Module):
     def path(self, path: Path) -> Iterator[None]:
         """Take this path meanwhile. Raises ValueError for a site or a choice that is not there."""
         for name, choice in path.items():
-            known = self.choice_sites[name].choices if name in self.choice_sites else (FULL,)
-            if choice not in known:
-                raise ValueError(f"{name} cannot be {choice.label}: {', '.join(each.label for each in known)}")
+            self.check(name, choice)
         before = {name: site.active for name, site in self.choice_sites.items()}
         for name, site in self.choice_sites.items():
             site.active = path.get(name, FULL)
@@ -121,6 +119,14 @@ class Supernet(nn.Module):
         finally:
             for name, site in self.choice_sites.items():
                 site.active = before[name]
+
+    def check(self, name: str, choice: Choice) -> None:
+        """Raise ValueError for a site that is not there, or that cannot be this choice."""
+        if name not in self.fingerprint.names:
+            raise ValueError(f"there is no site {name}: {', '.join(self.fingerprint.names)}")
+        known = self.choice_sites[name].choices if name in self.choice_sites else (FULL,)
+        if choice not in known:
+            raise ValueError(f"{name} cannot be {choice.label}: {', '.join(each.label for each in known)}")
 
     @contextmanager
     def watching(self) -> Iterator[dict[str, list[tuple[tuple[object, ...], Tensor]]]]:
@@ -138,6 +144,7 @@ class Supernet(nn.Module):
         """The plan of a path: its choices, and all weights that differ from the model's. fields: others of `Plan`."""
         weights: dict[str, Tensor] = {}
         for name, choice in path.items():
+            self.check(name, choice)
             if choice != FULL:
                 for fqn, value in self.choice_sites[name].parameters_of(choice).items():
                     if fqn not in self._base or not torch.equal(value.detach(), self._base[fqn]):
@@ -206,6 +213,10 @@ class Supernet(nn.Module):
         return graph.program()
 
 
+def _copy(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _as_module(program: ExportedProgram) -> GraphModule:
     """A program as a module whose tensors are attributes; it takes what the original model took."""
     return program.module(check_guards=False)
@@ -220,13 +231,14 @@ def _new_generator(site: AttentionSite, conv_size: int, generator: torch.Generat
     return {f"{site.name}.linear_attention.{part}": value for part, value in weights.items()}
 
 
-def _put_in(model: GraphModule, target: str, owner: ChoiceSite, end: Node, outside: Mapping[str, Node]) -> None:
-    """Put a site's module in the place of the nodes that computed its output."""
+def _put_in(model: GraphModule, target: str, owner: ChoiceSite, end: Node, outside: dict[str, Node]) -> None:
+    """Put a site's module in the place of the nodes that computed its output, and of `end` in `outside`."""
     model.add_submodule(target, owner)
     with model.graph.inserting_before(end):
         call = model.graph.call_module(target, tuple(outside[name] for name in owner.inputs))
     call.meta = dict(end.meta)
     end.replace_all_uses_with(call)
+    outside[end.name] = call  # a site may take what another yields
 
 
 def _refuse_open_grids(sites: Sites) -> None:

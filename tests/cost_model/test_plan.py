@@ -213,6 +213,17 @@ def test_match_leaves_attention_outside_of_the_plans_part_alone():
     assert PLAN.match(map(as_site, [*model, head])).unplanned == ("backbone.blocks.2.attn", "head.attn")
 
 
+def test_calls_of_one_module_in_several_graphs():
+    shapes = (replace(FINGERPRINT.sites[0], name="core"), replace(FINGERPRINT.sites[0], name="core#1"))
+    window = Choice("window", window=(4, 4))
+    there = [as_site(shapes[0])]  # after a graph break the second call has the name of the first, too
+    alike = Plan(tuple(SitePlan(shape.name, window) for shape in shapes), Fingerprint(shapes))
+    assert alike.match(there, partial=True).mapping == {"core": "core"}
+    differ = Plan((SitePlan("core", Choice("full")), SitePlan("core#1", window)), Fingerprint(shapes))
+    with pytest.raises(PlanError, match="the calls of core are spread over several graphs"):
+        differ.match(there, partial=True)
+
+
 def test_match_of_a_piece_of_the_model():
     with pytest.raises(PlanError, match="for another model"):
         PLAN.match([as_site(FINGERPRINT.sites[1])])

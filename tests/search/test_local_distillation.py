@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jetvit.cost_model import Choice
 from jetvit.demo import SmallViT
 from jetvit.passes.capture import export_model
-from jetvit.patterns.errors import JetvitError
+from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.local_distillation import LocalDistillation
 from jetvit.search.runner import Batch
 from jetvit.search.supernet import FULL, Supernet
@@ -103,3 +103,29 @@ def test_the_rate_rises_and_falls(steps: int, warm_up: float):
 def test_no_schedule(wrong: dict[str, float]):
     with pytest.raises(ValueError, match="no schedule"):
         LocalDistillation(**wrong)  # type: ignore[arg-type]
+
+
+def test_half_precision_is_refused():
+    torch.manual_seed(0)
+    model = SmallViT(1, 32, 2).eval().half()
+    net = Supernet(export_model(model, (torch.randn(2, 3, 64, 64).half(),), {}), (LINEAR,))
+    with pytest.raises(InputError, match="float16 weights cannot be trained"):
+        LocalDistillation(steps=1)(net, endless())
+
+
+def test_a_weight_that_is_not_finite_in_the_end_is_noticed():
+    with pytest.raises(JetvitError, match=r"(a weight|the loss) of .* at blocks"):
+        LocalDistillation(steps=1, learning_rate=math.inf)(net_of(), endless())
+
+
+def test_sites_and_choices_that_are_not_there():
+    for wrong in ({"blocks.0.atn": [LINEAR]}, {"blocks.0.attn": [Choice("linear", conv_size=5)]}):
+        with pytest.raises(ValueError, match=r"there is no site|cannot be"):
+            LocalDistillation(steps=1)(net_of(), endless(), wrong)
+
+
+def test_a_choice_that_is_named_twice_is_trained_once():
+    twice, once = (
+        LocalDistillation(steps=3)(net_of(), endless(), {"blocks.0.attn": [WINDOW] * count}) for count in (2, 1)
+    )
+    assert twice == once

@@ -149,3 +149,16 @@ def test_label_agreement():
     ours = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # [1, class, place]
     assert label_agreement(ours, ours) == 1
     assert label_agreement(ours, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])) == 0.5
+
+
+def test_labels_in_bytes():
+    confusion = Confusion(256)
+    confusion.add(torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([[0, 255]], dtype=torch.uint8))
+    assert (int(confusion.total.sum()), confusion.miou()) == (2, 1.0)
+
+
+def test_what_would_broadcast_or_wrap_around_is_refused():
+    with pytest.raises(InputError, match="score maps are"):
+        label_agreement(torch.zeros(2, 3, 4), torch.zeros(1, 3, 4))
+    with pytest.raises(InputError, match="is outside of"):
+        closer_accuracy(torch.zeros(2, 2), [{"point1": [-1, 0], "point2": [0, 1], "closer_point": "point1"}])

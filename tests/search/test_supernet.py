@@ -89,7 +89,7 @@ def test_what_is_trained_is_what_is_emitted(trained: tuple[nn.Module, Tensor, Su
 def test_models_of_the_zoo(name: str):
     model, inputs, program = exported(name)
     if name in NOT_CUT:
-        with pytest.raises(JetvitError, match="is in a region of the graph"):
+        with pytest.raises(JetvitError, match=r"is in a region of the graph|shares it with another site"):
             Supernet(program, (LINEAR, WINDOW))
         return
     net = Supernet(program, (LINEAR, WINDOW))
@@ -168,11 +168,14 @@ def test_weights_of_other_parts_are_shared_not_copied(trained: tuple[nn.Module, 
 
 def test_unknown_sites_and_choices_are_refused(trained: tuple[nn.Module, Tensor, Supernet]):
     _, _, net = trained
-    with (
-        pytest.raises(ValueError, match=r"blocks.9.attn cannot be linear relu: full"),
-        net.path({"blocks.9.attn": LINEAR}),
-    ):
-        pass
+    for wrong in (FULL, LINEAR):
+        with (
+            pytest.raises(ValueError, match=r"there is no site blocks.9.attn: blocks.0.attn"),
+            net.path({"blocks.9.attn": wrong}),
+        ):
+            pass
+        with pytest.raises(ValueError, match=r"there is no site blocks.9.attn"):
+            net.plan({"blocks.9.attn": wrong})
     five = Choice("linear", conv_size=5)
     with (
         pytest.raises(ValueError, match=r"blocks.0.attn cannot be linear relu conv5"),
@@ -195,3 +198,88 @@ def test_an_open_grid_is_refused():
     program = export_model(model, (image,), {}, {"image": size})
     with pytest.raises(InputError, match="needs a fixed image size"):
         Supernet(program, CHOICES)
+
+
+class Attend(nn.Module):
+    """Attention whose parts may be another's, too."""
+
+    def __init__(self, q: nn.Module | None = None, q_norm: nn.Module | None = None):
+        super().__init__()
+        self.q, self.q_norm = q or nn.Linear(32, 32), q_norm or nn.LayerNorm(16)
+        self.k, self.v, self.out = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each(x).unflatten(-1, (2, 16)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(self.q_norm(q), k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Odd(nn.Module):
+    """Two attentions after a patch embedding; `step` says how a block takes its attention's output."""
+
+    def __init__(self, step: Any, **shared: nn.Module):
+        super().__init__()
+        self.embed, self.step = nn.Conv2d(3, 32, 16, 16), step
+        self.attns = nn.ModuleList(Attend(**shared) for _ in range(2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image).flatten(2).transpose(1, 2)
+        for attend in self.attns:
+            x = self.step(attend, x)
+        return x
+
+
+def add(attend: nn.Module, x: Tensor) -> Tensor:
+    return x + attend(x)
+
+
+def chain(attend: nn.Module, x: Tensor) -> Tensor:
+    return attend(x)
+
+
+def add_to_output(attend: nn.Module, x: Tensor) -> Tensor:
+    y = attend(x)
+    y += x
+    return y
+
+
+def add_to_input(attend: nn.Module, x: Tensor) -> Tensor:
+    x = x * 1.0
+    x += attend(x)
+    return x
+
+
+def scale_output(attend: nn.Module, x: Tensor) -> Tensor:
+    return x + attend(x).mul_(0.3)
+
+
+ODD = {
+    "shared norm": lambda: Odd(add, q_norm=nn.LayerNorm(16)),
+    "shared projection": lambda: Odd(add, q=nn.Linear(32, 32)),
+    "one after the other": lambda: Odd(chain),
+    "added to the output": lambda: Odd(add_to_output),
+    "added to the input": lambda: Odd(add_to_input),
+    "scaled in place": lambda: Odd(scale_output),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_shared_weights_chains_and_writes_in_place(name: str):
+    torch.manual_seed(0)
+    model, image = ODD[name]().eval(), torch.randn(2, 3, 64, 96)
+    net = net_of(model, image, (LINEAR,))
+    disturb(net)
+    sites = list(net.choice_sites)
+    assert sites == ["attns.0", "attns.1"]
+    with torch.no_grad():
+        original = net(image)
+        assert_close(original, model(image))
+        for path in ({sites[0]: LINEAR}, {sites[1]: LINEAR}, dict.fromkeys(sites, LINEAR)):
+            with net.path(path):
+                found = net(image)
+            assert (found - original).abs().max() > 1e-3
+            assert_close(found, jetvit.optimize(model, image, plan=net.plan(path))(image))
+        with net.watching() as seen:
+            net(image)
+        for site, ((values, target),) in seen.items():
+            assert_close(net.choice_sites[site].run(FULL, values), target)

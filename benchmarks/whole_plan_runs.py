@@ -8,22 +8,21 @@ the machine meets them alike.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, export
 
 from jetvit.api import find_attention, optimize
-from jetvit.cost_model import Choice, Fingerprint, Latency, Plan, SitePlan
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.cost_model.graph_operations import graph_operations
 from jetvit.cost_model.measurement import Machine
+from jetvit.cost_model.rounds import Run, Sampler, in_rounds, sampler
 from jetvit.cost_model.runs import Mode, WholeRun
-from jetvit.cost_model.timing import generator_shapes
+from jetvit.cost_model.timing import generator_shapes, summary
 from jetvit.demo import SmallViT
 from jetvit.patterns.site import Sites
 
@@ -34,7 +33,6 @@ CHOICES = {
     "L": Choice("linear"),
     "L3": Choice("linear", conv_size=3),
 }
-_SAMPLE_S = 0.02  # A sample is the mean over as many calls as fit in here.
 GENERATOR = ("w1", "b1", "w2", "b2")
 
 
@@ -106,14 +104,12 @@ def measure_group(
     names = sample_plans(group.depth, plans, seed=group.depth)
     programs = [optimize(program, plan=_plan(sites, each)) for each in names]
     with torch.inference_mode():
-        calls = [_call(each, compiled) for each in programs]
-        repeats = [_repeats(call, images) for call in calls]
-        progress(f"{group}, {mode}: {len(calls)} plans ready")
-        samples = _in_turns(calls, repeats, images, passes)
+        samplers = [_sampler(partial(_module(each, compiled), images), device) for each in programs]
+        progress(f"{group}, {mode}: {len(samplers)} plans ready")
+        samples = in_rounds(samplers, passes)
     for plan, rewritten, values in zip(names, programs, samples, strict=True):
-        q25_ms, median_ms, q75_ms = (float(x) for x in np.percentile(values, [25, 50, 75]))
-        latency = Latency(median_ms, q25_ms, q75_ms, len(values))
-        yield WholeRun(machine, str(group), " ".join(plan), mode, graph_operations(rewritten.graph_module), latency)
+        operations = graph_operations(rewritten.graph_module)
+        yield WholeRun(machine, str(group), " ".join(plan), mode, operations, summary(values))
 
 
 def _plan(sites: Sites, names: Sequence[str]) -> Plan:
@@ -127,38 +123,17 @@ def _plan(sites: Sites, names: Sequence[str]) -> Plan:
     return Plan(entries, Fingerprint.of(sites), weights=weights)
 
 
-def _call(program: ExportedProgram, compiled: bool) -> Callable[[Tensor], Any]:
+def _module(program: ExportedProgram, compiled: bool) -> Callable[[Tensor], object]:
     module: nn.Module = program.module()
     return torch.compile(module, dynamic=False) if compiled else module
 
 
-def _in_turns(
-    calls: Sequence[Callable[[Tensor], Any]], repeats: Sequence[int], images: Tensor, passes: int
-) -> list[list[float]]:
-    """Milliseconds a call, by call; one sample a pass."""
-    samples: list[list[float]] = [[] for _ in calls]
-    order = list(range(len(calls)))
-    shuffle = random.Random(0).shuffle
-    for _ in range(passes):
-        shuffle(order)
-        for index in order:
-            calls[index](images)  # the caches are another plan's
-            samples[index].append(_time(calls[index], images, repeats[index]))
-    return samples
+def _sampler(run: Run, device: torch.device) -> Sampler:
+    """Compile, and answer what takes a sample."""
+    sample = sampler(run, device)
 
+    def warm_sample() -> float:
+        run()  # the caches are another plan's
+        return sample()
 
-def _repeats(call: Callable[[Tensor], Any], images: Tensor) -> int:
-    """Compile, and answer how many calls make a sample."""
-    call(images)
-    return max(1, round(1e3 * _SAMPLE_S / _time(call, images, 1)))
-
-
-def _time(call: Callable[[Tensor], Any], images: Tensor, repeats: int) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return 1e3 * (time.perf_counter() - start) / repeats
+    return warm_sample

@@ -119,8 +119,9 @@ def _attention(operation: Operation, random: Callable[..., Tensor]) -> tuple[Cal
         return partial(window_attention, q, k, v, rope_y, rope_x, *place, *window, scale), "jetvit::window_attention"
     if operation.op == "linear":
         w1, b1, w2, b2 = _generator_weights(operation, random, absent)
-        arguments = (q, k, v, rope_y, rope_x, w1, b1, w2, b2, *place, operation.conv_size, DEFAULT_EPS, "relu")
-        return partial(linear_attention, *arguments), "jetvit::linear_attention"
+        options = (operation.conv_size, DEFAULT_EPS, operation.feature_map)
+        call = partial(linear_attention, q, k, v, rope_y, rope_x, w1, b1, w2, b2, *place, *options)
+        return call, "jetvit::linear_attention"
     if operation.backend:
         if operation.rope:
             raise NotImplementedError("full attention with RoPE chooses its backend by itself")

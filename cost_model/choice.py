@@ -27,8 +27,8 @@ class Choice:
     * ``Choice("full")``
     * ``Choice("window", window=(16, 16))``: the largest height and width of a window, in tokens.
     * ``Choice("linear")``: `conv_size` is the side of the depthwise kernel on v, 0 (the default) for none; `eps`, 1e-6
-      by default, is added to the denominator; `feature_map`, "relu" by default, names the function on q and k. Both
-      take what `jetvit::linear_attention` takes.
+      by default, is added to the denominator; `feature_map`, "relu" by default, "relu_centred" or "hedgehog", names
+      the function on q and k. `jetvit::linear_attention` says what they mean.
 
     Raises `PlanError` for a parameter that is missing, out of range, or of another kind.
     """
@@ -82,6 +82,10 @@ class Choice:
         conv = f" conv{self.conv_size}" if self.conv_size else ""
         eps = "" if self.eps == DEFAULT_EPS else f" eps{self.eps!r}"
         return f"linear {self.feature_map}{conv}{eps}"
+
+    def covers(self, grid: tuple[int, int]) -> bool:
+        """True for a window that holds a whole grid of (height, width) tokens: full attention under another name."""
+        return self.window is not None and grid[0] <= self.window[0] and grid[1] <= self.window[1]
 
     def __str__(self) -> str:
         return self.label

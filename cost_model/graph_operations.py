@@ -125,7 +125,7 @@ def _operator(op: str, grid: int) -> Callable[[Node], dict[str, Any] | None]:
         if op == "window":
             fields |= {"window_h": _int(node.args[grid + 3]), "window_w": _int(node.args[grid + 4])}
         elif op == "linear":
-            fields["conv_size"] = node.args[grid + 3]
+            fields |= {"conv_size": node.args[grid + 3], "feature_map": node.args[grid + 5]}
         return fields
 
     return read

@@ -43,7 +43,7 @@ class Latencies:
         if predictor is not None and machine is not None and predictor.device != _device(machine):
             raise ValueError(f"the predictor is of {predictor.device}, the measurements of {_device(machine)}")
         self._predictor, self._why_not = predictor, dict(why_not or {})
-        self._measured = _answers(measurements)
+        self._known = _answers(measurements)  # and what was predicted since
 
     @classmethod
     def fit(cls, measurements: Sequence[Measurement], *, seed: int = 0) -> Self:
@@ -56,16 +56,18 @@ class Latencies:
         Raises:
             UnknownLatency: it was not measured, and nothing predicts it.
         """
-        if (answer := self._measured.get(operation.key)) is not None:
+        key = operation.key
+        if (answer := self._known.get(key)) is not None:
             return answer
         kernel = kernel_of(operation)
         if self._predictor is None or kernel not in self._predictor.models:
-            measured = any(kernel_of(each) == kernel for each in self._measured)
+            measured = any(kernel_of(each) == kernel for each in self._known)
             why = f"there are too few measurements of {kernel}" if measured else f"no {kernel} was measured"
             reason = self._why_not.get(kernel, why)
             raise UnknownLatency(f"{operation}: not measured, and not predicted: {reason}")
-        found = self._predictor.predict(operation.key)
-        return Answer(found.ms, found.low, found.high, "predicted", found.extrapolated)
+        found = self._predictor.predict(key)
+        self._known[key] = Answer(found.ms, found.low, found.high, "predicted", found.extrapolated)
+        return self._known[key]
 
 
 def fit_predictor(measurements: Sequence[Measurement], *, seed: int = 0) -> tuple[Predictor, dict[str, str]]:

@@ -21,7 +21,7 @@ from jetvit.kernels.tuning import record_choices
 from jetvit.patterns.errors import InputError
 
 # Inputs, outputs and what lies between them, to the inputs and outputs alone: in no operator is it more on a CPU.
-_MEMORY_FACTOR = 4
+_MEMORY_FACTOR = 5
 # Roughly, of one measurement: all that is not the calls themselves, and how often a long call is made.
 _SECONDS_EACH, _CALLS_EACH = 0.2, 25
 

@@ -10,12 +10,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from jetvit.kernels import balanced_windows
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 ATTENTIONS = ("full", "window", "linear")
 ROW_WISE = ("layer_norm", "gelu", "add")
 OPS = (*ATTENTIONS, "gemm", *ROW_WISE)
 # How often the data of an op goes to or from memory; twice where it is not named.
 PASSES = {"full": 4, "window": 4, "linear": 5, "add": 3}
+# How many features of linear attention a channel of q and k becomes; one where the map is not named.
+_FEATURES = {"hedgehog": 2}
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -28,8 +31,9 @@ class Operation:
     * dtype: "float32", "float16" or "bfloat16".
     * batch, grid_h, grid_w, extra: a sequence has grid_h · grid_w grid tokens and `extra` others.
     * heads, head_dim, rope: of an attention; rope is whether it rotates q and k itself.
-    * window_h, window_w: the largest window of "window". conv_size: the side of the convolution of "linear", 0 for
-      none.
+    * window_h, window_w: the largest window of "window".
+    * conv_size, feature_map: of "linear", the side of the convolution, 0 for none, and what makes features of q and k,
+      "relu" where it is not given.
     * backend: of "full", the backend of SDPA, or "" for the one that the operator chooses by itself.
     * inputs, outputs: features.
 
@@ -48,6 +52,7 @@ class Operation:
     window_h: int = 0
     window_w: int = 0
     conv_size: int = 0
+    feature_map: str = ""
     backend: str = ""
     inputs: int = 0
     outputs: int = 0
@@ -57,11 +62,16 @@ class Operation:
             raise ValueError(f"op is {self.op!r}, which is none of {', '.join(OPS)}")
         if self.dtype not in ELEMENT_BYTES:
             raise ValueError(f"dtype is {self.dtype!r}, which is none of {', '.join(ELEMENT_BYTES)}")
+        if self.op == "linear":
+            object.__setattr__(self, "feature_map", self.feature_map or "relu")
+            if self.feature_map not in FEATURE_MAPS:
+                raise ValueError(f"feature_map is {self.feature_map!r}, which is none of {', '.join(FEATURE_MAPS)}")
         needed = {"batch", "grid_h", "grid_w"}
         allowed = {"op", "dtype", "extra"} | needed
         if self.op in ATTENTIONS:
             needed |= {"heads", "head_dim"} | ({"window_h", "window_w"} if self.op == "window" else set())
-            allowed |= needed | {"rope"} | {"linear": {"conv_size"}, "full": {"backend"}}.get(self.op, set())
+            own = {"linear": {"conv_size", "feature_map"}, "full": {"backend"}}.get(self.op, set())
+            allowed |= needed | {"rope"} | own
         else:
             needed |= {"inputs"} | ({"outputs"} if self.op == "gemm" else set())
             allowed |= needed
@@ -102,6 +112,11 @@ class Operation:
         return self.heads * self.head_dim if self.op in ATTENTIONS else self.inputs
 
     @property
+    def feature_dim(self) -> int:
+        """What the feature map makes of the head_dim channels of q and of k; head_dim where there is no such map."""
+        return self.head_dim * _FEATURES.get(self.feature_map, 1)
+
+    @property
     def flops(self) -> int:
         """Floating-point operations, a product and its sum counted as two; of "gelu" and its like, one an element."""
         rows, width, grid = self.rows, self.features, self.batch * self.grid_h * self.grid_w
@@ -111,7 +126,7 @@ class Operation:
             seen = self.extra + self.window_tokens
             return 4 * width * (grid * seen + self.batch * self.extra * self.tokens)
         if self.op == "linear":
-            return 4 * rows * self.head_dim * width + 2 * self.conv_size**2 * grid * width
+            return 4 * rows * self.feature_dim * width + 2 * self.conv_size**2 * grid * width
         if self.op == "gemm":
             return 2 * rows * self.inputs * self.outputs
         return rows * width
@@ -129,13 +144,20 @@ class Operation:
     def bytes(self) -> int:
         """Bytes to and from memory where every input is read once and every output written once.
 
-        Linear attention needs all of k and v before any output, and so reads v twice. The few tables and biases are
-        left out.
+        Linear attention needs all of k and v before any output, and so reads v twice; "relu_centred" needs the mean of
+        k before any feature, and so reads k twice. Features are made on the way and are not in memory. The few tables
+        and biases are left out.
         """
-        elements = PASSES.get(self.op, 2) * self.rows * self.features
+        passes = PASSES.get(self.op, 2) + (self.feature_map == "relu_centred")
+        elements = passes * self.rows * self.features
         if self.op == "gemm":
             elements = self.rows * (self.inputs + self.outputs) + self.inputs * self.outputs
         return elements * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def variant(self) -> str:
+        """What tells its kernel from others of its op and dtype: its backend, or its feature map if not "relu"."""
+        return self.backend or ("" if self.feature_map == "relu" else self.feature_map)
 
     @property
     def family(self) -> str:
@@ -143,8 +165,8 @@ class Operation:
         parts = [self.op, self.dtype]
         if self.op in ATTENTIONS:
             parts += [f"{self.heads}x{self.head_dim}", "rope" if self.rope else ""]
-            parts += [f"{self.window_h}x{self.window_w}" if self.op == "window" else "", self.backend]
-            parts += [f"conv{self.conv_size}" if self.op == "linear" else ""]
+            parts += [f"{self.window_h}x{self.window_w}" if self.op == "window" else ""]
+            parts += [f"conv{self.conv_size}" if self.op == "linear" else "", self.variant]
         else:
             parts += [str(self.inputs) + (f"->{self.outputs}" if self.outputs else "")]
         return " ".join(part for part in parts if part)

@@ -38,7 +38,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Models by kernel (`kernel_of`: op, dtype and backend) and their calibrations, of one device.
+    """Models by kernel (`kernel_of`: op, dtype and backend or feature map) and their calibrations, of one device.
 
     A kernel has a model of its own: what its sizes mean, and which peak it comes near, is its own, and measuring more
     of one must not move the predictions of another. fitted_to: what names the measurements, for whoever keeps both.

@@ -17,6 +17,7 @@ from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, PASSES, Opera
 Array = NDArray[np.float64]
 
 # The columns of a table of sizes. `seen`: keys that a query of window attention sees. `width`: features that come in.
+# `head_dim`: of linear attention the features that its map makes of a head.
 SIZES = ("batch", "tokens", "seen", "width", "outputs", "heads", "head_dim", "window", "conv_size", "rope")
 BATCH, TOKENS, SEEN, WIDTH, OUTPUTS, HEADS, HEAD_DIM, WINDOW, CONV, ROPE = range(len(SIZES))
 
@@ -44,8 +45,11 @@ class Device:
 
 
 def kernel_of(operation: Operation) -> str:
-    """What runs on one kind of kernel, and so on one set of constants: the op, the dtype and the backend."""
-    return " ".join(part for part in (operation.op, operation.dtype, operation.backend) if part)
+    """What runs on one kind of kernel, and so on one set of constants: the op, the dtype and its variant.
+
+    So nothing is foretold of a feature map that was not measured itself: another one runs other kernels.
+    """
+    return " ".join(part for part in (operation.op, operation.dtype, operation.variant) if part)
 
 
 def sizes_of(operations: Sequence[Operation]) -> Array:
@@ -60,7 +64,7 @@ def sizes_of(operations: Sequence[Operation]) -> Array:
         batch, tokens = (x.batch, x.tokens) if x.op == "full" else (1, x.rows)
         window = x.window_h * x.window_w
         table.append(
-            (batch, tokens, seen, x.features, x.outputs, x.heads, x.head_dim, window, x.conv_size, int(x.rope))
+            (batch, tokens, seen, x.features, x.outputs, x.heads, x.feature_dim, window, x.conv_size, int(x.rope))
         )
     return np.array(table, np.float64).reshape(len(table), len(SIZES))
 
@@ -85,7 +89,7 @@ def _work(op: str, element_bytes: int, sizes: Array, multiprocessors: int) -> _W
     x = sizes.T
     rows, wide = x[BATCH] * x[TOKENS], x[WIDTH]
     ways: Sequence[tuple[int, int, int]] = ((64, 64, 1),)
-    moved = PASSES.get(op, 2) * rows * wide
+    moved = PASSES.get(op, 2) * rows * wide  # one more pass, of a feature map's own, is in the fitted constants
     if op == "gemm":
         ways = _GEMM
         moved = rows * (wide + x[OUTPUTS]) + wide * x[OUTPUTS]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 from jetvit.cost_model.graph_operations import GraphOperations
 from jetvit.cost_model.measurement import Machine, refuse_latency
 from jetvit.cost_model.operation import Operation
+from jetvit.cost_model.table import checksum
 from jetvit.cost_model.timing import Latency
 from jetvit.patterns.errors import InputError
 
@@ -104,7 +104,7 @@ def _line(run: WholeRun) -> str:
         "latency": vars(run.latency),
     }
     text = json.dumps(record)
-    return f'{text[:-1]}, "crc32": "{_checksum(text)}"}}'
+    return f'{text[:-1]}, "crc32": "{checksum(text)}"}}'
 
 
 def _parse(line: str) -> WholeRun:
@@ -113,8 +113,8 @@ def _parse(line: str) -> WholeRun:
         raise ValueError(f"its keys are not {', '.join(_KEYS)}")
     if record["schema"] != SCHEMA:
         raise ValueError(f"its schema is {record['schema']!r}; this version of jetvit reads {SCHEMA}")
-    checksum = record.pop("crc32")
-    if checksum != _checksum(json.dumps(record)):
+    found = record.pop("crc32")
+    if found != checksum(json.dumps(record)):
         raise ValueError("its checksum does not fit: it was damaged or edited")
     counted = Counter({Operation(**operation): int(count) for operation, count in record["operations"]})
     return WholeRun(
@@ -132,7 +132,3 @@ def _short(operation: Operation) -> dict[str, Any]:
     return {
         field.name: value for field in fields(operation) if (value := getattr(operation, field.name)) != field.default
     }
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"

@@ -33,15 +33,13 @@ def site_operation(site: AttentionSite, choice: Choice, *, gpu: bool, dtype: str
     if None in (grid_h, grid_w, before, after, elements):
         raise ValueError(f"a size of {site.name} depends on data")
     tokens = before + grid_h * grid_w + after
-    fixed = all(map(is_static, site.grid))
-    covered = choice.window is not None and grid_h <= choice.window[0] and grid_w <= choice.window[1]
-    kind = "full" if fixed and covered else choice.kind
+    kind = "full" if all(map(is_static, site.grid)) and choice.covers((grid_h, grid_w)) else choice.kind
     rotates = site.rope is not None and (site.form == "operator" or site.rope.tables is not None)
     own: dict[str, Any] = {"rope": rotates and (gpu or kind != "full" or site.form == "operator")}
     if kind == "window" and choice.window is not None:
         own |= {"window_h": choice.window[0], "window_w": choice.window[1]}
     elif kind == "linear":
-        own["conv_size"] = choice.conv_size
+        own |= {"conv_size": choice.conv_size, "feature_map": choice.feature_map}
     return Operation(
         op=kind,
         dtype=dtype or str(site.compute_dtype).removeprefix("torch."),

@@ -65,9 +65,10 @@ def operations(
 ) -> list[Operation]:
     """All that a block of these models calls at these image sizes (height, width in pixels), each operation once.
 
-    Every attention that the passes put there, with RoPE and without where the model has it, and the products, norm,
-    activation and sum of the block around it. With `gpu` full attention also comes with its RoPE and by every backend
-    of SDPA; on a CPU it stays SDPA. A window over the whole grid, which is full attention, is left out.
+    Every attention that the passes put there (linear attention with "relu" alone), with RoPE and without where the
+    model has it, and the products, norm, activation and sum of the block around it. With `gpu` full attention also
+    comes with its RoPE and by every backend of SDPA; on a CPU it stays SDPA. A window over the whole grid, which is
+    full attention, is left out.
 
     Raises ValueError where a side of an image is smaller than a patch.
     """

@@ -31,13 +31,16 @@ except ImportError:  # a system without it has no lock
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "1"
+SCHEMA = "2"
 
 
 _MACHINE = tuple(field.name for field in fields(Machine))
 _OPERATION = tuple(field.name for field in fields(Operation))
 _LATENCY = ("median_ms", "q25_ms", "q75_ms")
 COLUMNS = ("schema", *_MACHINE, *_OPERATION, "config", *_LATENCY, "reps", "time", "crc32")
+# Tables of schema 1 are older than feature maps other than "relu". They are read, and go on, as they are.
+_COLUMNS = {SCHEMA: COLUMNS, "1": tuple(name for name in COLUMNS if name != "feature_map")}
+_SCHEMAS = {",".join(columns): schema for schema, columns in _COLUMNS.items()}
 _HEADER = ",".join(COLUMNS)
 
 
@@ -55,6 +58,11 @@ def read_table(path: str | os.PathLike[str]) -> list[Measurement]:
     except OSError as error:
         raise InputError(f"cannot read the latency table {path}", why=error.strerror or str(error)) from error
     return _parse(path, content)
+
+
+def checksum(text: str) -> str:
+    """The CRC-32 of the UTF-8 text, eight hexadecimal digits."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 class TableWriter:
@@ -83,6 +91,7 @@ class TableWriter:
             raise InputError(f"cannot write {self.path}", why=error.strerror or str(error)) from error
         try:
             self._lock()
+            self._schema = SCHEMA
             self.measurements = self._take_up()
         except BaseException:
             os.close(self._file)
@@ -94,10 +103,19 @@ class TableWriter:
         return self._counts[self.machine, operation]
 
     def append(self, measurement: Measurement) -> None:
-        """Add a row and see it to the disk. Raises ValueError for a measurement of another machine."""
+        """Add a row and see it to the disk.
+
+        Raises ValueError for a measurement of another machine, InputError for one that the table has no column for.
+        """
         if measurement.machine != self.machine:
             raise ValueError(f"a measurement of {measurement.machine}; this table is open for {self.machine}")
-        self._write(_row(measurement))
+        if self._schema == "1" and measurement.operation.feature_map not in ("", "relu"):
+            raise InputError(
+                f"{self.path} has no column feature_map",
+                why=f"it is of schema 1, and {measurement.operation} is to be written",
+                do="give the new measurements a file of their own (-o FILE)",
+            )
+        self._write(_row(measurement, self._schema))
         self.measurements.append(measurement)
         self._counts[measurement.key] += 1
 
@@ -140,6 +158,7 @@ class TableWriter:
             self._sync_folder()
             return []
         found = _parse(self.path, whole)  # refuses before anything is cut off
+        self._schema = _SCHEMAS[whole.partition(b"\n")[0].decode()]
         if found and (found[0].machine.device, found[0].machine.multiprocessors) != _device(self.machine):
             raise InputError(
                 f"{self.path} is the table of another device",
@@ -175,10 +194,10 @@ class TableWriter:
                 os.close(folder)
 
 
-def _row(measurement: Measurement) -> str:
+def _row(measurement: Measurement, schema: str) -> str:
     latency = measurement.latency
     values = {
-        "schema": SCHEMA,
+        "schema": schema,
         **{name: str(getattr(measurement.machine, name)) for name in _MACHINE},
         **measurement.operation.to_row(),
         "config": measurement.config,
@@ -187,24 +206,21 @@ def _row(measurement: Measurement) -> str:
         "time": measurement.time,
     }
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow([values[name] for name in COLUMNS[:-1]])
-    return f"{text.getvalue()},{_checksum(text.getvalue())}"
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+    csv.writer(text, lineterminator="").writerow([values[name] for name in _COLUMNS[schema][:-1]])
+    return f"{text.getvalue()},{checksum(text.getvalue())}"
 
 
 def _parse(path: Path, content: bytes) -> list[Measurement]:
     lines = content.split(b"\n")
-    if lines[0] != _HEADER.encode():
-        _refuse(path, 1, "it does not name the columns that this version of jetvit writes")
+    schema = _SCHEMAS.get(lines[0].decode(errors="replace"))
+    if schema is None:
+        _refuse(path, 1, "it does not name the columns of a table that this version of jetvit reads")
     if lines[-1]:
         _refuse(path, len(lines), "it is not finished", "`jetvit measure -o` of this file cuts it off and goes on")
     found: list[Measurement] = []
     for number, line in enumerate(lines[1:-1], 2):
         try:
-            measurement = _measurement(line.decode())
+            measurement = _measurement(line.decode(), schema)
             if found and _device(found[0].machine) != _device(measurement.machine):
                 raise ValueError(f"it is of {measurement.machine}, and the first row of {found[0].machine}")
         except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
@@ -213,20 +229,21 @@ def _parse(path: Path, content: bytes) -> list[Measurement]:
     return found
 
 
-def _measurement(line: str) -> Measurement:
+def _measurement(line: str, schema: str) -> Measurement:
     """The meaning of a row. Raises ValueError; the likeliest reasons come before the checksum, for they say more."""
     cells = next(csv.reader([line], strict=True), [])
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"it has {len(cells)} columns instead of {len(COLUMNS)}")
-    row = dict(zip(COLUMNS, cells, strict=True))
-    if row["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {row['schema']!r}; this version of jetvit reads {SCHEMA}")
+    columns = _COLUMNS[schema]
+    if len(cells) != len(columns):
+        raise ValueError(f"it has {len(cells)} columns instead of {len(columns)}")
+    row = {"feature_map": ""} | dict(zip(columns, cells, strict=True))
+    if row["schema"] != schema:
+        raise ValueError(f"its schema is {row['schema']!r}; the columns are those of {schema}")
     versions = {name: row[name] for name in _MACHINE[2:]}
     machine = Machine(row["device"], _whole(row, "multiprocessors"), **versions)
     median_ms, q25_ms, q75_ms = (_number(row, name) for name in _LATENCY)
     latency = Latency(median_ms, q25_ms, q75_ms, _whole(row, "reps"))
     measurement = Measurement(machine, Operation.from_row(row), latency, row["config"], row["time"])
-    if row["crc32"] != _checksum(line.rpartition(",")[0]):
+    if row["crc32"] != checksum(line.rpartition(",")[0]):
         raise ValueError("its checksum does not fit: it was damaged or edited")
     return measurement
 

@@ -89,7 +89,7 @@ def measure_choices(
             for choice in order:
                 if turn == 0 or time.perf_counter() < deadline:
                     samples[choice] += samplers[choice]()
-    return {choice: _summary(samples[choice]) for choice in dict.fromkeys(choices)}
+    return {choice: summary(samples[choice]) for choice in dict.fromkeys(choices)}
 
 
 def time_call(
@@ -107,7 +107,13 @@ def time_call(
         for _ in range(rounds):
             if len(samples) < _LEAST_SAMPLES or time.perf_counter() < deadline:
                 samples += sample()
-    return _summary(samples)
+    return summary(samples)
+
+
+def summary(samples_ms: Sequence[float]) -> Latency:
+    """Median and quartiles of samples in milliseconds a call."""
+    q25_ms, median_ms, q75_ms = (float(x) for x in np.percentile(samples_ms, [25, 50, 75]))
+    return Latency(median_ms, q25_ms, q75_ms, len(samples_ms))
 
 
 def _random_qkv(shape: AttentionShape) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,8 +181,3 @@ def _gpu_sampler(run: Callable[[], object], device: torch.device) -> Sampler:
     while time.perf_counter() < warm:
         sample()
     return sample
-
-
-def _summary(samples_ms: list[float]) -> Latency:
-    q25_ms, median_ms, q75_ms = (float(x) for x in np.percentile(samples_ms, [25, 50, 75]))
-    return Latency(median_ms, q25_ms, q75_ms, len(samples_ms))

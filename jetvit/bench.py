@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import platform
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -24,10 +22,12 @@ from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.api import find_attention, load_plan, optimize
-from jetvit.bench_predictions import Predictions, predict
+from jetvit.bench_predictions import Predictions, digits, predict
 from jetvit.cost_model import Plan
 from jetvit.cost_model.device_costs import DeviceCosts
+from jetvit.cost_model.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio, sampler
 from jetvit.cost_model.runs import Mode
+from jetvit.cost_model.timing import summary
 from jetvit.passes.apply_plan import rewritten_choice
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
@@ -37,11 +37,7 @@ from jetvit.search.calibration import device_name
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-MIN_ROUNDS = 5
-_SAMPLE_S = 0.02  # a sample is the mean over as many calls as fit in here: long enough for the clock
-_RESAMPLES = 2000
 
-Run = Callable[[], Any]
 Progress = Callable[[str, int, int], None]
 
 
@@ -92,8 +88,8 @@ class BenchResult:
         titles = f"  {'predicted ms':>24}  {'off by':>8}" if predicted else ""
         lines = [f"{'':<18}{'median ms':>10}  {'quartiles ms':>19}  {'images/s':>9}{titles}"]
         for each in self.columns:
-            quartiles = f"{_digits(each.q25_ms)} – {_digits(each.q75_ms)}"
-            line = f"{each.name:<18}{_digits(each.median_ms):>10}  {quartiles:>19}  {_digits(each.images_per_s):>9}"
+            quartiles = f"{digits(each.q25_ms)} – {digits(each.q75_ms)}"
+            line = f"{each.name:<18}{digits(each.median_ms):>10}  {quartiles:>19}  {digits(each.images_per_s):>9}"
             if (guess := predicted.get(each.name)) is not None:
                 line += f"  {guess!s:>24}  {f'{100 * guess.deviation:+.1f} %':>8}"
             lines.append(line)
@@ -149,6 +145,7 @@ def bench(
         raise InputError(f"{rounds} rounds are too few for quartiles", do=f"give {MIN_ROUNDS} or more")
     if mode not in MODES:
         raise InputError(f"Inductor has no mode {mode!r}", do=f"give one of {', '.join(MODES)}")
+    report: Progress = progress or (lambda what, done, total: None)
     plan, keywords = load_plan(plan), dict(kwargs or {})
     images = next((leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)), None)
     if images is None:
@@ -165,14 +162,17 @@ def bench(
         JETVIT: torch.compile(rewritten.module(), mode=None if mode == "default" else mode),
     }
     with torch.inference_mode():
-        runs = {name: _bind(function, args, keywords) for name, function in functions.items()}
-        calls = {name: _warm_up(name, run, images.device) for name, run in _reported(runs, progress)}
-        samples = _measure(runs, calls, images.device, rounds, time_limit_s, random.Random(seed), progress)
-    ratio, low, high = _ratio(samples[COMPILED], samples[JETVIT], seed)
+        runs: dict[str, Run] = {name: partial(each, *args, **keywords) for name, each in functions.items()}
+        samplers = [_sampler(name, run, images.device) for name, run in _reported(runs, report)]
+        measured = in_rounds(
+            samplers, rounds, seed=seed, time_limit_s=time_limit_s, progress=partial(report, "measuring")
+        )
+    samples = dict(zip(runs, measured, strict=True))
+    middle, low, high = ratio(samples[COMPILED], samples[JETVIT], seed=seed)
     columns = tuple(_column(name, values, len(images)) for name, values in samples.items())
     return BenchResult(
         columns=columns,
-        ratio=ratio,
+        ratio=middle,
         ratio_low=low,
         ratio_high=high,
         rounds=len(samples[EAGER]),
@@ -183,29 +183,19 @@ def bench(
     )
 
 
-def _bind(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Run:
-    return lambda: function(*args, **kwargs)
-
-
-def _reported(runs: Mapping[str, Run], progress: Progress | None) -> Iterator[tuple[str, Run]]:
+def _reported(runs: Mapping[str, Run], report: Progress) -> Iterator[tuple[str, Run]]:
     """The items of `runs`, each reported before it is compiled."""
     for done, item in enumerate(runs.items()):
-        if progress is not None:
-            progress("compiling", done, len(runs))
+        report("compiling", done, len(runs))
         yield item
-    if progress is not None:
-        progress("compiling", len(runs), len(runs))
+    report("compiling", len(runs), len(runs))
 
 
-def _warm_up(name: str, run: Run, device: torch.device) -> int:
-    """Compile, run until nothing is done for the first time, and answer how many calls make a sample."""
+def _sampler(name: str, run: Run, device: torch.device) -> Sampler:
+    """Compile, run until nothing is done for the first time, and answer what takes a sample."""
     try:
-        for _ in range(3):  # the second call of a CUDA graph still records
-            run()
-        took = _time(run, 1, device) / 1e3
-    except JetvitError:
-        raise
-    except torch.OutOfMemoryError:
+        return sampler(run, device, warm_up=3)  # the second call of a CUDA graph still records
+    except (JetvitError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the model's own code, Inductor, or the C++ compiler behind it
         raise JetvitError(
@@ -213,63 +203,12 @@ def _warm_up(name: str, run: Run, device: torch.device) -> int:
             why=" ".join(f"{type(error).__name__}: {error}".split())[:400],
             do="check the inputs" if name == EAGER else "check that torch.compile works here: on a CPU it needs g++",
         ) from error
-    return max(1, round(_SAMPLE_S / max(took, 1e-6)))
-
-
-def _measure(
-    runs: Mapping[str, Run],
-    calls: Mapping[str, int],
-    device: torch.device,
-    rounds: int,
-    time_limit_s: float | None,
-    order: random.Random,
-    progress: Progress | None,
-) -> dict[str, list[float]]:
-    """Milliseconds a call: one sample a round and column."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    start = time.perf_counter()
-    for done in range(rounds):
-        if time_limit_s is not None and done >= MIN_ROUNDS and time.perf_counter() - start > time_limit_s:
-            break
-        order.shuffle(names)
-        for name in names:
-            samples[name].append(_time(runs[name], calls[name], device))
-        if progress is not None:
-            progress("measuring", done + 1, rounds)
-    return samples
-
-
-def _time(run: Run, calls: int, device: torch.device) -> float:
-    """The mean time of a call, in milliseconds."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / calls
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return 1e3 * (time.perf_counter() - began) / calls
 
 
 def _column(name: str, samples_ms: Sequence[float], batch: int) -> Column:
-    q25, median, q75 = (float(value) for value in np.percentile(samples_ms, [25, 50, 75]))
-    return Column(name, median, q25, q75, 1e3 * batch / median, tuple(samples_ms))
-
-
-def _ratio(full: Sequence[float], ours: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """The median over rounds of full / ours within the round, and its 95 % interval over rounds drawn with replacement.
-
-    Within a round, for a machine that is busy for a while slows down both.
-    """
-    ratios = np.array(full) / np.array(ours)
-    drawn = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
+    latency = summary(samples_ms)
+    median_ms = latency.median_ms
+    return Column(name, median_ms, latency.q25_ms, latency.q75_ms, 1e3 * batch / median_ms, tuple(samples_ms))
 
 
 def _predictions(
@@ -306,8 +245,3 @@ def _environment(images: Tensor, mode: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "jetvit": jetvit.__version__,
     }
-
-
-def _digits(value: float) -> str:
-    """Three or four significant digits."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

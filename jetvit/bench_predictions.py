@@ -29,7 +29,7 @@ class PredictedColumn:
 
     def __str__(self) -> str:
         mark = "*" if self.extrapolated else ""
-        return f"{_digits(self.ms)} [{_digits(self.low)}–{_digits(self.high)}]{mark}"
+        return f"{digits(self.ms)} [{digits(self.low)}–{digits(self.high)}]{mark}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,6 @@ def predict(
     return Predictions(str(costs.machine), costs.machine.torch, columns, ratio, unknown, overheads)
 
 
-def _digits(value: float) -> str:
-    """Three or four significant digits, as the measured columns have them."""
+def digits(value: float) -> str:
+    """Three or four significant digits: all that a latency is good for."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

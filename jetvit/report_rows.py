@@ -11,11 +11,11 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from jetvit.cost_model import SitePlan
-from jetvit.passes.apply_plan import rewritten_choice
+from jetvit.passes.apply_plan import covers, rewritten_choice
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, Projections, Rejection, Rewritten, Sites
-from jetvit.patterns.sizes import Size, is_static
+from jetvit.patterns.sizes import Size
 from jetvit.report_sizes import SizeNames
 
 
@@ -134,7 +134,7 @@ def _found(site: AttentionSite, entry: SitePlan | None, names: SizeNames) -> Sit
     if entry is None:
         return row
     row = replace(row, decision=entry.choice.label, why=entry.why, measured=_measured(entry))
-    if entry.choice.window is not None and _covers(entry.choice.window, site.grid):
+    if covers(site, entry.choice):
         return replace(row, decision="full", why=f"{entry.choice.label} covers the whole grid, which is full attention")
     return row
 
@@ -186,10 +186,6 @@ def _projections(projections: Projections) -> str:
     if projections.packed is not None:
         return "packed"
     return "separate" if {"q", "k", "v"} <= projections.named().keys() else "shared"
-
-
-def _covers(window: tuple[int, int], grid: tuple[Size, Size]) -> bool:
-    return all(is_static(size) and int(size) <= side for size, side in zip(grid, window, strict=True))
 
 
 def _size(argument: Any) -> Size:

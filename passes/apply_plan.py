@@ -73,9 +73,8 @@ def _changes(site: AttentionSite, choice: Choice | None) -> bool:
 
 def covers(site: AttentionSite, choice: Choice) -> bool:
     """True for a window that holds the whole grid of a fixed size: full attention under another name."""
-    if choice.window is None:
-        return False
-    return all(is_static(size) and int(size) <= side for size, side in zip(site.grid, choice.window, strict=True))
+    height, width = site.grid
+    return is_static(height) and is_static(width) and choice.covers((int(height), int(width)))
 
 
 def _rewrite(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from jetvit.cost_model import AttentionShape, Choice, Fingerprint, Latency, Plan
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Answer, Overheads
 from jetvit.cost_model.latencies import UnknownLatency
+from jetvit.cost_model.rounds import in_rounds, ratio, sampler
 from jetvit.cost_model.site_operation import site_operation
 from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.errors import InputError
@@ -31,10 +31,7 @@ Chosen = Mapping[str, Choice]
 """Name → choice of the sites that are not full."""
 
 _ROUNDS = 20
-_LEAST_ROUNDS = 5
 _TIME_LIMIT_S = 4.0
-_SAMPLE_S = 0.02  # A sample is the mean over as many calls as fit in here: long enough for the clock.
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,7 @@ class WholeLatencies:
 
     def speedup(self, index: int) -> tuple[float, float, float]:
         """The original's latency over that of the index-th: the median over rounds, and its 95 % interval."""
-        ratios = np.array(self.samples_ms[0]) / np.array(self.samples_ms[index])
-        drawn = np.random.default_rng(0).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
-        low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
-        return float(np.median(ratios)), float(low), float(high)
+        return ratio(self.samples_ms[0], self.samples_ms[index])
 
 
 class LatencySource(Protocol):
@@ -104,18 +98,11 @@ class MeasuredHere:
     def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
         """The rewritten models on the first batch, in rounds that run all of them in a new order each."""
         runs = [self._run(self._trial.runner(chosen)) for chosen in ({}, *plans)]
-        calls = [max(1, round(1e3 * _SAMPLE_S / max(_warm_ms(run), 1e-3))) for run in runs]
-        samples: list[list[float]] = [[] for _ in runs]
-        order = list(range(len(runs)))
-        shuffle = random.Random(0).shuffle
-        deadline = time.perf_counter() + _TIME_LIMIT_S
-        for done in range(_ROUNDS):
-            if done >= _LEAST_ROUNDS and time.perf_counter() > deadline:
-                break
-            shuffle(order)
-            for index in order:
-                samples[index].append(_time_ms(runs[index], calls[index]))
-            self._trial.report("timing whole models", done + 1, _ROUNDS)
+        device = self._trial.references[0].device
+        progress = partial(self._trial.report, "timing whole models")
+        samples = in_rounds(
+            [sampler(run, device) for run in runs], _ROUNDS, time_limit_s=_TIME_LIMIT_S, progress=progress
+        )
         return WholeLatencies(tuple(map(tuple, samples)))
 
     def record(self) -> dict[str, Any]:
@@ -127,7 +114,7 @@ class MeasuredHere:
 
         def run() -> None:
             runner.run(batch)
-            if cuda:
+            if cuda:  # each batch is waited for, so that what the host takes to launch it counts
                 torch.cuda.synchronize()
 
         return run
@@ -215,15 +202,3 @@ def attention_shape(site: AttentionSite) -> AttentionShape:
 
 def _answer(latency: Latency) -> Answer:
     return Answer(latency.median_ms, latency.q25_ms, latency.q75_ms, "measured")
-
-
-def _warm_ms(run: Callable[[], None]) -> float:
-    run()
-    return _time_ms(run, 1)
-
-
-def _time_ms(run: Callable[[], None], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return 1e3 * (time.perf_counter() - start) / calls

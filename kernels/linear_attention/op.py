@@ -90,7 +90,14 @@ def linear_attention(
         that channel at offset (y − K // 2, x − K // 2): cross-correlation, zeros around the grid.
         w1, b1 and w2 absent, b2 present: b2 is the kernel of every image. All four absent: conv_size is 0.
         Any of the four dtypes.
-    conv_size: 0 (no convolution), 1, 3, 5 or 7. eps: positive, added to den, 1e-6 by custom. feature_map: "relu".
+    conv_size: 0 (no convolution), 1, 3, 5 or 7. eps: positive, added to den, 1e-6 by custom.
+    feature_map: "relu" alone has Triton kernels; on a GPU the others run the reference.
+        "relu": ReLU of q and of k.
+        "relu_centred": ReLU of q, and of k minus its mean over all tokens, for each image, head and channel. A constant
+            added to all keys (after RoPE) changes nothing, as in softmax attention; with "relu" it would.
+        "hedgehog": softmax(x), then softmax(−x), over the channels of a head, for q and for k: 2·dim features. In
+            arXiv 2402.04347 a learned linear map, the identity at first, stands in front. Here the projections of q
+            and k, which are trained, are that map, so that the operator needs no weights of its own.
 
     An absent tensor has shape [0]. Returns contiguous [batch, token, head, dim] in q's dtype; sums are fp32, or fp64
     for fp64. A token whose den is 0 gets 0, never NaN. Raises ValueError for anything else. Gradients: autograd

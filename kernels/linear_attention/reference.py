@@ -14,7 +14,26 @@ from jetvit.kernels.autocast import without_autocast
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.rope import rotate
 
-FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu}
+
+def _relu(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.relu(q), torch.relu(k)
+
+
+def _relu_centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.relu(q), torch.relu(k - k.mean(dim=1, keepdim=True))
+
+
+def _hedgehog(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    q, k = (torch.cat([x.softmax(dim=-1), (-x).softmax(dim=-1)], dim=-1) for x in (q, k))
+    return q, k
+
+
+# From q and k [batch, token, head, dim], all tokens of the images, to their features [batch, token, head, feature].
+FEATURE_MAPS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "relu": _relu,
+    "relu_centred": _relu_centred,
+    "hedgehog": _hedgehog,
+}
 
 
 def linear_attention_reference(
@@ -41,7 +60,7 @@ def linear_attention_reference(
         q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
         if not is_absent(rope_y):
             q, k = (x.to(v.dtype) for x in rotate(q, k, rope_y, rope_x, extra_before))
-        out = _attend(FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k), v, eps)
+        out = _attend(*FEATURE_MAPS[feature_map](q, k), v, eps)
         if conv_size > 0:
             sizes = [extra_before, grid_h * grid_w, q.shape[1] - extra_before - grid_h * grid_w]
             v_grid = v.split(sizes, dim=1)[1].flatten(2)
@@ -54,7 +73,7 @@ def linear_attention_reference(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
-    """q·(kᵀv) / (q·Σk + eps) for features q, k and v [batch, token, head, dim]."""
+    """q·(kᵀv) / (q·Σk + eps) for features q, k [batch, token, head, feature] and v [batch, token, head, dim]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     # Σk is one more column of kᵀv, so that one product yields numerator and denominator.
     sums = torch.cat([k.mT @ v, k.sum(dim=2).unsqueeze(-1)], dim=-1)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Measured, Plan, SitePlan, SiteShape
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool, torch.float8_e4m3fn)
 
@@ -24,6 +25,7 @@ choices = st.one_of(
         st.just("linear"),
         conv_size=st.sampled_from([0, 1, 3, 5, 7]),
         eps=st.just(1e-6) | st.floats(1e-12, 1.0),
+        feature_map=st.sampled_from(sorted(FEATURE_MAPS)),
     ),
 )
 measured = st.builds(Measured, choices, optional_measures, optional_measures)

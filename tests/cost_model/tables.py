@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, OPS, Operation
 from jetvit.cost_model.timing import Latency
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 MACHINE = Machine("Some CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")
 GPU = Machine("NVIDIA H100 80GB HBM3", 132, "580.1", "13.0", "2.13.0", "3.9.0", "0.1.0")
@@ -27,7 +28,10 @@ def operations(draw: st.DrawFn) -> Operation:
         own |= {
             "full": {"backend": draw(st.sampled_from(["", "MATH", 'a "b", c']))},
             "window": {"window_h": draw(sizes), "window_w": draw(sizes)},
-            "linear": {"conv_size": draw(st.sampled_from([0, 3, 5]))},
+            "linear": {
+                "conv_size": draw(st.sampled_from([0, 3, 5])),
+                "feature_map": draw(st.sampled_from(sorted(FEATURE_MAPS))),
+            },
         }[op]
     else:
         own = {"inputs": draw(sizes)} | ({"outputs": draw(sizes)} if op == "gemm" else {})

@@ -62,12 +62,12 @@ def test_q_k_and_v_are_views_of_one_projection(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_convolution_brings_its_generator(monkeypatch: pytest.MonkeyPatch):
-    operation = Operation("linear", "bfloat16", 1, 12, 10, heads=2, head_dim=16, conv_size=3)
+    operation = Operation("linear", "bfloat16", 1, 12, 10, heads=2, head_dim=16, conv_size=3, feature_map="hedgehog")
     *_, w1, b1, w2, b2, grid_h, grid_w, extra, conv_size, eps, feature_map = arguments(
         monkeypatch, "linear_attention", operation
     )
     assert [tuple(x.shape) for x in (w1, b1, w2, b2)] == [(8, 32), (8,), (288, 8), (288,)]
-    assert (grid_h, grid_w, extra, conv_size, eps, feature_map) == (12, 10, 0, 3, 1e-6, "relu")
+    assert (grid_h, grid_w, extra, conv_size, eps, feature_map) == (12, 10, 0, 3, 1e-6, "hedgehog")
 
 
 def test_full_attention_is_sdpa_with_a_backend_or_without():

@@ -16,6 +16,8 @@ from tests.cost_model.strategies import choices
         (Choice("linear"), "linear relu"),
         (Choice("linear", conv_size=3), "linear relu conv3"),
         (Choice("linear", conv_size=5, eps=1e-3), "linear relu conv5 eps0.001"),
+        (Choice("linear", feature_map="relu_centred"), "linear relu_centred"),
+        (Choice("linear", feature_map="hedgehog", conv_size=3), "linear hedgehog conv3"),
     ],
 )
 def test_label_is_stable(choice: Choice, label: str):
@@ -51,7 +53,7 @@ def test_defaults_of_linear_are_filled_in():
         ({"kind": "linear", "window": (16, 16)}, "linear attention takes no window"),
         ({"kind": "linear", "conv_size": 4}, "conv_size is 4, which is none of 0, 1, 3, 5, 7"),
         ({"kind": "linear", "conv_size": -1}, "conv_size is -1"),
-        ({"kind": "linear", "feature_map": "exp"}, "'exp', which is none of relu"),
+        ({"kind": "linear", "feature_map": "exp"}, "'exp', which is none of relu, relu_centred, hedgehog"),
         ({"kind": "linear", "eps": 0.0}, "eps is 0.0"),
         ({"kind": "linear", "eps": float("nan")}, "eps is nan"),
     ],
@@ -61,3 +63,12 @@ def test_a_choice_that_makes_no_sense_is_refused(fields: dict, why: str):
         Choice(**fields)
     assert why in error.value.why
     assert error.value.do
+
+
+def test_a_window_covers_grids_that_it_holds_whole():
+    window = Choice("window", window=(8, 16))
+    assert window.covers((8, 16))
+    assert window.covers((1, 2))
+    assert not window.covers((9, 16))
+    assert not window.covers((8, 17))
+    assert not any(Choice(kind).covers((1, 1)) for kind in ("full", "linear"))

@@ -62,6 +62,12 @@ def test_linear_attention_has_its_convolution(model: nn.Module) -> None:
     (linear,) = (operation for operation in of(model, Choice("linear")).counted if operation.op == "linear")
     assert linear.conv_size == 0
     assert not linear.rope
+    assert linear.feature_map == "relu"
+
+
+def test_linear_attention_has_its_feature_map(model: nn.Module) -> None:
+    found = of(model, Choice("linear", feature_map="hedgehog")).counted
+    assert [operation.feature_map for operation in found if operation.op == "linear"] == ["hedgehog"]
 
 
 def test_what_no_operation_stands_for_is_told() -> None:

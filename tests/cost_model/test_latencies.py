@@ -10,6 +10,7 @@ from jetvit.cost_model.estimate import Answer
 from jetvit.cost_model.latencies import Latencies, UnknownLatency
 from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import Operation
+from jetvit.cost_model.predictor import Predictor
 from jetvit.cost_model.timing import Latency
 
 MACHINE = Machine("Test CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")
@@ -57,6 +58,15 @@ def test_the_rest_is_predicted_and_says_so() -> None:
     assert (inside.extrapolated, beyond.extrapolated) == (False, True)
 
 
+def test_nothing_is_predicted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Operation] = []
+    predict = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, each: asked.append(each) or predict(self, each))
+    latencies = Latencies.fit(rows())
+    assert latencies(gemm(512)) == latencies(gemm(512))
+    assert asked == [gemm(512).key]
+
+
 def test_nothing_is_made_up() -> None:
     gelu = Operation("gelu", "float32", 1, 1, 100, inputs=64)
     with pytest.raises(UnknownLatency, match="not measured, and not predicted: no gelu float32 was measured"):
@@ -67,6 +77,26 @@ def test_nothing_is_made_up() -> None:
         few(replace(gelu, grid_w=200))
     with pytest.raises(ValueError, match="there are no measurements"):
         Latencies.fit([])
+
+
+def test_a_feature_map_that_was_not_measured_is_refused_by_its_name() -> None:
+    def linear(side: int, heads: int, feature_map: str) -> Operation:
+        return Operation("linear", "float32", 1, side, side, heads=heads, head_dim=16, feature_map=feature_map)
+
+    def measured(feature_map: str) -> list[Measurement]:
+        sizes = [(side, heads) for side in (4, 8, 16, 32) for heads in (1, 2, 4)]
+        return [measurement(x, 0.01 + x.flops / 1e8) for x in (linear(*size, feature_map) for size in sizes)]
+
+    relu = Latencies.fit(measured("relu"))
+    assert relu(linear(20, 2, "relu")).source == "predicted"
+    for feature_map in ("relu_centred", "hedgehog"):
+        asked = linear(8, 2, feature_map)
+        with pytest.raises(UnknownLatency, match=f"not predicted: no linear float32 {feature_map} was measured"):
+            relu(asked)
+        both = Latencies.fit([*measured("relu"), *measured(feature_map)])
+        assert both(asked).source == "measured"
+        assert both(linear(20, 2, feature_map)).source == "predicted"
+        assert both(linear(20, 2, "relu")) == relu(linear(20, 2, "relu"))
 
 
 def test_machines_are_never_mixed() -> None:

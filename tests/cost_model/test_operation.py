@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, OPS, ROW_WISE, Operation
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 sizes = st.integers(1, 300)
+feature_maps = st.sampled_from(["", *FEATURE_MAPS])
 
 
 @st.composite
@@ -21,7 +24,7 @@ def operations(draw: st.DrawFn) -> Operation:
         fields |= {"inputs": draw(sizes)}
     fields |= {
         "window": lambda: {"window_h": draw(sizes), "window_w": draw(sizes)},
-        "linear": lambda: {"conv_size": draw(st.sampled_from([0, 3, 5]))},
+        "linear": lambda: {"conv_size": draw(st.sampled_from([0, 3, 5])), "feature_map": draw(feature_maps)},
         "full": lambda: {"backend": draw(st.sampled_from(["", "FLASH_ATTENTION"]))},
         "gemm": lambda: {"outputs": draw(sizes)},
     }.get(op, dict)()
@@ -65,10 +68,31 @@ def test_work_by_hand() -> None:
     linear = Operation("linear", **attention, conv_size=3)
     assert linear.flops == 2 * (2 * 2 * 3 * 25 * 8 * 8) + 2 * (2 * 9 * 24 * 24)
     assert linear.bytes == 5 * 50 * 24 * 2
+    hedgehog = Operation("linear", **attention, conv_size=3, feature_map="hedgehog")
+    assert hedgehog.flops == 2 * (2 * 2 * 3 * 25 * 16 * 8) + 2 * (2 * 9 * 24 * 24)
+    assert hedgehog.bytes == linear.bytes
+    centred = Operation("linear", **attention, conv_size=3, feature_map="relu_centred")
+    assert (centred.flops, centred.bytes) == (linear.flops, 6 * 50 * 24 * 2)
     gemm = Operation("gemm", "float32", 1, 1, 10, inputs=3, outputs=7)
     assert (gemm.flops, gemm.bytes) == (2 * 10 * 3 * 7, 4 * (30 + 70 + 21))
     for op, passes in zip(ROW_WISE, (2, 2, 3), strict=True):
         assert Operation(op, "float16", 1, 1, 10, inputs=3).bytes == passes * 30 * 2
+
+
+def test_linear_attention_is_of_relu_where_nothing_is_said() -> None:
+    attention = {"dtype": "float32", "batch": 1, "grid_h": 4, "grid_w": 6, "heads": 3, "head_dim": 8, "conv_size": 3}
+    plain, hedgehog = Operation("linear", **attention), Operation("linear", **attention, feature_map="hedgehog")
+    assert plain == Operation("linear", **attention, feature_map="relu")
+    assert plain.family == "linear float32 3x8 conv3"
+    assert hedgehog.family == "linear float32 3x8 conv3 hedgehog"
+    assert (plain.variant, hedgehog.variant) == ("", "hedgehog")
+
+
+def test_a_feature_map_makes_as_many_features_as_are_counted() -> None:
+    q, k = torch.randn(2, 1, 3, 2, 8)
+    for name, feature_map in FEATURE_MAPS.items():
+        operation = Operation("linear", "float32", 1, 1, 3, heads=2, head_dim=8, feature_map=name)
+        assert [each.shape for each in feature_map(q, k)] == [(1, 3, 2, operation.feature_dim)] * 2
 
 
 @pytest.mark.parametrize(
@@ -81,6 +105,8 @@ def test_work_by_hand() -> None:
         ({"extra": -1}, "extra is negative: -1"),
         ({"conv_size": 3}, "full has no conv_size, got 3"),
         ({"inputs": 3}, "full has no inputs, got 3"),
+        ({"feature_map": "relu"}, "full has no feature_map, got 'relu'"),
+        ({"op": "linear", "feature_map": "exp"}, "feature_map is 'exp', which is none of relu, relu_centred, hedgehog"),
         ({"op": "window"}, "window needs window_. of at least 1, got 0"),
         ({"op": "gemm", "heads": 0, "head_dim": 0, "inputs": 3}, "gemm needs outputs of at least 1, got 0"),
         ({"op": "gelu"}, "gelu has no heads|gelu needs inputs"),

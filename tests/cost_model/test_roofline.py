@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.roofline import Device, Roofline, kernel_of, round_up, sizes_of
+from jetvit.cost_model.roofline import HEAD_DIM, Device, Roofline, kernel_of, round_up, sizes_of
 from tests.cost_model.operations import DEVICE, grown_pairs, operations, synthetic_ms
 
 CONSTANTS = {"overhead": -5.0, "flops": 26.0, "bytes": 21.0, "tile": 0.2, "split": 0.1, "sharpness": 1.0}
@@ -80,9 +82,22 @@ def test_rows_of_many_sequences_are_rows_of_one_but_for_full_attention():
     assert sizes_of([full])[0, :2].tolist() == [4, 64]
 
 
-def test_a_kernel_is_an_op_a_dtype_and_a_backend():
+def test_features_of_a_head_are_those_of_its_feature_map():
+    for name, features in (("relu", 64), ("relu_centred", 64), ("hedgehog", 128)):
+        linear = Operation("linear", "float16", 1, 8, 8, heads=2, head_dim=64, feature_map=name)
+        assert sizes_of([linear])[0, HEAD_DIM] == features
+    # Where the products rule, twice the features take twice the time.
+    free = {"overhead": -50.0, "bytes": 50.0}
+    relu = replace(linear, feature_map="relu")
+    assert estimate(linear, **free) == pytest.approx(2 * estimate(relu, **free), rel=1e-6)
+
+
+def test_a_kernel_is_an_op_a_dtype_and_a_backend_or_a_feature_map():
     full = Operation("full", "float16", 1, 8, 8, heads=1, head_dim=64, backend="flash")
     assert kernel_of(full) == "full float16 flash"
+    linear = Operation("linear", "float16", 1, 8, 8, heads=1, head_dim=64)
+    assert kernel_of(linear) == "linear float16"
+    assert kernel_of(replace(linear, feature_map="hedgehog")) == "linear float16 hedgehog"
     assert kernel_of(gemm(3)) == kernel_of(gemm(4, 8, 8)) == "gemm bfloat16"
 
 

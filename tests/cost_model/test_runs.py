@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jetvit.cost_model.graph_operations import GraphOperations
 from jetvit.cost_model.runs import WholeRun, append_runs, read_runs, runs_path
+from jetvit.cost_model.table import checksum
 from jetvit.cost_model.timing import Latency
 from jetvit.patterns.errors import InputError
 from tests.cost_model.tables import MACHINE, add, latencies, machines, operations, texts
@@ -68,14 +69,12 @@ def test_damage_is_refused_by_line(data: st.DataObject, tmp_path_factory: pytest
     ],
 )
 def test_what_is_no_run_says_why(change: dict[str, object], why: str, tmp_path: Path):
-    from jetvit.cost_model import runs as module
-
     path = tmp_path / "t.runs.jsonl"
     append_runs(path, [RUN])
     record = json.loads(path.read_text()) | change
     if "crc32" not in change:
         record.pop("crc32")
-        record["crc32"] = module._checksum(json.dumps(record))
+        record["crc32"] = checksum(json.dumps(record))
     path.write_text(json.dumps(record) + "\n")
     with pytest.raises(InputError) as error:
         read_runs(path)

@@ -26,6 +26,7 @@ from tests.zoo import CASES
 
 FULL, WINDOW, LINEAR = Choice("full"), Choice("window", window=(2, 3)), Choice("linear")
 COVERING = Choice("window", window=(64, 64))
+HEDGEHOG = Choice("linear", feature_map="hedgehog")
 MODELS = ["sdpa", "extra_both", "scale_on_product", "rope_half", "rope_interleaved", "hf_dinov3_eager"]
 
 
@@ -45,7 +46,7 @@ def attentions(name: str, choice: Choice, gpu: bool) -> Counter[Operation]:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.parametrize("choice", [FULL, WINDOW, LINEAR, COVERING], ids=["full", "window", "linear", "covering"])
+@pytest.mark.parametrize("choice", [FULL, WINDOW, LINEAR, COVERING, HEDGEHOG], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_what_the_rewritten_graph_runs(name: str, choice: Choice, gpu: bool) -> None:
     expected = Counter(site_operation(site, choice, gpu=gpu).key for site in sites_of(name))

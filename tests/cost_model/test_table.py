@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from jetvit.cost_model import table
 from jetvit.cost_model.measurement import Machine, Measurement
+from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.table import COLUMNS, TableWriter, read_table
 from jetvit.cost_model.timing import Latency
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 from jetvit.patterns.errors import InputError
 from tests.cost_model.tables import GPU, MACHINE, NOW, add, machines, measurement, measurements
 
@@ -33,7 +35,7 @@ def write(path: Path, rows: list[Measurement], machine: Machine = MACHINE) -> Pa
 def resealed(line: str) -> str:
     """A row with the checksum that fits it."""
     text = line.rpartition(",")[0]
-    return f"{text},{table._checksum(text)}"
+    return f"{text},{table.checksum(text)}"
 
 
 def edited(line: str, **cells: str) -> str:
@@ -58,16 +60,56 @@ def test_what_is_written_is_read(machine: Machine, rows: list[Measurement]):
             assert all(writer.count(row.operation) for row in rows)
 
 
-def test_columns_are_those_of_schema_1(path: Path):
+def test_columns_are_those_of_schema_2(path: Path):
     # Another set of columns is another schema.
     assert ",".join(COLUMNS) == (
         "schema,device,multiprocessors,driver,cuda,torch,triton,jetvit,op,dtype,batch,grid_h,grid_w,extra,heads,"
-        "head_dim,rope,window_h,window_w,conv_size,backend,inputs,outputs,config,median_ms,q25_ms,q75_ms,reps,time,crc32"
+        "head_dim,rope,window_h,window_w,conv_size,feature_map,backend,inputs,outputs,config,median_ms,q25_ms,q75_ms,reps,"
+        "time,crc32"
     )
     assert path.read_text().splitlines()[1] == (
-        "1,Some CPU,2,,,2.13.0,3.9.0,0.1.0,add,float32,1,2,3,0,0,0,0,0,0,0,,1,0,F.add,1.5,0.75,3.0,20,"
-        "2026-11-22T21:00:00+00:00,8d9e5d06"
+        "2,Some CPU,2,,,2.13.0,3.9.0,0.1.0,add,float32,1,2,3,0,0,0,0,0,0,0,,,1,0,F.add,1.5,0.75,3.0,20,"
+        "2026-11-22T21:00:00+00:00,41c67ad6"
     )
+
+
+SCHEMA_1 = """\
+schema,device,multiprocessors,driver,cuda,torch,triton,jetvit,op,dtype,batch,grid_h,grid_w,extra,heads,head_dim,rope,\
+window_h,window_w,conv_size,backend,inputs,outputs,config,median_ms,q25_ms,q75_ms,reps,time,crc32
+1,Some CPU,2,,,2.13.0,3.9.0,0.1.0,add,float32,1,2,3,0,0,0,0,0,0,0,,1,0,F.add,1.5,0.75,3.0,20,\
+2026-11-22T21:00:00+00:00,8d9e5d06
+"""
+
+
+def linear(feature_map: str) -> Measurement:
+    operation = Operation("linear", "float32", 1, 2, 3, heads=2, head_dim=8, feature_map=feature_map)
+    return replace(measurement(1), operation=operation)
+
+
+def test_a_table_of_schema_1_is_read_and_goes_on_as_it_is(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    path.write_text(SCHEMA_1)
+    assert read_table(path) == [measurement(1)]
+    write(path, [measurement(2), linear("relu")])
+    assert read_table(path) == [measurement(1), measurement(2), linear("relu")]
+    assert path.read_text().startswith(SCHEMA_1)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"t\.csv has no column feature_map") as caught:
+        write(path, [linear("hedgehog")])
+    assert "schema 1, and linear float32 2x8 conv0 hedgehog, batch 1" in caught.value.why
+    assert path.read_bytes() == before
+    path.write_text(SCHEMA_1.replace("\n1,", "\n2,"))
+    with pytest.raises(InputError, match="line 2") as caught:
+        read_table(path)
+    assert "its schema is '2'; the columns are those of 1" in caught.value.why
+
+
+def test_feature_maps_are_told_apart(tmp_path: Path):
+    rows = [linear(name) for name in FEATURE_MAPS]
+    path = write(tmp_path / "t.csv", rows)
+    assert read_table(path) == rows
+    with TableWriter(path, MACHINE) as writer:
+        assert [writer.count(row.operation) for row in rows] == [1, 1, 1]
 
 
 @st.composite
@@ -112,7 +154,7 @@ def test_every_single_flip_is_found(path: Path):
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ({"schema": "2"}, "its schema is '2'"),
+        ({"schema": "1"}, "its schema is '1'"),
         ({"median_ms": "nan"}, "median_ms is nan"),
         ({"q75_ms": "inf"}, "q75_ms is inf"),
         ({"q25_ms": "0.0"}, "q25_ms is 0.0"),

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import time
+from itertools import combinations
 
 import pytest
 import torch
 
 from jetvit.cost_model import AttentionShape, Choice, measure_choices, time_choice, timing
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 CHOICES = [
     Choice("full"),
     Choice("window", window=(8, 8)),
     Choice("linear"),
-    Choice("linear", conv_size=3),
+    Choice("linear", conv_size=3, feature_map="hedgehog"),
 ]
 SMALL = AttentionShape(batch=2, num_heads=2, head_dim=16, grid=(12, 10), extra_before=5, extra_after=1)
 
@@ -30,6 +32,13 @@ def test_what_is_timed_is_the_attention_of_that_shape(choice: Choice, dtype: tor
     out = timing._attention(choice, shape, q, k, v)()
     assert out.dtype == dtype
     assert out.shape == ((2, 2, 126, 16) if choice.kind == "full" else (2, 126, 2, 16))
+
+
+def test_each_feature_map_is_timed_by_its_own_call():
+    q, k, v = timing._random_qkv(SMALL)
+    maps = [Choice("linear", feature_map=name) for name in FEATURE_MAPS]
+    outputs = [timing._attention(choice, SMALL, q, k, v)() for choice in maps]
+    assert all(not torch.allclose(one, other) for one, other in combinations(outputs, 2))
 
 
 def test_the_scale_is_that_of_the_site():
@@ -87,7 +96,7 @@ def test_rounds_are_shuffled_and_interleaved(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_summary_is_median_and_quartiles():
-    assert timing._summary([4.0, 1.0, 2.0, 3.0, 100.0]) == timing.Latency(3.0, 2.0, 4.0, 5)
+    assert timing.summary([4.0, 1.0, 2.0, 3.0, 100.0]) == timing.Latency(3.0, 2.0, 4.0, 5)
 
 
 def test_a_latency_is_in_milliseconds_a_call(monkeypatch: pytest.MonkeyPatch):

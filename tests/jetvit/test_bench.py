@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 import torch
 from torch import nn
 
-from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, _measure, _ratio, bench
+from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, bench
 from jetvit.cost_model.estimate import Overheads
 from jetvit.patterns.errors import InputError, JetvitError
 from tests.jetvit.costs import made_up_costs
@@ -56,34 +55,6 @@ def test_predictions_stand_beside_the_columns(result: BenchResult):
         predicted = found.columns[column.name]
         assert predicted.deviation == pytest.approx(predicted.ms / column.median_ms - 1)
     assert found.ratio == 1.0  # without a plan both run the same operations
-
-
-def test_the_ratio_is_taken_within_rounds():
-    busy = [1.0, 1.0, 10.0, 10.0, 10.0]  # a machine that is busy for a while slows down both columns
-    ratio, low, high = _ratio([2 * each for each in busy], busy, seed=0)
-    assert (ratio, low, high) == (2.0, 2.0, 2.0)
-    noise = random.Random(0)
-    full = [noise.gauss(3, 0.1) for _ in range(50)]
-    ours = [noise.gauss(2, 0.1) for _ in range(50)]
-    ratio, low, high = _ratio(full, ours, seed=0)
-    assert low < 1.5 < high
-    assert high - low < 0.1
-    assert _ratio(full, ours, seed=0) == (ratio, low, high)
-
-
-def test_every_round_runs_every_column_in_a_shuffled_order():
-    order: list[str] = []
-    runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    samples = _measure(runs, dict.fromkeys("abc", 1), torch.device("cpu"), 20, None, random.Random(0), None)
-    assert {len(values) for values in samples.values()} == {20}
-    rounds = [tuple(order[start : start + 3]) for start in range(0, 60, 3)]
-    assert all(set(each) == set("abc") for each in rounds)
-    assert len(set(rounds)) > 3
-
-
-def test_a_time_limit_keeps_five_rounds():
-    samples = _measure({"a": lambda: None}, {"a": 1}, torch.device("cpu"), 100, 0.0, random.Random(0), None)
-    assert len(samples["a"]) == 5
 
 
 def test_refusals():

@@ -69,9 +69,20 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v.double())
 
 
-def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def features(q: Tensor, k: Tensor, feature_map: str) -> tuple[Tensor, Tensor]:
+    """f(q) and f(k) [batch, token, head, feature] in fp64, from q and k that are rotated already."""
+    q, k = q.double(), k.double()
+    if feature_map == "hedgehog":
+        exponents = [torch.cat([x.exp() / x.exp().sum(-1, keepdim=True) for x in (y, -y)], -1) for y in (q, k)]
+        return exponents[0], exponents[1]
+    if feature_map == "relu_centred":
+        k = k - sum(k.unbind(1)).unsqueeze(1) / k.shape[1]
+    return q.clamp(min=0), k.clamp(min=0)
+
+
+def feature_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, feature_map: str) -> tuple[Tensor, Tensor]:
     """num / (den + eps) and den + eps [batch, token, head, 1] of linear attention by its N×N weights, in fp64."""
-    weights = torch.einsum("bqhd,bkhd->bqhk", q.double().relu(), k.double().relu())
+    weights = torch.einsum("bqhd,bkhd->bqhk", *features(q, k, feature_map))
     den = weights.sum(-1, keepdim=True) + eps
     return torch.einsum("bqhk,bkhd->bqhd", weights, v.double()) / den, den
 

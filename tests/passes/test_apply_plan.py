@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import jetvit
 from jetvit.cost_model import Choice, Plan, base_record, sample_base
 from jetvit.kernels import linear_attention
-from jetvit.passes.apply_plan import ApplyPlan
+from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
+from jetvit.passes.apply_plan import ApplyPlan, rewritten_choice
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns import PlanError
@@ -159,6 +160,43 @@ def test_a_block_that_runs_twice_has_two_generators() -> None:
     assert set(weights) <= set(optimized.state_dict())
     assert_close(optimized(IMAGE), expected)
     assert_close(compiled(model, plan=plan)(IMAGE), expected)
+
+
+# --- feature maps -----------------------------------------------------------------------------------------------------
+
+
+def of_feature_map(model: nn.Module, feature_map: str) -> Plan:
+    return plan_of(jetvit.find_attention(model, IMAGE), [Choice("linear", feature_map=feature_map)])
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_a_plan_of_each_feature_map(feature_map: str, road: str) -> None:
+    model = vit()
+    expected = copy.deepcopy(model)
+
+    def attend(*heads_first: Tensor) -> Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in heads_first)
+        absent = [q.new_empty(0)] * 6
+        return linear_attention_reference(q, k, v, *absent, 4, 6, 1, 0, 1e-6, feature_map).transpose(1, 2)
+
+    for block in expected.blocks:
+        block.attn.attend = attend
+    plan = of_feature_map(model, feature_map)
+    assert_close(by_road(road, model, ((IMAGE,), {}), plan)(IMAGE), expected(IMAGE))
+
+
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_the_same_feature_map_again_changes_nothing_and_another_is_refused(feature_map: str) -> None:
+    model = vit()
+    optimized = jetvit.optimize(export_model(model, (IMAGE,)), plan=of_feature_map(model, feature_map))
+    rewritten = jetvit.find_attention(optimized).rewritten
+    assert [rewritten_choice(entry).label for entry in rewritten] == [f"linear {feature_map}"] * 2
+    assert jetvit.optimize(optimized, plan=of_feature_map(model, feature_map)) is optimized
+    other = next(name for name in FEATURE_MAPS if name != feature_map)
+    message = f"is linear {feature_map} in the graph and linear {other} in the plan"
+    with pytest.raises(PlanError, match=message):
+        jetvit.optimize(optimized, plan=of_feature_map(model, other))
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

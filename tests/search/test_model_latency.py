@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetvit.cost_model import Choice
+from jetvit.cost_model import Choice, rounds
 from jetvit.passes.capture import export_model
 from jetvit.search import model_latency
 from jetvit.search.model_latency import MeasuredHere, WholeLatencies, attention_shape
@@ -25,7 +25,7 @@ def trial() -> Trial:
 
 
 def test_all_are_timed_in_the_same_rounds(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_latency, "_SAMPLE_S", 1e-4)
+    monkeypatch.setattr(rounds, "_SAMPLE_S", 1e-4)
     names = [site.name for site in trial.sites]
     found = MeasuredHere(trial, "here").whole([{names[0]: WINDOW}, dict.fromkeys(names, WINDOW)])
     assert [len(samples) for samples in found.samples_ms] == [20] * 3
@@ -33,7 +33,7 @@ def test_all_are_timed_in_the_same_rounds(trial: Trial, monkeypatch: pytest.Monk
 
 
 def test_a_slow_model_gets_five_rounds(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_latency, "_SAMPLE_S", 1e-4)
+    monkeypatch.setattr(rounds, "_SAMPLE_S", 1e-4)
     monkeypatch.setattr(model_latency, "_TIME_LIMIT_S", 0.0)
     assert [len(samples) for samples in MeasuredHere(trial, "here").whole([]).samples_ms] == [5]
 
@@ -57,9 +57,9 @@ def test_the_shape_of_a_site(trial: Trial) -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(1, 100), min_size=5, max_size=20), st.floats(0.5, 4))
-def test_a_slow_spell_does_not_move_the_ratio(rounds: list[float], factor: float) -> None:
+def test_a_slow_spell_does_not_move_the_ratio(samples_ms: list[float], factor: float) -> None:
     """Both models meet it in one round, so the ratio within the round stays."""
-    found = WholeLatencies((tuple(factor * ms for ms in rounds), tuple(rounds)))
+    found = WholeLatencies((tuple(factor * ms for ms in samples_ms), tuple(samples_ms)))
     assert found.speedup(1) == pytest.approx((factor,) * 3)
     assert found.speedup(0) == (1.0, 1.0, 1.0)
 

@@ -87,13 +87,15 @@ class Rated:
     loss: float
 
 
-def least_loss(costs: Costs, max_latency_ms: float, count: int = 1) -> list[Rated]:
+def least_loss(costs: Costs, max_latency_ms: float, count: int = 1, *, most_first: int | None = None) -> list[Rated]:
     """The plans of least loss within a latency bound in ms, the best first; fewer than `count` if there are no more.
+
+    With `most_first`, at most so many sites take their first option.
 
     Of plans with the same loss the fastest comes first. Every plan keeps the bound to the bit. One whose latency is
     below it by less than 1e-5 of the largest cost may be passed over where another is as little beyond it.
     """
-    return _best(costs, "loss", "latency_ms", max_latency_ms, count)
+    return _best(costs, "loss", "latency_ms", max_latency_ms, count, most_first)
 
 
 def fastest(costs: Costs, max_loss: float, count: int = 1) -> list[Rated]:
@@ -138,9 +140,13 @@ def confirmed(
     return min(within, key=lambda each: (each.loss, each.latency_ms), default=None)
 
 
-def _best(costs: Costs, goal: Measure, limited: Measure, bound: float, count: int) -> list[Rated]:
+def _best(
+    costs: Costs, goal: Measure, limited: Measure, bound: float, count: int, most_first: int | None = None
+) -> list[Rated]:
     found: list[Rated] = []
     program = _Program(costs)
+    if most_first is not None:
+        program.allow_first(most_first)
     while len(found) < count:
         best = program.solve(goal, limited, bound)
         if best is None:
@@ -186,6 +192,11 @@ class _Program:
         """Take one plan out."""
         taken = {self._column[pick]: 1.0 for pick in enumerate(selection)}
         self._rows.append((taken, -math.inf, len(selection) - 1.0))
+
+    def allow_first(self, most: int) -> None:
+        """Let at most so many sites take their first option."""
+        firsts = {self._column[pick]: 1.0 for pick in self.picks if pick[1] == 0}
+        self._rows.append((firsts, -math.inf, float(most)))
 
     def solve(self, goal: Measure, limited: Measure, bound: float) -> Rated | None:
         """The plan that minimises one measure while the other stays within a bound; None if there is none."""

@@ -27,8 +27,8 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite, Sites
-from jetvit.patterns.sizes import is_static
 from jetvit.search.best_plan import Budget, Options, PlanSearch
+from jetvit.search.fixed_grids import refuse_open_grids
 from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere, attention_shape
 from jetvit.search.runner import Batch, Output, as_batches
 from jetvit.search.trial import Metric, Progress, Trial
@@ -140,13 +140,7 @@ def _check_sites(sites: Sites) -> None:
         raise JetvitError(
             "the model has no full attention that can be rewritten", why=reasons, do="see jetvit.explain for all of it"
         )
-    for site in sites:
-        if not all(is_static(size) for size in (*site.grid, site.extra_before, site.extra_after)):
-            raise InputError(
-                "calibration needs a fixed image size",
-                why=f"the token grid of {site.name} is {site.grid[0]}×{site.grid[1]}",
-                do="calibrate without dynamic_shapes; the plan fits the dynamic model as well",
-            )
+    refuse_open_grids(sites, "calibration")
 
 
 def _window(side: int) -> Choice:

@@ -109,7 +109,7 @@ class Runner:
         }
         walk = LayoutWalk(GraphView(self.module), names)
         results = self._user_results(list(self.module.graph.output_node().args[0]))
-        chosen = self._pick(results, lambda node: node.meta.get("val") if isinstance(node, Node) else node)
+        chosen = pick(results, self._output, lambda node: node.meta.get("val") if isinstance(node, Node) else node)
         axes = walk.of(chosen)
         ranks = [rank_of(axis) for axis in axes]
         if not axes or any(rank in (0, 1) for rank in ranks[1:]):
@@ -129,27 +129,36 @@ class Runner:
         return pytree.tree_unflatten(flat, out_spec) if out_spec is not None else flat
 
     def _select(self, results: Sequence[Any]) -> Tensor:
-        return self._pick(self._user_results(results), lambda value: value).float()
+        return pick(self._user_results(results), self._output).float()
 
-    def _pick(self, result: Any, value_of: Callable[[Any], Any]) -> Any:
-        """The chosen leaf of a result; `value_of` gives the tensor that a leaf stands for."""
-        if callable(self._output):
-            return self._output(result)
-        leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(value_of(leaf), Tensor)]
-        if self._output is None:
-            for leaf in leaves:
-                if value_of(leaf).is_floating_point():
-                    return leaf
-            raise InputError("the model has no floating-point output to compare", do="name one with `output`")
-        if isinstance(self._output, int):
-            if not -len(leaves) <= self._output < len(leaves):
-                raise InputError(f"there is no output {self._output}", why=f"the model yields {len(leaves)} tensors")
-            return leaves[self._output]
-        found = result.get(self._output) if isinstance(result, Mapping) else getattr(result, self._output, None)
-        if not isinstance(value_of(found), Tensor):
-            names = ", ".join(result) if isinstance(result, Mapping) else type(result).__name__
-            raise InputError(f"there is no output {self._output!r}", why=f"the model yields {names}")
-        return found
+
+def pick(result: Any, output: Output, value_of: Callable[[Any], Any] = lambda value: value) -> Any:
+    """The leaf of a result that `output` names, as in `Runner`.
+
+    Args:
+        result: what a model yields, or nodes in its place.
+        output: which tensor.
+        value_of: gives the tensor that a leaf stands for.
+    Raises:
+        InputError: it is not there.
+    """
+    if callable(output):
+        return output(result)
+    leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(value_of(leaf), Tensor)]
+    if output is None:
+        for leaf in leaves:
+            if value_of(leaf).is_floating_point():
+                return leaf
+        raise InputError("the model has no floating-point output to compare", do="name one with `output`")
+    if isinstance(output, int):
+        if not -len(leaves) <= output < len(leaves):
+            raise InputError(f"there is no output {output}", why=f"the model yields {len(leaves)} tensors")
+        return leaves[output]
+    found = result.get(output) if isinstance(result, Mapping) else getattr(result, output, None)
+    if not isinstance(value_of(found), Tensor):
+        names = ", ".join(result) if isinstance(result, Mapping) else type(result).__name__
+        raise InputError(f"there is no output {output!r}", why=f"the model yields {names}")
+    return found
 
 
 def _last_uses(nodes: Sequence[Node]) -> dict[Node, list[Node]]:

@@ -22,11 +22,11 @@ from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
-from jetvit.patterns.errors import InputError, JetvitError
+from jetvit.patterns.errors import JetvitError
 from jetvit.patterns.find import find_sites
-from jetvit.patterns.site import AttentionSite, Sites
-from jetvit.patterns.sizes import is_static
+from jetvit.patterns.site import AttentionSite
 from jetvit.search.branch import Branch, CannotCut, Cut, cut_out, frozen
+from jetvit.search.fixed_grids import refuse_open_grids
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,11 @@ class Supernet(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> object:
         """What the model yields on the active path."""
         return self.model(*args, **kwargs)
+
+    def original(self, *args: object, **kwargs: object) -> object:
+        """What the model yields where all attention is full, whatever the active path."""
+        with self.path({}):
+            return self.model(*args, **kwargs)
 
     @contextmanager
     def path(self, path: Path) -> Iterator[None]:
@@ -189,7 +194,7 @@ class Supernet(nn.Module):
         return model, owners
 
     def _cuts(self) -> dict[str, Cut]:
-        _refuse_open_grids(self.sites)
+        refuse_open_grids(self.sites, "the search")
         cuts = {}
         for site in self.sites:
             try:
@@ -239,13 +244,3 @@ def _put_in(model: GraphModule, target: str, owner: ChoiceSite, end: Node, outsi
     call.meta = dict(end.meta)
     end.replace_all_uses_with(call)
     outside[end.name] = call  # a site may take what another yields
-
-
-def _refuse_open_grids(sites: Sites) -> None:
-    for site in sites:
-        if not all(is_static(size) for size in (*site.grid, site.extra_before, site.extra_after)):
-            raise InputError(
-                "the search needs a fixed image size",
-                why=f"the token grid of {site.name} is {site.grid[0]}×{site.grid[1]}",
-                do="search without dynamic_shapes; the plan fits the dynamic model as well",
-            )

@@ -1,0 +1,162 @@
+"""Training of whole models: a head on the original, paths of a supernet, and one rewritten model.
+
+The loss of a distillation compares the features at the taps with those of the original model
+(`jetvit.search.reader.relative_error`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jetvit.search.data import Sample, Split
+from jetvit.search.paths import Alternatives, draw_path
+from jetvit.search.reader import Reader, relative_error
+from jetvit.search.stream import Stream
+from jetvit.search.student import Student
+from jetvit.search.supernet import Supernet
+from jetvit.search.task import Task
+from jetvit.search.train import History, Run, Schedule, Training
+
+# Features of all images are kept where they take less than this; else every step computes its own.
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A split whose images are the maps of the taps, stacked on the channel axis: computed once."""
+
+    samples: tuple[Sample, ...]
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.samples[index]
+
+
+def train_head(teacher: Reader, task: Task, split: Split, batch: int, schedule: Schedule, run: Run) -> History:
+    """Train the head of a reader on the features of the original model, which stays as it is.
+
+    Args:
+        teacher: the original model with a new head.
+        task: its loss.
+        split: labelled images.
+        batch: images at a time: what the model was captured with; a step takes twice as many.
+        schedule, run: how.
+    """
+    assert teacher.head is not None
+    head = teacher.head
+    kept = _kept(teacher, split, batch, run)
+    stream = Stream(kept or split, 2 * batch * run.processes.count, f"{run.seed} head", run.processes)
+
+    def step(number: int) -> dict[str, float]:
+        images, targets = stream(number)
+        assert targets is not None, "a head needs targets"
+        maps = images.to(run.device).split(teacher.taps.channels, 1) if kept else _maps(teacher, images, batch, run)
+        loss = task.loss(head(list(maps)), targets.to(run.device))
+        loss.backward()
+        return {"head": float(loss.detach())}
+
+    groups = {"head": dict(head.named_parameters())}
+    return Training("head", schedule, groups, (), run)(step)
+
+
+def supernet_distillation(
+    net: Supernet,
+    reader: Reader,
+    teacher: Reader,
+    stream: Stream,
+    alternatives: Alternatives,
+    max_full: int,
+    schedule: Schedule,
+    run: Run,
+) -> History:
+    """Train random paths, one a step, to yield the features of the original model.
+
+    Args:
+        net: the supernet; reader: reads it. teacher: reads the original model.
+        stream: the images.
+        alternatives: what paths are drawn from. max_full: how many sites of a path may be full.
+        schedule, run: how.
+    """
+    groups = {
+        f"{choice.label} at {name}": net.choice_sites[name].parameters_of(choice)
+        for name, some in alternatives.items()
+        for choice in some
+    }
+
+    def step(number: int) -> dict[str, float]:
+        images, _ = stream(number)
+        with torch.no_grad(), run.autocast():
+            reference = teacher.tokens(images)
+        path = draw_path(alternatives, max_full, f"{run.seed} {number} path")
+        with run.autocast(), net.path(path):
+            loss = relative_error(reader.tokens(images), reference).mean()
+        loss.backward()
+        return {"features": float(loss.detach())}
+
+    return Training("supernet_distillation", schedule, groups, net.program.state_dict, run)(step)
+
+
+def distil(student: Student, reader: Reader, teacher: Reader, stream: Stream, schedule: Schedule, run: Run) -> History:
+    """Train all weights of a rewritten model to yield the features of the original one."""
+
+    def step(number: int) -> dict[str, float]:
+        images, _ = stream(number)
+        with torch.no_grad(), run.autocast():
+            reference = teacher.tokens(images)
+        with run.autocast():
+            loss = relative_error(reader.tokens(images), reference).mean()
+        loss.backward()
+        return {"features": float(loss.detach())}
+
+    return Training("distillation", schedule, {"model": student.parameters}, student.inherited, run)(step)
+
+
+def train_on_task(
+    stage: str, student: Student, reader: Reader, task: Task, stream: Stream, schedule: Schedule, run: Run
+) -> History:
+    """Train all weights of a model by a task's own loss on labelled images; the head too, unless it is frozen."""
+
+    def step(number: int) -> dict[str, float]:
+        images, targets = stream(number)
+        assert targets is not None, "the task needs targets"
+        with run.autocast():
+            output = reader(images).output
+        loss = task.loss(output.float(), targets.to(output.device))
+        loss.backward()
+        return {"task": float(loss.detach())}
+
+    head = {} if reader.head is None else dict(reader.head.named_parameters())
+    trained = {name: value for name, value in head.items() if value.requires_grad}
+    groups = {"model": student.parameters} | ({"head": trained} if trained else {})
+    return Training(stage, schedule, groups, student.inherited, run)(step)
+
+
+@torch.no_grad()
+def _maps(teacher: Reader, images: Tensor, batch: int, run: Run) -> list[Tensor]:
+    """The maps of any number of images, by batches of the one size that a captured model takes."""
+    missing = -len(images) % batch
+    found = []
+    for some in torch.cat([images, images[:1].expand(missing, *images.shape[1:])]).split(batch):
+        with run.autocast():
+            found.append(torch.cat(teacher.maps(teacher.tokens(some)), 1))
+    return list(torch.cat(found)[: len(images)].split(teacher.taps.channels, 1))
+
+
+def _kept(teacher: Reader, split: Split, batch: int, run: Run) -> Kept | None:
+    """The maps of all images, if they fit."""
+    samples: list[Sample] = []
+    for first in range(0, len(split), batch):
+        some = [split[place] for place in range(first, min(first + batch, len(split)))]
+        maps = torch.cat(_maps(teacher, torch.stack([sample.image for sample in some]), batch, run), 1).cpu()
+        if maps[0].numel() * maps.element_size() * len(split) > _KEPT_BYTES:
+            return None
+        samples += (Sample(each, sample.target) for each, sample in zip(maps, some, strict=True))
+        run.progress("reading features", len(samples), len(split))
+    return Kept(tuple(samples), tuple(split.keys), tuple(split.groups))

@@ -1,0 +1,84 @@
+"""How good a model is on the images of a split, beside the original model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetvit.search.data import Split, stacked
+from jetvit.search.reader import Reader, Reading, relative_error
+from jetvit.search.task import Task
+from jetvit.search.train import Run
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What was seen on every image of a split.
+
+    * counts: [images, n], of the task. errors: [images], the relative error of the features at the taps.
+    * agreement: [images], of the output with that of the original model.
+    """
+
+    counts: Tensor
+    errors: Tensor
+    agreement: Tensor
+
+
+class Examiner:
+    """Examines models on one split.
+
+    Args:
+        teacher: the original model, with the head.
+        task: what is asked.
+        split: the images. limit: so many of them, evenly spaced.
+        batch: images at a time: what the model was captured with.
+        run: the processes share the work.
+    """
+
+    def __init__(self, teacher: Reader, task: Task, split: Split, batch: int, run: Run, limit: int | None = None):
+        self.teacher, self.task, self.split, self.batch, self.run = teacher, task, split, batch, run
+        count = min(limit or len(split), len(split))
+        self.places = [number * len(split) // count for number in range(count)]
+        self.groups = [split.groups[place] for place in self.places]
+
+    @torch.no_grad()
+    def __call__(self, reader: Reader, what: str = "examining", *, compare: bool = True) -> Exam:
+        """Examine a model; `what` is told to the progress.
+
+        Without `compare` errors and agreement are NaN, and the original model runs only where a task has no labels.
+        """
+        rows: list[tuple[int, Any]] = []
+        firsts = range(0, len(self.places), self.batch)
+        own = list(firsts)[self.run.processes.index :: self.run.processes.count]
+        for done, first in enumerate(own):
+            places = self.places[first : first + self.batch]
+            samples = [self.split[place] for place in places]
+            images = torch.stack([sample.image for sample in samples])
+            padded = torch.cat([images, images[:1].expand(self.batch - len(images), *images.shape[1:])])
+            with self.run.autocast():
+                ours = reader(padded)
+                theirs = self.teacher(padded) if compare or not self.task.labelled else None
+            targets = stacked(samples)
+            rows += zip(places, self._rows(ours, theirs, targets, len(places)), strict=True)
+            self.run.progress(what, done + 1, len(own))
+        ordered = [row for _, row in sorted(self.run.processes.gather(rows), key=lambda row: row[0])]
+        counts, errors, agreement = zip(*ordered, strict=True)
+        return Exam(torch.stack(counts), torch.stack(errors), torch.stack(agreement))
+
+    def _rows(
+        self, ours: Reading, theirs: Reading | None, targets: Tensor | None, count: int
+    ) -> list[tuple[Tensor, ...]]:
+        output = ours.output[:count].float()
+        reference = output if theirs is None else theirs.output[:count].float()
+        if not self.task.labelled:
+            targets = reference
+        assert targets is not None, "the task needs targets"
+        errors = agreement = torch.full((count,), torch.nan)
+        if theirs is not None:
+            errors = relative_error(ours.tokens, theirs.tokens)[:count]
+            agreement = self.task.agreement(output, reference)
+        columns = (self.task.counts(output, targets.to(output.device)), errors, agreement)
+        return list(zip(*(column.double().cpu() for column in columns), strict=True))

@@ -1,0 +1,70 @@
+"""A model as a task sees it: the tokens at its taps, and what a head makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from jetvit.search.runner import Output, pick
+from jetvit.search.stream import Inputs
+from jetvit.search.taps import Taps
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Tokens at each tap [batch, token, channel], and the task's output."""
+
+    tokens: list[Tensor]
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a model.
+
+    * model: a captured graph, with the taps in it.
+    * head: takes the maps of the taps; None where the model itself yields the output.
+    * inputs: from images to what the model is called with. output: which tensor of the result is the task's, if `head`
+      is None.
+    """
+
+    model: Callable[..., object]
+    taps: Taps
+    head: nn.Module | None
+    inputs: Inputs
+    output: Output = None
+
+    def __call__(self, images: Tensor) -> Reading:
+        """Run the model, and its head, on images [batch, 3, height, width]."""
+        tokens, result = self._run(images)
+        output = pick(result, self.output) if self.head is None else self.head(self.maps(tokens))
+        return Reading(tokens, output)
+
+    def tokens(self, images: Tensor) -> list[Tensor]:
+        """What is at the taps, alone."""
+        return self._run(images)[0]
+
+    def maps(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """What the head takes: the grid tokens as maps [batch, channel, height, width]."""
+        return [each.float() for each in self.taps.maps(tokens)]
+
+    def _run(self, images: Tensor) -> tuple[list[Tensor], object]:
+        args, kwargs = self.inputs(images)
+        with self.taps.reading():
+            result = self.model(*args, **kwargs)
+            return self.taps.tokens(), result
+
+
+def relative_error(tokens: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    """[batch]: squared error over the variation of the reference over its tokens, the mean over the taps.
+
+    0 is no change; 1 is as wrong as the mean token in the place of each.
+    """
+    shares = []
+    for ours, theirs in zip(tokens, reference, strict=True):
+        ours, theirs = ours.float(), theirs.float()
+        variation = (theirs - theirs.mean(1, keepdim=True)).square().flatten(1).sum(1)
+        shares.append((ours - theirs).square().flatten(1).sum(1) / variation.clamp_min(1e-12))
+    return sum(shares[1:], shares[0]) / len(shares)

@@ -1,0 +1,48 @@
+"""What a search came to, on images that it has not seen: the rewritten model beside the original and the control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jetvit.search.exam import Exam
+from jetvit.search.statistics import interval, non_inferior, paired
+from jetvit.search.task import Task
+
+# Frames of a film that stay alike.
+_RUN = 10
+
+
+def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin: float) -> dict[str, Any]:
+    """Entries for a plan's provenance.
+
+    Args:
+        task: what was asked.
+        exams: of "original", "plan" and, if there is one, "control", on the same images.
+        groups: what each image was taken from; frames of one film are drawn in runs.
+        margin: by how much the plan's metric may be below another's, and still count as not inferior.
+    """
+    run = min(_RUN, max(1, len(groups) - 1)) if len(set(groups)) < len(groups) and any(groups) else 1
+
+    def value(counts: Any) -> float:
+        return task.metrics(counts)[task.metric]
+
+    found: dict[str, Any] = {"metric": task.metric, "bootstrap_run": run}
+    for name, exam in exams.items():
+        low, high = interval(value, exam.counts, run=run)
+        found[name] = {metric: _digits(each) for metric, each in task.metrics(exam.counts).items()}
+        found[name]["interval"] = [_digits(low), _digits(high)]
+        found[name]["feature_error"] = _digits(float(exam.errors.mean()))
+        found[name]["agreement"] = _digits(float(exam.agreement.mean()))
+    for name in exams:
+        if name != "plan":
+            difference = paired(value, exams["plan"].counts, exams[name].counts, run=run)
+            found[f"plan_minus_{name}"] = [_digits(each) for each in difference]
+            found[f"non_inferior_to_{name}"] = non_inferior(difference, margin)
+    found["margin"] = margin
+    return found
+
+
+def _digits(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None

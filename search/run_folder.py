@@ -1,0 +1,154 @@
+"""What a search keeps on the disk: it may be killed at any moment, and goes on from there.
+
+    run.json              what was asked for; a folder is never continued with something else
+    STAGE.safetensors     weights, optimiser and progress of a stage; replaced as a whole
+    metrics.csv           one row a step
+    evaluations.jsonl     every path whose quality was measured
+
+Nothing of it is unpickled. There is no state of a random generator to keep: which images and which path a step takes
+follows from the seed and the number of the step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from jetvit.patterns.errors import InputError
+
+METRICS = ("stage", "step", "loss", "rate", "seconds")
+
+
+class RunFolder:
+    """A folder of a search.
+
+    Args:
+        path: made if it is not there.
+        config: what determines the run, as JSON holds it.
+        writes: whether this process writes; of several, one does.
+    Raises:
+        InputError: the folder is that of another search, damaged, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, writes: bool = True):
+        self.path, self.writes = Path(path), writes
+        asked = json.loads(json.dumps(config))
+        file = self.path / "run.json"
+        if file.exists():
+            self._refuse_other(asked)
+        elif writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.keep("run", asked)
+            except OSError as error:
+                raise InputError("the search cannot keep its progress", why=str(error), where=str(path)) from error
+
+    def save(self, stage: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Keep the progress of a stage in the place of what was kept before."""
+        if self.writes:
+            own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+            write_whole(self.path / f"{stage}.safetensors", to_bytes(own, {"record": json.dumps(record)}))
+
+    def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was kept of a stage, on the CPU; None if nothing was. Raises InputError for a damaged file."""
+        file = self.path / f"{stage}.safetensors"
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, "pt") as stored:  # type: ignore[no-untyped-call]
+                record = json.loads(stored.metadata()["record"])
+                return {name: stored.get_tensor(name) for name in stored.keys()}, record  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the progress of {stage} cannot be read",
+                why=str(error),
+                where=str(file),
+                do="remove the file, and the stage begins anew",
+            ) from error
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep a JSON value as `name`.json."""
+        if self.writes:
+            write_whole(self.path / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
+
+    def kept(self, name: str) -> Any:
+        """A value that was kept; None if there is none. Raises InputError for a damaged file."""
+        file = self.path / f"{name}.json"
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name} of the search cannot be read", why=str(error), where=str(file)) from error
+
+    def metrics(self, stage: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Put the rows (step, loss, rate, seconds) of a stage into metrics.csv, in the place of those it had."""
+        if not self.writes:
+            return
+        file = self.path / "metrics.csv"
+        kept: list[Sequence[Any]] = [METRICS]
+        if file.exists():
+            with file.open(newline="", encoding="utf-8") as stream:
+                kept = [row for row in csv.reader(stream) if row and row[0] != stage]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([*kept, *([stage, *row] for row in rows)])
+        write_whole(file, text.getvalue().encode())
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """All evaluations that were kept; one that was cut off in the middle of its line never was."""
+        file = self.path / "evaluations.jsonl"
+        if not file.exists():
+            return []
+        *lines, unfinished = file.read_text(encoding="utf-8").split("\n")
+        if unfinished and self.writes:
+            write_whole(file, "".join(f"{line}\n" for line in lines).encode())
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise InputError(
+                "the evaluations of the search cannot be read", why=str(error), where=str(file), do="remove the file"
+            ) from error
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Keep an evaluation."""
+        if self.writes:
+            with (self.path / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+    def _refuse_other(self, asked: Mapping[str, Any]) -> None:
+        kept = self.kept("run")
+        for name in [*asked, *(name for name in kept if name not in asked)]:
+            if kept.get(name) != asked.get(name):
+                raise InputError(
+                    "the folder holds another search",
+                    why=f"{name} is {_short(asked.get(name))}, and was {_short(kept.get(name))}",
+                    where=str(self.path),
+                    do="name a new folder, or ask for the same as before",
+                )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it: there is the old one or the new one, never a part."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:80]} … {text[-30:]}"

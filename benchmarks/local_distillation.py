@@ -32,6 +32,7 @@ from jetvit.cost_model import Choice
 from jetvit.images import ImageFolder
 from jetvit.models import LoadedModel, load_model
 from jetvit.passes.capture import export_model
+from jetvit.search.drift import Drift
 from jetvit.search.local_distillation import LocalDistillation
 from jetvit.search.metrics import Confusion, mean_iou
 from jetvit.search.runner import Batch
@@ -104,13 +105,14 @@ def score(head: nn.Conv2d, features: Tensor, reference: Tensor, labels: Tensor) 
     first = np.random.default_rng(0).integers(len(counts), size=(1000, math.ceil(len(counts) / RUN), 1))
     drawn = torch.from_numpy((first + np.arange(RUN)) % len(counts)).flatten(1)[:, : len(counts)]
     low, high = np.percentile([mean_iou(counts[rows].sum(0)) for rows in drawn], [2.5, 97.5])
-    variation = (reference - reference.mean((2, 3), keepdim=True)).square().sum()
+    drift = Drift([reference], places=(2, 3))
+    drift.add(0, features)
     return {
         "miou": round(confusion.miou(), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
         "pixel_accuracy": round(confusion.pixel_accuracy(), 4),
-        "drift": round(float((features - reference).square().sum() / variation), 4),
+        "drift": round(drift.total, 4),
         "images": len(labels),
     }
 

@@ -116,7 +116,7 @@ class Plan:
 
     * `sites`: one entry a site, each in `fingerprint`. A site with no entry keeps full attention.
     * `fingerprint`: the sites of the model that the plan was made on.
-    * `provenance`: free-form record of scalars and lists by name.
+    * `provenance`: free-form record by name: text, numbers, lists, and records of these.
     * `size`: image height and width in pixels that the plan was made for.
     * `weights`: new and changed weights by FQN, of any dtype and device; empty for a training-free plan.
     * `base_samples`: `sample_base` of the base weights; only beside `weights`.
@@ -310,7 +310,7 @@ def _json_copy(provenance: Mapping[str, Any]) -> dict[str, Any]:
             "the provenance of a plan is not JSON",
             why=str(error),
             where="$.provenance",
-            do="give finite numbers, text, true, false, None, and lists of these",
+            do="give finite numbers, text, true, false, None, and lists and records of these",
         ) from error
 
 

@@ -31,7 +31,10 @@ choices = st.one_of(
 measured = st.builds(Measured, choices, optional_measures, optional_measures)
 front_points = st.builds(FrontPoint, st.integers(0, 100), measures, optional_measures)
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
-provenances = st.dictionaries(texts, st.recursive(scalars | texts, lambda s: st.lists(s, max_size=3), max_leaves=5))
+values = st.recursive(
+    scalars | texts, lambda s: st.lists(s, max_size=3) | st.dictionaries(texts, s, max_size=3), max_leaves=5
+)
+provenances = st.dictionaries(texts, values)
 extras = st.integers(0, 300) | st.just("dynamic")
 
 

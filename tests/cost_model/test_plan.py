@@ -148,7 +148,8 @@ def test_a_plan_that_contradicts_itself_is_refused(change: dict, what: str, wher
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ({"provenance": {"x": {"y": 1}}}, "$.provenance.x"),
+        ({"provenance": {"x": {"y": 10**30}}}, "$.provenance.x.y"),
+        ({"provenance": {"x": {"\x1b[2J": 1}}}, "$.provenance.x"),
         ({"provenance": {"x": ["\x1b[2J"]}}, "$.provenance.x[0]"),
         ({"provenance": {"x": 10**30}}, "$.provenance.x"),
         ({"size": (0, 5)}, "$.size"),

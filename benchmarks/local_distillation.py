@@ -13,9 +13,7 @@ DIR (or JETVIT_DATA) holds vit_tiny_patch16_224.safetensors and camvid/{train,va
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,11 +30,15 @@ from jetvit.cost_model import Choice
 from jetvit.images import ImageFolder
 from jetvit.models import LoadedModel, load_model
 from jetvit.passes.capture import export_model
+from jetvit.search.data import Sample
 from jetvit.search.drift import Drift
-from jetvit.search.local_distillation import LocalDistillation
+from jetvit.search.local_distillation import local_distillation
 from jetvit.search.metrics import Confusion, mean_iou
-from jetvit.search.runner import Batch
+from jetvit.search.processes import Processes
+from jetvit.search.statistics import interval
+from jetvit.search.stream import Stream
 from jetvit.search.supernet import Supernet
+from jetvit.search.train import Run, Schedule
 
 MODEL = "timm:vit_tiny_patch16_224"
 SIZE, PATCH_SIZE, CLASSES = (352, 480), 16, 11
@@ -48,13 +50,21 @@ Features = Callable[[Tensor], Tensor]
 
 
 class Scenes:
-    """Images [N, 3, height, width] of a split, normalised, and labels [N, own height, own width]; 11 is void."""
+    """A split: images [N, 3, height, width], normalised, and labels [N, own height, own width]; 11 is void."""
 
     def __init__(self, folder: Path, model: LoadedModel, limit: int | None = None):
         images = ImageFolder(folder / "images", SIZE, model.mean, model.std, limit=limit)
         self.images = torch.cat(list(images.batches(1)))
         paths = [folder / "labels" / f"{path.stem}.png" for path in images.files]
         self.labels = torch.stack([torch.from_numpy(np.array(Image.open(path))).long() for path in paths])
+        self.keys = [path.stem for path in images.files]
+        self.groups = [""] * len(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return Sample(self.images[index], self.labels[index])
 
 
 def features_of(model: Callable[[Tensor], Any]) -> Features:
@@ -102,9 +112,7 @@ def score(head: nn.Conv2d, features: Tensor, reference: Tensor, labels: Tensor) 
     for row, truth in zip(features.split(1), labels.split(1), strict=True):
         confusion.add(F.interpolate(head(row), truth.shape[1:], mode="bilinear").argmax(1), truth)
     counts = torch.stack(confusion.by_image)
-    first = np.random.default_rng(0).integers(len(counts), size=(1000, math.ceil(len(counts) / RUN), 1))
-    drawn = torch.from_numpy((first + np.arange(RUN)) % len(counts)).flatten(1)[:, : len(counts)]
-    low, high = np.percentile([mean_iou(counts[rows].sum(0)) for rows in drawn], [2.5, 97.5])
+    low, high = interval(lambda some: mean_iou(some.sum(0)), counts, run=min(RUN, len(counts) - 1))
     drift = Drift([reference], places=(2, 3))
     drift.add(0, features)
     return {
@@ -115,15 +123,6 @@ def score(head: nn.Conv2d, features: Tensor, reference: Tensor, labels: Tensor) 
         "drift": round(drift.total, 4),
         "images": len(labels),
     }
-
-
-def batches(images: Tensor, seed: int) -> Iterator[Batch]:
-    """Without end, every image once before any twice."""
-    rng = random.Random(seed)
-    while True:
-        order = rng.sample(range(len(images)), len(images))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            yield (images[order[start : start + BATCH]],), {}
 
 
 def run(data: Path, steps: int, seed: int, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
@@ -148,7 +147,8 @@ def run(data: Path, steps: int, seed: int, limit: int | None = None) -> Iterator
 
     yield row("full", 0, reference)
     yield from everywhere(0)
-    LocalDistillation(steps=steps)(net, batches(train.images, seed), progress=_say)
+    stream = Stream(train, BATCH, f"{seed} local", Processes())
+    local_distillation(net, stream, lambda images: ((images,), {}), Schedule(steps, 5e-4), Run(seed, progress=_say))
     yield from everywhere(steps)
 
 
@@ -173,9 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_table(output, (*COLUMNS, *PROVENANCE), ({**shared, **row} for row in rows))
 
 
-def _say(step: int, loss: float) -> None:
-    if step % 20 == 0:
-        print(f"step {step}: mean loss {loss:.4f}", flush=True)
+def _say(what: str, done: int, total: int) -> None:
+    if done % 20 == 0:
+        print(f"{what}: {done} of {total}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, export
 
+from benchmarks.plain_vit import PlainViT
 from jetvit.api import find_attention, optimize
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.cost_model.graph_operations import graph_operations
@@ -23,7 +24,7 @@ from jetvit.cost_model.measurement import Machine
 from jetvit.cost_model.rounds import Run, Sampler, in_rounds, sampler
 from jetvit.cost_model.runs import Mode, WholeRun
 from jetvit.cost_model.timing import generator_shapes, summary
-from jetvit.demo import SmallViT
+from jetvit.passes.apply_plan import generator_names
 from jetvit.patterns.site import Sites
 
 CHOICES = {
@@ -33,7 +34,6 @@ CHOICES = {
     "L": Choice("linear"),
     "L3": Choice("linear", conv_size=3),
 }
-GENERATOR = ("w1", "b1", "w2", "b2")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def measure_group(
     mode: Mode = "compiled" if compiled else "eager"
     torch.manual_seed(0)
     dtype = getattr(torch, group.dtype)
-    model = SmallViT(group.depth, group.heads * group.head_dim, group.heads, group.extra_tokens).to(device, dtype)
+    model = PlainViT(group.depth, group.heads * group.head_dim, group.heads, group.extra_tokens).to(device, dtype)
     images = torch.rand(group.batch, 3, *group.size, device=device, dtype=dtype)
     program = export(model.eval(), (images,))
     sites = find_attention(program)
@@ -118,8 +118,8 @@ def _plan(sites: Sites, names: Sequence[str]) -> Plan:
     for site, entry in zip(sites, entries, strict=True):
         if entry.choice.conv_size:
             shapes = generator_shapes(site.num_heads * site.head_dim, entry.choice.conv_size)
-            for part, shape in zip(GENERATOR, shapes, strict=True):
-                weights[f"{site.name}.linear_attention.{part}"] = torch.randn(shape) * 0.02
+            for name, shape in zip(generator_names(site.name), shapes, strict=True):
+                weights[name] = torch.randn(shape) * 0.02
     return Plan(entries, Fingerprint.of(sites), weights=weights)
 
 

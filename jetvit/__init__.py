@@ -21,7 +21,10 @@ from jetvit.cost_model import Choice, DeviceCosts, Plan  # noqa: E402
 from jetvit.explain import explain  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
-from jetvit.search import calibrate, check_plan  # noqa: E402
+
+# Last: the first import of the room binds the room to the name `search` here, and the function takes that name from it.
+# `from jetvit.search import …` goes by sys.modules and finds the room.
+from jetvit.search import calibrate, check_plan, search  # noqa: E402
 
 __all__ = [
     "AttentionSite",
@@ -35,4 +38,5 @@ __all__ = [
     "explain",
     "find_attention",
     "optimize",
+    "search",
 ]

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # of libraries; what the user should see comes as notes
             args.run(args)
             sys.stdout.flush()
+    except SystemExit as leave:  # a command has refused its arguments
+        return int(leave.code or 0)
     except BrokenPipeError:  # `jetvit explain … | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

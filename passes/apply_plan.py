@@ -60,7 +60,7 @@ class ApplyPlan:
         replaced = 0
         if weights and not match.absent:
             check_base({match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values())
-            replaced = _replace_base(graph, weights, {name for site in generators for name in _names(site)})
+            replaced = _replace_base(graph, weights, {name for site in generators for name in generator_names(site)})
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name])
         return PassResult(len(work) + replaced, tuple(notes))
@@ -88,7 +88,7 @@ def _rewrite(
         result = insertion.call(target, *tensors, *place, *choice.window, site.scale)
     else:
         target = torch.ops.jetvit.linear_attention.default
-        names = dict(zip(GENERATOR, _names(site.name), strict=True))
+        names = dict(zip(GENERATOR, generator_names(site.name), strict=True))
         nodes = {
             part: insertion.bring(graph.add_tensor(names[part], _like(tensor, operands.v)))
             for part, tensor in generator.items()
@@ -99,8 +99,8 @@ def _rewrite(
     log.info("%s: full -> %s", site.name, choice.label)
 
 
-def _names(site: str) -> tuple[str, ...]:
-    """FQNs of the kernel generator's weights at a site."""
+def generator_names(site: str) -> tuple[str, ...]:
+    """FQNs of the kernel generator's weights at a site, in the order of `GENERATOR`."""
     return tuple(f"{site}.linear_attention.{part}" for part in GENERATOR)
 
 
@@ -112,12 +112,14 @@ def _generator(site: AttentionSite, choice: Choice, weights: Mapping[str, torch.
     """
     if choice.kind != "linear" or not choice.conv_size:
         return {}
-    found = {part: weights[name] for part, name in zip(GENERATOR, _names(site.name), strict=True) if name in weights}
+    found = {
+        part: weights[name] for part, name in zip(GENERATOR, generator_names(site.name), strict=True) if name in weights
+    }
     channels, taps = site.num_heads * site.head_dim, choice.conv_size**2
     if set(found) not in ({"b2"}, set(GENERATOR)):
         raise PlanError(
             f"the plan has no weights for the convolution of {site.name}",
-            why=f"it holds {', '.join(found) or 'none'} of {', '.join(_names(site.name))}",
+            why=f"it holds {', '.join(found) or 'none'} of {', '.join(generator_names(site.name))}",
             do="use a plan from a trained search, or linear attention with conv_size 0",
         )
     hidden = found["b1"].numel() if "b1" in found else 0

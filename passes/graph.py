@@ -12,6 +12,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -86,7 +87,8 @@ class ExportedGraph(RewritableGraph):
         self._constants = dict(program.constants)
         module = copy.deepcopy(program.graph_module)
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self._specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
+        specs = zip(placeholders, program.graph_signature.input_specs, strict=True)
+        self._specs = {node: _called(spec, node.name) for node, spec in specs}
         names = {node: spec.target for node, spec in self._specs.items() if _is_tensor_spec(spec)}
         super().__init__(module, names)
 
@@ -220,6 +222,13 @@ def _free(name: str, taken: set[str]) -> str:
     """The name, with a number where it is taken."""
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     return name if name not in taken else next(each for each in numbered if each not in taken)
+
+
+def _called(spec: InputSpec, name: str) -> InputSpec:
+    """A spec for a placeholder of this name: a copied graph has no "input", which is a name of Python's own."""
+    if getattr(spec.arg, "name", name) == name:
+        return spec
+    return replace(spec, arg=replace(spec.arg, name=name))
 
 
 def _is_tensor_spec(spec: InputSpec) -> bool:

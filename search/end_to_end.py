@@ -6,6 +6,7 @@ The loss of a distillation compares the features at the taps with those of the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +52,17 @@ def train_head(teacher: Reader, task: Task, split: Split, batch: int, schedule: 
     """
     assert teacher.head is not None
     head = teacher.head
-    kept = _kept(teacher, split, batch, run)
-    stream = Stream(kept or split, 2 * batch * run.processes.count, f"{run.seed} head", run.processes)
+    batches = 2 * batch * run.processes.count
+    images_or_maps: list[tuple[Stream, bool]] = []  # found at the first step: a stage that is done needs neither
 
     def step(number: int) -> dict[str, float]:
+        if not images_or_maps:
+            kept = _kept(teacher, split, batch, run)
+            images_or_maps.append((Stream(kept or split, batches, f"{run.seed} head", run.processes), kept is not None))
+        stream, has_maps = images_or_maps[0]
         images, targets = stream(number)
         assert targets is not None, "a head needs targets"
-        maps = images.to(run.device).split(teacher.taps.channels, 1) if kept else _maps(teacher, images, batch, run)
+        maps = images.to(run.device).split(teacher.taps.channels, 1) if has_maps else _maps(teacher, images, batch, run)
         loss = task.loss(head(list(maps)), targets.to(run.device))
         loss.backward()
         return {"head": float(loss.detach())}
@@ -97,13 +102,22 @@ def supernet_distillation(
         path = draw_path(alternatives, max_full, f"{run.seed} {number} path")
         with run.autocast(), net.path(path):
             loss = relative_error(reader.tokens(images), reference).mean()
-        loss.backward()
+        if loss.requires_grad:  # else all sites before the taps are full
+            loss.backward()
         return {"features": float(loss.detach())}
 
     return Training("supernet_distillation", schedule, groups, net.program.state_dict, run)(step)
 
 
-def distil(student: Student, reader: Reader, teacher: Reader, stream: Stream, schedule: Schedule, run: Run) -> History:
+def distil(
+    student: Student,
+    reader: Reader,
+    teacher: Reader,
+    stream: Stream,
+    schedule: Schedule,
+    run: Run,
+    validate: Callable[[], float] | None = None,
+) -> History:
     """Train all weights of a rewritten model to yield the features of the original one."""
 
     def step(number: int) -> dict[str, float]:
@@ -115,11 +129,18 @@ def distil(student: Student, reader: Reader, teacher: Reader, stream: Stream, sc
         loss.backward()
         return {"features": float(loss.detach())}
 
-    return Training("distillation", schedule, {"model": student.parameters}, student.inherited, run)(step)
+    return Training("distillation", schedule, {"model": student.parameters}, student.inherited, run)(step, validate)
 
 
 def train_on_task(
-    stage: str, student: Student, reader: Reader, task: Task, stream: Stream, schedule: Schedule, run: Run
+    stage: str,
+    student: Student,
+    reader: Reader,
+    task: Task,
+    stream: Stream,
+    schedule: Schedule,
+    run: Run,
+    validate: Callable[[], float] | None = None,
 ) -> History:
     """Train all weights of a model by a task's own loss on labelled images; the head too, unless it is frozen."""
 
@@ -135,7 +156,7 @@ def train_on_task(
     head = {} if reader.head is None else dict(reader.head.named_parameters())
     trained = {name: value for name, value in head.items() if value.requires_grad}
     groups = {"model": student.parameters} | ({"head": trained} if trained else {})
-    return Training(stage, schedule, groups, student.inherited, run)(step)
+    return Training(stage, schedule, groups, student.inherited, run)(step, validate)
 
 
 @torch.no_grad()

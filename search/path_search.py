@@ -110,6 +110,7 @@ class PathSearch:
 
     def __call__(self) -> Searched:
         """Search. Raises PlanError where no path keeps the budget."""
+        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms)
         full = self._rate(dict.fromkeys(self.alternatives, FULL))
         levels = self._climb(full.value)
         listed = [self._rate(path) for path in self._listed()]
@@ -117,13 +118,6 @@ class PathSearch:
         if listed:
             levels += self._put_back([max(listed, key=_quality).path], full.value, "listed")
         candidates = [rated for level in levels for rated in level.beam] + listed
-        if not candidates:
-            raise PlanError(
-                "no plan keeps the budget",
-                why=f"the fastest takes about {self.latency(self._fastest()):.4g} ms, and "
-                f"{self.limit_ms:.4g} ms are allowed; the full model takes {full.latency_ms:.4g} ms",
-                do="allow more time, or give faster choices",
-            )
         good = [rated for rated in candidates if rated.value >= full.value]
         best = min(good, key=lambda rated: rated.latency_ms) if good else max(candidates, key=_quality)
         return Searched(best, tuple(levels), tuple(listed), self._controls(best), full)
@@ -155,14 +149,8 @@ class PathSearch:
         paths = [path for full in range(_FEW + 1) for path in self.scored.best(math.inf, each, full)]
         return list({path_key(path): path for path in paths}.values())
 
-    def _fastest(self) -> dict[str, Choice]:
-        return {
-            name: min((FULL, *some), key=lambda each: self.latency.alone(name, each))
-            for name, some in self.alternatives.items()
-        }
-
     def _controls(self, best: Rated) -> dict[str, Rated]:
-        """All sites of one choice; full attention evenly spaced; a random path with as much of it that takes as long."""
+        """All sites of one choice; full attention evenly spaced; a random path that takes as long."""
         found: dict[str, Path] = {}
         for choice in dict.fromkeys(each for some in self.alternatives.values() for each in some):
             if all(choice in some for some in self.alternatives.values()):
@@ -183,6 +171,20 @@ class PathSearch:
 
     def _rate(self, path: Path) -> Rated:
         return Rated(path, self.evaluate(path), self.latency(path))
+
+
+def refuse_tight_budget(alternatives: Alternatives, latency: PathLatency, limit_ms: float) -> None:
+    """Raise PlanError where even the fastest path takes longer than `limit_ms`."""
+    fastest = {
+        name: min((FULL, *some), key=lambda each: latency.alone(name, each)) for name, some in alternatives.items()
+    }
+    if latency(fastest) > limit_ms:
+        raise PlanError(
+            "no plan keeps the budget",
+            why=f"the fastest takes about {latency(fastest):.4g} ms, and {limit_ms:.4g} ms are allowed; the full model "
+            f"takes {latency.full_ms:.4g} ms",
+            do="allow more time, or give faster choices",
+        )
 
 
 def _quality(rated: Rated) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import Choice, DeviceCosts, Plan, SitePlan, sample_base
+from jetvit.cost_model import Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError
 from jetvit.search.best_plan import Budget
@@ -33,7 +33,7 @@ from jetvit.search.end_to_end import distil, supernet_distillation, train_head, 
 from jetvit.search.exam import Exam, Examiner
 from jetvit.search.local_distillation import local_distillation
 from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere
-from jetvit.search.path_search import Evaluations, PathSearch, Searched
+from jetvit.search.path_search import Evaluations, PathSearch, Searched, refuse_tight_budget
 from jetvit.search.paths import Alternatives
 from jetvit.search.processes import Processes, processes_here
 from jetvit.search.reader import Reader
@@ -42,10 +42,11 @@ from jetvit.search.report import report
 from jetvit.search.run_folder import RunFolder
 from jetvit.search.runner import Output
 from jetvit.search.scores import PathLatency, Scores, score_alone, survivors
+from jetvit.search.shards import shard
 from jetvit.search.stream import Inputs, Stream
 from jetvit.search.student import Student
 from jetvit.search.supernet import FULL, Path, Supernet
-from jetvit.search.taps import Taps, blocks_of, evenly, read_by_the_head
+from jetvit.search.taps import Taps, WithTokens, blocks_of, evenly, read_by_the_head
 from jetvit.search.task import Task
 from jetvit.search.train import Progress, Run
 from jetvit.search.trial import Trial
@@ -71,9 +72,11 @@ def search(
     kwargs: Mapping[str, Any] | None = None,
     costs: DeviceCosts | None = None,
     dtype: str | None = None,
+    latency_batch: int = 1,
     precision: str = "fp32",
     seed: int = 0,
     processes: Processes | None = None,
+    sharded: bool = False,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -98,9 +101,11 @@ def search(
         kwargs: keyword arguments for every call, if `inputs` is not given.
         costs: the latencies of the device that the plan is for, if that is not the one that the model is on now.
         dtype: of the model on that device, "float32", "float16" or "bfloat16"; by default what it has here.
+        latency_batch: images in the batch whose latency counts; an exported program has its own.
         precision: "bf16" trains under autocast.
         seed: of all that is random. The same seed gives the same plan, also after a kill.
-        processes: those that work together; by default those that a launcher has started.
+        processes: those that work together; by default those that a launcher has started. They share a file system.
+        sharded: whether each of them holds a part of what is trained (FSDP), for models that do not fit otherwise.
         provenance: more entries for the plan's record.
         progress: called with a description, the steps done, and their number.
     Returns:
@@ -114,12 +119,24 @@ def search(
     if precision not in ("fp32", "bf16"):
         raise InputError(f"the precision is {precision!r}", do='give "fp32" or "bf16"')
     asked = Asked(
-        data, task, budget, max_full, tuple(choices), recipe or Recipe(), taps, head, output, costs, dtype, seed
+        data,
+        task,
+        budget,
+        max_full,
+        tuple(choices),
+        recipe or Recipe(),
+        taps,
+        head,
+        output,
+        costs,
+        dtype,
+        latency_batch,
+        seed,
     )
     processes = processes or processes_here()
     call = inputs or (lambda images: ((images,), dict(kwargs or {})))
     return PostTraining(
-        model, asked, call, folder, precision, processes, provenance or {}, progress or (lambda *_: None)
+        model, asked, call, folder, precision, processes, sharded, provenance or {}, progress or (lambda *_: None)
     ).plan()
 
 
@@ -138,6 +155,7 @@ class Asked:
     output: Output
     costs: DeviceCosts | None
     dtype: str | None
+    latency_batch: int
     seed: int
 
 
@@ -152,6 +170,7 @@ class PostTraining:
         folder: str | os.PathLike[str] | None,
         precision: str,
         processes: Processes,
+        sharded: bool,
         provenance: Mapping[str, Any],
         progress: Progress,
     ):
@@ -159,7 +178,10 @@ class PostTraining:
         self.provenance, self._start = provenance, time.perf_counter()
         if self.recipe.batch % processes.count:
             raise InputError(f"a batch of {self.recipe.batch} cannot be divided among {processes.count} processes")
+        if len(asked.data.test) < 2:
+            raise InputError("one test image does not tell how sure a metric is", do="give more test images")
         self.batch = self.recipe.batch // processes.count
+        self.latency_batch = asked.latency_batch if isinstance(model, nn.Module) else self.batch
         self.budget = None if asked.budget is None else Budget.parse(asked.budget)
         example = torch.stack([asked.data.train[number % len(asked.data.train)].image for number in range(self.batch)])
         tensor = next((each for each in model.parameters() if each.is_floating_point()), example)
@@ -168,6 +190,14 @@ class PostTraining:
         self.program = export_model(model, *self.inputs(example), None)
         self.net = Supernet(self.program, asked.choices, seed=asked.seed)
         self.sites = self.net.sites
+        self.fixed = [site.name for site in self.sites if site.name not in self.net.choice_sites]
+        if asked.max_full is not None and asked.max_full < len(self.fixed):
+            raise InputError(
+                f"{len(self.fixed)} attentions stay full, and max_full is {asked.max_full}",
+                why=self.net.kept_full.get(self.fixed[0], "no choice for it is another function than full attention"),
+                where=self.fixed[0],
+                do="allow more full attention, or give other choices",
+            )
         self.run = Run(
             asked.seed,
             None if folder is None else RunFolder(folder, self._config(precision), writes=processes.first),
@@ -176,13 +206,19 @@ class PostTraining:
             processes=processes,
             progress=progress,
         )
+        self.sharded = sharded and processes.count > 1
+        for branch in (each for site in self.net.choice_sites.values() for each in site.trained()):
+            self._shard(branch)
         self.taps = Taps(self.net.model, self._tapped(), self.sites[0])
         self.reader = Reader(self.net, self.taps, self._new_head(), self.inputs, asked.output)
         self.teacher = replace(self.reader, model=self.net.original)
         self.alternatives: Alternatives = {
             name: [choice for choice in site.choices if choice != FULL] for name, site in self.net.choice_sites.items()
         }
-        self.latency = self._latencies(example)
+        self.latency = self._latencies(model, example)
+        self.limit_ms = math.inf if self.budget is None else self.budget.limit_ms(self.latency.full_ms)
+        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms)
+        self._try_task(example)
 
     def plan(self) -> Plan:
         """Run all stages that are not done."""
@@ -229,8 +265,8 @@ class PostTraining:
             self.latency,
             Evaluations(measure, self.run.folder, "supernet"),
             self.recipe,
-            limit_ms=math.inf if self.budget is None else self.budget.limit_ms(self.latency.full_ms),
-            max_full=self.asked.max_full,
+            limit_ms=self.limit_ms,
+            max_full=None if self.asked.max_full is None else self.asked.max_full - len(self.fixed),
             seed=self.asked.seed,
         )()
         if self.run.folder is not None:
@@ -247,10 +283,20 @@ class PostTraining:
     def _train_found(self, found: Searched) -> tuple[Student, dict[str, Exam]]:
         """Train the model that was found, and the control; both, and the original, read the test images, once."""
         recipe, run = self.recipe, self.run
+        select = Examiner(self.teacher, self.task, self.asked.data.select, self.batch, run, recipe.select_images)
+
+        def features_of(reader: Reader) -> Callable[[], float]:
+            return lambda: float(select(reader, "validating").errors.mean())
+
+        def task_of(reader: Reader) -> Callable[[], float]:
+            metric = self.task.metric
+            return lambda: -self.task.metrics(select(reader, "validating", compare=False).counts)[metric]
+
         student = Student(self.program, self.net.plan(found.best.path))
         reader = self._reader_of(student)
         if recipe.distil is not None:
-            distil(student, reader, self.teacher, self._stream("distil", recipe.flip), recipe.distil, run)
+            stream = self._stream("distil", recipe.flip)
+            distil(student, reader, self.teacher, stream, recipe.distil, run, features_of(reader))
         exams: dict[str, Exam] = {}
         control: Reader | None = None
         if recipe.task is not None and self.task.labelled:
@@ -258,7 +304,7 @@ class PostTraining:
             control = self._reader_of(same)
             for stage, each, read in (("task", student, reader), ("control", same, control)):
                 stream = self._stream("task", recipe.flip)
-                train_on_task(stage, each, read, self.task, stream, recipe.task, run)
+                train_on_task(stage, each, read, self.task, stream, recipe.task, run, task_of(read))
         examiner = Examiner(self.teacher, self.task, self.asked.data.test, self.batch, run)
         exams["original"] = examiner(self.teacher, "reading the test images: original")
         exams["plan"] = examiner(reader, "reading the test images: plan")
@@ -267,7 +313,16 @@ class PostTraining:
         return student, exams
 
     def _reader_of(self, student: Student) -> Reader:
-        return replace(self.reader, model=student.model, taps=Taps(student.model, self.taps.blocks, self.sites[0]))
+        taps = Taps(student.model, self.taps.blocks, self.sites[0])
+        if not self.sharded:
+            return replace(self.reader, model=student.model, taps=taps)
+        both = WithTokens(student.model, taps)
+        self._shard(both)
+        return replace(self.reader, model=lambda *args, **kwargs: both(*args, **kwargs)[0], taps=taps)
+
+    def _shard(self, module: nn.Module) -> None:
+        if self.sharded:
+            shard(module, self.run.processes)
 
     def _stream(self, stage: str, flip: bool = False) -> Stream:
         train: Split = self.asked.data.train
@@ -290,18 +345,31 @@ class PostTraining:
             torch.manual_seed(self.asked.seed)
             return self.task.head(self.taps.channels).to(self.run.device)
 
-    def _latencies(self, example: Tensor) -> PathLatency:
+    @torch.no_grad()
+    def _try_task(self, example: Tensor) -> None:
+        """Raise what the task has to say against its targets and the model's output before the long work."""
+        target = self.asked.data.train[0].target
+        if self.task.labelled and target is None:
+            raise InputError(f"{self.task.name} needs labels", why="the first training image has none")
+        output = self.teacher(example).output[:1].float()
+        wanted = output if target is None or not self.task.labelled else target[None].to(output.device)
+        self.task.counts(output, wanted)
+
+    def _latencies(self, model: nn.Module | ExportedProgram, example: Tensor) -> PathLatency:
         """Measured once for all processes and for all that continue the run: another time would be another plan."""
         asked, run = self.asked, self.run
         kept = run.folder.kept("latencies") if run.folder is not None else None
         if kept is None and run.processes.first:
+            images = example[:1].expand(self.latency_batch, *example.shape[1:]).contiguous()
+            program = export_model(model, *self.inputs(images), None)
             source: LatencySource
             if asked.costs is not None:
-                source = FromTable(asked.costs, self.program, asked.dtype)
+                source = FromTable(asked.costs, program, asked.dtype)
             else:
-                trial = Trial(self.program, [self.inputs(example)] * 2, progress=run.progress)
+                trial = Trial(program, [self.inputs(images)] * 2, progress=run.progress)
                 source = MeasuredHere(trial, device_name(run.device))
-            kept = PathLatency.of(source, self.alternatives).to_json()
+            every = {site.name: self.alternatives.get(site.name, ()) for site in self.sites}
+            kept = PathLatency.of(source, every).to_json()
             if run.folder is not None:
                 run.folder.keep("latencies", kept)
         return PathLatency.from_json(run.processes.gather([kept] if run.processes.first else [])[0])
@@ -309,13 +377,9 @@ class PostTraining:
     def _config(self, precision: str) -> dict[str, Any]:
         """What has to be the same for a run to be continued."""
         asked = self.asked
-        samples = sample_base(
-            {name: each for name, each in self.program.state_dict.items() if each.is_floating_point()}
-        )
-        digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in samples.values()))
         return {
             "sites": [site.to_json() for site in self.net.fingerprint.sites],
-            "weights": digest.hexdigest(),
+            "weights": _digest(self.program.state_dict),
             "size": list(self.size),
             "splits": asked.data.record(),
             "task": repr(asked.task),
@@ -324,8 +388,10 @@ class PostTraining:
             "choices": [choice.label for choice in asked.choices],
             "recipe": self.recipe.to_json(),
             "taps": list(asked.taps) if asked.taps is not None else None,
-            "own_head": asked.head is not None,
+            "head": _digest(asked.head.state_dict()) if asked.head is not None else None,
             "latencies_of": str(asked.costs.machine) if asked.costs is not None else "here",
+            "dtype": asked.dtype,
+            "latency_batch": asked.latency_batch,
             "precision": precision,
             "seed": asked.seed,
         }
@@ -335,13 +401,15 @@ class PostTraining:
         entries = []
         for site in student.plan().sites:
             choice = best.path.get(site.name, FULL)
+            errors, latencies = scores.get(site.name, {}), self.latency.attention_ms.get(site.name, {})
             entries.append(
                 SitePlan(
                     site.name,
                     choice,
                     self._why(site.name, choice),
-                    scores.get(site.name, {}).get(choice),
-                    self.latency.attention_ms.get(site.name, {}).get(choice),
+                    errors.get(choice),
+                    latencies.get(choice),
+                    tuple(Measured(each, errors.get(each), ms) for each, ms in latencies.items()),
                 )
             )
         record = {
@@ -356,8 +424,9 @@ class PostTraining:
             "seed": asked.seed,
             "budget": None if asked.budget is None else str(asked.budget),
             "max_full": asked.max_full,
-            "full_sites": best.full + len(self.net.kept_full),
+            "full_sites": best.full + len(self.fixed),
             "latencies_of": str(asked.costs.machine) if asked.costs is not None else device_name(self.run.device),
+            "latency_batch": self.latency_batch,
             "full_ms": round(self.latency.full_ms, 4),
             "plan_ms": round(best.latency_ms, 4),
             **asked.data.record(),
@@ -377,3 +446,9 @@ class PostTraining:
         if name in self.net.kept_full:
             return f"full attention: {self.net.kept_full[name]}"
         return f"chosen by {self.task.metric} and latency" if choice != FULL else "full attention was put back here"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256, in hex, of some values of each."""
+    samples = sample_base({name: each for name, each in tensors.items() if each.is_floating_point()})
+    return hashlib.sha256(b"".join(each.numpy().tobytes() for each in samples.values())).hexdigest()

@@ -44,8 +44,11 @@ class Launched(Processes):
 
     def __init__(self) -> None:
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState()
+        # Left to itself it takes a machine without a GPU for one process.
+        cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        self._state = PartialState(cpu=cpu)
         self.index, self.count = self._state.process_index, self._state.num_processes
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -56,7 +59,8 @@ class Launched(Processes):
         for tensor in tensors:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for some in by_dtype.values():
-            mean: Any = reduce(torch.cat([each.flatten() for each in some]), "mean")
+            flat = torch.cat([each.flatten() for each in some])
+            mean: Any = reduce(flat.to(self._state.device), "mean")  # NCCL takes nothing that is on the CPU
             for tensor, value in zip(some, mean.split([each.numel() for each in some]), strict=True):
                 tensor.copy_(value.view_as(tensor))
 

@@ -61,8 +61,8 @@ class Reader:
 def relative_error(tokens: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
     """[batch]: squared error over the variation of the reference over its tokens, the mean over the taps.
 
-    0 is no change; 1 is as wrong as the mean token in the place of each. What reads the taps normalises every token
-    first, with heads of ours and those of DINOv2 and DINOv3 alike, and so does this.
+    0 is no change; 1 is as wrong as the mean over the tokens in the place of each. What reads the taps normalises every
+    token first, heads of ours and those of DINOv2 and DINOv3 alike, and so does this, before anything else.
     """
     shares = []
     for ours, theirs in zip(tokens, reference, strict=True):

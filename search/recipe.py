@@ -21,7 +21,7 @@ class Recipe:
     * distil, task: of the chosen model, by features and by the task's own loss; None leaves a stage out. The control
       gets `task` too.
     * score_steps: batches that single choices are scored on.
-    * survivors: how many choices a site keeps besides full attention, after the local distillation.
+    * survivors: how many linear and how many window attentions a site keeps after the local distillation.
     * drawn_full: up to how many sites of a random path are full.
     * select_images: so many images of the select split rate a path.
     * width, expand: of the beam search. candidates: how many paths of the integer program are rated.

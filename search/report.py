@@ -23,7 +23,9 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
         groups: what each image was taken from; frames of one film are drawn in runs.
         margin: by how much the plan's metric may be below another's, and still count as not inferior.
     """
-    run = min(_RUN, max(1, len(groups) - 1)) if len(set(groups)) < len(groups) and any(groups) else 1
+    films = len(set(groups)) < len(groups) and any(groups)
+    # Runs of a tenth of all images at most: of a few long ones every draw would be nearly the same.
+    run = max(1, min(_RUN, len(groups) // 10)) if films else 1
 
     def value(counts: Any) -> float:
         return task.metrics(counts)[task.metric]

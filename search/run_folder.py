@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,22 @@ class RunFolder:
 
     def _refuse_other(self, asked: Mapping[str, Any]) -> None:
         kept = self.kept("run")
-        for name in [*asked, *(name for name in kept if name not in asked)]:
-            if kept.get(name) != asked.get(name):
-                raise InputError(
-                    "the folder holds another search",
-                    why=f"{name} is {_short(asked.get(name))}, and was {_short(kept.get(name))}",
-                    where=str(self.path),
-                    do="name a new folder, or ask for the same as before",
-                )
+        for name, was, now in _differences("", kept, asked):
+            raise InputError(
+                "the folder holds another search",
+                why=f"{name} is {_short(now)}, and was {_short(was)}",
+                where=str(self.path),
+                do="name a new folder, or ask for the same as before",
+            )
+
+
+def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the name of the entry, and both."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*now, *was]):
+            yield from _differences(f"{name}.{key}".strip("."), was.get(key), now.get(key))
+    elif was != now:
+        yield name, was, now
 
 
 def write_whole(path: Path, data: bytes) -> None:

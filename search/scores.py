@@ -91,18 +91,21 @@ def score_alone(
 
 
 def survivors(scores: Scores, latency: PathLatency, most: int) -> dict[str, list[Choice]]:
-    """Up to `most` choices a site that no other choice there beats in both latency and error, the least error first.
+    """Up to `most` choices of each kind (linear, window) a site, the least error first.
 
-    The fastest is always among them, for a tight budget may need it.
+    Those that another of the kind beats in both latency and error are left out. The fastest of a kind stays, for a
+    tight budget may need it.
     """
-    found = {}
+    found: dict[str, list[Choice]] = {}
     for name, some in scores.items():
-        ordered = sorted((each for each in some if each != FULL), key=lambda each: some[each])
-        front: list[Choice] = []
-        for choice in ordered:
+        kinds: dict[str, list[Choice]] = {}
+        others = [each for each in some if each != FULL]
+        for choice in sorted(others, key=lambda each: (some[each], latency.alone(name, each))):
+            front = kinds.setdefault(choice.kind, [])
             if not front or latency.alone(name, choice) < latency.alone(name, front[-1]):
                 front.append(choice)
-        found[name] = front if len(front) <= most else [*front[: most - 1], front[-1]]
+        kept = (front if len(front) <= most else [*front[: most - 1], front[-1]] for front in kinds.values())
+        found[name] = sorted((each for front in kept for each in front), key=lambda each: some[each])
     return found
 
 

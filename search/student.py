@@ -17,6 +17,7 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
 from jetvit.patterns.find import find_sites
+from jetvit.search.shards import whole
 
 
 class Student:
@@ -56,7 +57,7 @@ class Student:
         program = copy.copy(self._rewritten)
         own = dict(self.model.named_parameters(remove_duplicate=False))
         program._state_dict = {
-            name: nn.Parameter(own[name].detach().clone(), requires_grad=False) if name in own else value
+            name: nn.Parameter(whole(own[name]).clone(), requires_grad=False) if name in own else value
             for name, value in program.state_dict.items()
         }
         return program
@@ -65,8 +66,9 @@ class Student:
         """The plan with the weights as they are now: those that differ from the original model's."""
         weights: dict[str, Tensor] = {}
         for name, value in self.model.named_parameters(remove_duplicate=False):
-            if name not in self._base or not torch.equal(value.detach(), self._base[name]):
-                weights[name] = value.detach().clone()
+            now = whole(value)
+            if name not in self._base or not torch.equal(now, self._base[name]):
+                weights[name] = now.clone()
         samples = sample_base({name: self._base[name] for name in sorted(set(self._projections)) if name in self._base})
         return replace(self._plan, weights=weights, base_samples=samples if weights else {}, base={})
 
@@ -75,7 +77,7 @@ def _make_trainable(model: GraphModule) -> None:
     """Give all floating-point parameters storage of their own, in place; what was shared stays so."""
     copies: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
-        for name, value in list(module.named_parameters(recurse=False)):
+        for name, value in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if value not in copies:
                 copies[value] = nn.Parameter(value.detach().clone(), requires_grad=value.is_floating_point())
             setattr(module, name, copies[value])

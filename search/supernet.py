@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan, sample_base
 from jetvit.cost_model.timing import generator_shapes
-from jetvit.passes.apply_plan import GENERATOR, ApplyPlan, covers
+from jetvit.passes.apply_plan import ApplyPlan, covers, generator_names
 from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
@@ -27,6 +27,7 @@ from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite
 from jetvit.search.branch import Branch, CannotCut, Cut, cut_out, frozen
 from jetvit.search.fixed_grids import refuse_open_grids
+from jetvit.search.shards import whole
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,10 @@ class ChoiceSite(nn.Module):
         number = self.choices.index(choice)
         return self.branches[number](*(values[place] for place in self._places[number]))
 
+    def trained(self) -> list[nn.Module]:
+        """The branches of all choices but full attention, which is not trained."""
+        return [branch for choice, branch in zip(self.choices, self.branches, strict=True) if choice != FULL]
+
     def parameters_of(self, choice: Choice) -> dict[str, nn.Parameter]:
         """The parameters of a choice by their names in the model; those of its own, such as a generator's, too."""
         return dict(self.branches[self.choices.index(choice)].named_parameters())
@@ -81,12 +86,22 @@ class Supernet(nn.Module):
             kernel generator that yields zeros.
         seed: of the new weights.
         dynamic: whether the kernel of a convolution depends on the image; else it is a weight.
+        inherit: whether choices begin with the weights of the site's projections; else these are drawn anew, to see
+            what inheriting them is worth.
     Raises:
         JetvitError: no site can be trained.
         InputError: the token grid is not fixed.
     """
 
-    def __init__(self, program: ExportedProgram, choices: Sequence[Choice], *, seed: int = 0, dynamic: bool = True):
+    def __init__(
+        self,
+        program: ExportedProgram,
+        choices: Sequence[Choice],
+        *,
+        seed: int = 0,
+        dynamic: bool = True,
+        inherit: bool = True,
+    ):
         super().__init__()
         graph = ExportedGraph(program)
         run_pipeline(graph, [Normalize(), CleanUp()])
@@ -95,7 +110,9 @@ class Supernet(nn.Module):
         self.fingerprint = Fingerprint.of(self.sites)
         self.kept_full: dict[str, str] = {}
         self._base = {name: value.detach() for name, value in self.program.state_dict.items()}
-        self.model, owners = self._build(list(dict.fromkeys(choices)), torch.Generator().manual_seed(seed), dynamic)
+        self.model, owners = self._build(
+            list(dict.fromkeys(choices)), torch.Generator().manual_seed(seed), dynamic, inherit
+        )
         self.choice_sites: dict[str, ChoiceSite] = owners
 
     def train(self, mode: bool = True) -> Supernet:
@@ -151,9 +168,10 @@ class Supernet(nn.Module):
         for name, choice in path.items():
             self.check(name, choice)
             if choice != FULL:
-                for fqn, value in self.choice_sites[name].parameters_of(choice).items():
-                    if fqn not in self._base or not torch.equal(value.detach(), self._base[fqn]):
-                        weights[fqn] = value.detach().clone()
+                for fqn, parameter in self.choice_sites[name].parameters_of(choice).items():
+                    value = whole(parameter)
+                    if fqn not in self._base or not torch.equal(value, self._base[fqn]):
+                        weights[fqn] = value.clone()
         samples = {}
         if weights:
             projections = {each.weight for site in self.sites for each in site.projections.named().values()}
@@ -162,7 +180,7 @@ class Supernet(nn.Module):
         return Plan(entries, self.fingerprint, weights=weights, base_samples=samples, **fields)  # type: ignore[arg-type]
 
     def _build(
-        self, choices: Sequence[Choice], generator: torch.Generator, dynamic: bool
+        self, choices: Sequence[Choice], generator: torch.Generator, dynamic: bool, inherit: bool
     ) -> tuple[GraphModule, dict[str, ChoiceSite]]:
         model = _as_module(self.program)
         outside = {node.name: node for node in model.graph.nodes}
@@ -173,7 +191,10 @@ class Supernet(nn.Module):
             graph = _as_module(self._rewritten(sites, choice, generator, dynamic))
             for site in sites:
                 try:
-                    branches[site.name][choice] = cut_out(cuts[site.name], graph, outside, trained=choice != FULL)
+                    branch = cut_out(cuts[site.name], graph, outside, trained=choice != FULL)
+                    if not inherit and choice != FULL:
+                        _draw_anew(branch, site, generator)
+                    branches[site.name][choice] = branch
                 except CannotCut as error:
                     self.kept_full[site.name] = str(error)
         owners = {
@@ -184,8 +205,13 @@ class Supernet(nn.Module):
         for name, reason in self.kept_full.items():
             log.warning("%s keeps full attention: %s", name, reason)
         if not owners:
-            reasons = "; ".join([*self.kept_full.values(), *map(str, self.sites.rejected)][:3])
-            raise JetvitError("no attention of the model can be searched", why=reasons, do="see jetvit.explain")
+            covered = (
+                [] if self.kept_full or not cuts else ["every window holds the whole grid: that is full attention"]
+            )
+            reasons = "; ".join([*self.kept_full.values(), *covered, *map(str, self.sites.rejected)][:3])
+            raise JetvitError(
+                "no attention of the model can be searched", why="; ".join(reasons[:3]), do="see jetvit.explain"
+            )
         frozen(model)
         for number, (name, owner) in enumerate(owners.items()):
             _put_in(model, f"choice_site_{number}", owner, outside[cuts[name].end], outside)
@@ -229,11 +255,20 @@ def _as_module(program: ExportedProgram) -> GraphModule:
 
 def _new_generator(site: AttentionSite, conv_size: int, generator: torch.Generator, dynamic: bool) -> dict[str, Tensor]:
     """The weights of a kernel generator that yields zeros: the site begins as it would without a convolution."""
-    shapes = dict(zip(GENERATOR, generator_shapes(site.num_heads * site.head_dim, conv_size), strict=True))
-    weights = {part: torch.zeros(shapes[part]) for part in (GENERATOR if dynamic else ("b2",))}
-    if dynamic:
-        weights["w1"] = torch.randn(shapes["w1"], generator=generator) * shapes["w1"][1] ** -0.5
-    return {f"{site.name}.linear_attention.{part}": value for part, value in weights.items()}
+    w1, b1, w2, b2 = generator_shapes(site.num_heads * site.head_dim, conv_size)
+    parts = [torch.randn(w1, generator=generator) * w1[1] ** -0.5, torch.zeros(b1), torch.zeros(w2), torch.zeros(b2)]
+    named = dict(zip(generator_names(site.name), parts, strict=True))
+    return named if dynamic else {name: named[name] for name in generator_names(site.name)[-1:]}
+
+
+def _draw_anew(branch: Branch, site: AttentionSite, generator: torch.Generator) -> None:
+    """Give the projections of a branch random weights and no bias."""
+    own = dict(branch.module.named_parameters())
+    for linear in site.projections.named().values():
+        if linear.weight in own:
+            nn.init.xavier_uniform_(own[linear.weight], generator=generator)
+        if linear.bias in own:
+            nn.init.zeros_(own[linear.bias])
 
 
 def _put_in(model: GraphModule, target: str, owner: ChoiceSite, end: Node, outside: dict[str, Node]) -> None:

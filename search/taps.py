@@ -88,6 +88,21 @@ class Taps:
         return [each[:, self._extra : self._extra + count].mT.unflatten(2, self._grid) for each in tokens]
 
 
+class WithTokens(nn.Module):
+    """A model that yields (what it yields, the tokens at its taps).
+
+    Weights in shards are put together for a backward pass that begins at an output: so the tokens have to be one.
+    """
+
+    def __init__(self, model: nn.Module, taps: Taps):
+        super().__init__()
+        self.model, self._taps = model, taps
+
+    def forward(self, *args: object, **kwargs: object) -> tuple[object, list[Tensor]]:
+        """Run the model, while the taps are read."""
+        return self.model(*args, **kwargs), self._taps.tokens()
+
+
 def blocks_of(sites: Sites) -> list[str]:
     """The blocks that the sites are in: their names up to the last number. Raises InputError where there is none."""
     found = []

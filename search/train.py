@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.processes import Processes
 from jetvit.search.run_folder import RunFolder
+from jetvit.search.shards import all_finite, is_shard, like, whole
 
 Progress = Callable[[str, int, int], None]
 Groups = Mapping[str, Mapping[str, nn.Parameter]]
@@ -53,8 +54,8 @@ class Schedule:
     * learning_rate: of what is inherited from the model; new_learning_rate: of weights that it does not have.
     * warm_up: the share of the steps over which the rates rise; they fall along a cosine to zero after it.
     * clip: the largest norm of the gradient of a group of weights.
-    * validate_every: steps between two validations, where a stage has one; patience: how many of them may bring
-      nothing before it stops and returns to its best weights.
+    * validate_every: steps between two validations, of stages that train a whole model; None for none. patience: how
+      many of them may bring nothing before the stage stops. Either way it ends with its best weights.
     """
 
     steps: int
@@ -63,7 +64,7 @@ class Schedule:
     weight_decay: float = 0.0
     warm_up: float = 0.1
     clip: float = 1.0
-    validate_every: int = 100
+    validate_every: int | None = None
     patience: int = 3
 
     def __post_init__(self) -> None:
@@ -140,7 +141,8 @@ class Training:
                 self._step(step)
                 self.seconds.append(time.perf_counter() - begin)
                 done = len(self.rows)
-                if validate is not None and done % self.schedule.validate_every == 0:
+                every = self.schedule.validate_every
+                if validate is not None and every is not None and done % every == 0:
                     self._validate(validate())
                 if done % self.run.save_every == 0:
                     self._save(done=False)
@@ -174,7 +176,8 @@ class Training:
                     do="check that the images are finite, or use a smaller learning rate",
                 )
             losses[name] = value
-        self.run.processes.average(value.grad for value in self.parameters.values() if value.grad is not None)
+        gradients = (value.grad for value in self.parameters.values() if value.grad is not None)
+        self.run.processes.average(each for each in gradients if not is_shard(each))  # those of shards are averaged
         for named in self.groups.values():
             nn.utils.clip_grad_norm_(named.values(), self.schedule.clip)
         self.optimizer.step()
@@ -192,7 +195,7 @@ class Training:
 
     def _check_weights(self) -> None:
         for name, value in self.parameters.items():
-            if not value.isfinite().all():
+            if not all_finite(value):
                 group, _, fqn = name.partition("/")
                 raise JetvitError(
                     f"the weight {fqn} of {group} is not finite",
@@ -206,22 +209,22 @@ class Training:
             return
         history = self.history()
         tensors = {"losses": history.losses}
-        tensors |= {f"value/{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"value/{name}": whole(value) for name, value in self.parameters.items()}
         if not done:
-            tensors |= {f"best/{name}": value for name, value in self.best.items()}
+            tensors |= {f"best/{name}": whole(value) for name, value in self.best.items()}
             for name, value in self.parameters.items():
                 for key, moment in self.optimizer.state.get(value, {}).items():
-                    tensors[f"{key}/{name}"] = moment
+                    tensors[f"{key}/{name}"] = whole(moment)
         record = {"done": done, "names": history.names, "seconds": self.seconds, "validations": self.validations}
-        folder.save(self.stage, tensors, record)
         shown = zip(self.rows, self.seconds, strict=True)
-        folder.metrics(
+        folder.metrics(  # first: nobody would write those of a stage that is done
             self.stage,
             (
                 (number + 1, sum(row.values()) / max(1, len(row)), self.schedule.rate(number), round(seconds, 3))
                 for number, (row, seconds) in enumerate(shown)
             ),
         )
+        folder.save(self.stage, tensors, record)
 
     def _resume(self) -> bool:
         """Go back to what was kept, if anything was; whether it is the end of the stage."""
@@ -236,13 +239,12 @@ class Training:
         self.seconds, self.validations = record["seconds"], record["validations"]
         with torch.no_grad():
             for name, value in self.parameters.items():
-                value.copy_(tensors.pop(f"value/{name}"))
+                value.copy_(like(tensors.pop(f"value/{name}"), value))
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition("/")
+            parameter = self.parameters[name]
             if key == "best":
-                self.best[name] = tensor.to(self.parameters[name].device)
-            else:
-                parameter = self.parameters[name]
-                at = torch.device("cpu") if key == "step" else parameter.device  # where AdamW keeps it
-                self.optimizer.state[parameter][key] = tensor.to(at)
+                self.best[name] = like(tensor, parameter)
+            else:  # AdamW keeps its count of steps whole, and on the CPU
+                self.optimizer.state[parameter][key] = tensor if key == "step" else like(tensor, parameter)
         return bool(record["done"])

@@ -10,6 +10,7 @@ import torch
 
 from jetvit.images import parse_size
 from jetvit.patterns.errors import InputError
+from jetvit.search.best_plan import Budget
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,14 +20,14 @@ def add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SU
     parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False) -> None:
-    """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic."""
+def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False, batch: int = 1) -> None:
+    """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic, `batch` is the default."""
     parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory or FILE.pt2")
     group = parser.add_argument_group("the model and its input")
     group.add_argument(
         "--size", type=height_by_width, metavar="HxW", help="image height and width (default: the model's own)"
     )
-    group.add_argument("--batch", type=at_least(1), metavar="N", help="images in a batch (default: 1)")
+    group.add_argument("--batch", type=at_least(1), metavar="N", help=f"images in a batch (default: {batch})")
     group.add_argument("--dtype", choices=DTYPES, help="of weights and images (default: float32; a factory's own)")
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     group.add_argument("--weights", metavar="F", help="weights from a .safetensors, .pt, .pth or .bin file")
@@ -46,6 +47,14 @@ def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: 
     parser.add_argument(
         "--images", metavar="DIR", required=required, help="a folder of images like those that the model will see"
     )
+    add_normalisation_options(parser)
+    parser.add_argument(
+        "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
+    )
+
+
+def add_normalisation_options(parser: argparse.ArgumentParser) -> None:
+    """`--mean R,G,B` and `--std R,G,B`."""
     for option, what in (("--mean", "mean"), ("--std", "standard deviation")):
         parser.add_argument(
             option,
@@ -53,9 +62,6 @@ def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: 
             metavar="R,G,B",
             help=f"{what} that normalises images of 0 to 1 (default: the model's)",
         )
-    parser.add_argument(
-        "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
-    )
 
 
 def add_output_option(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +87,14 @@ def at_least(lowest: int) -> Any:
         return value
 
     return parse
+
+
+def latency_budget(text: str) -> str:
+    """A type for argparse: a bound on the latency of a model, as `jetvit.search.best_plan.Budget` reads it."""
+    try:
+        return Budget.parse(text).text
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}: {error.do}") from error
 
 
 def _channels(text: str) -> tuple[float, ...]:

@@ -74,6 +74,19 @@ def test_brute_force_finds_nothing_better(problem: Costs, place: int, count: int
 
 
 @settings(max_examples=60)
+@given(costs(), st.integers(0, 100), st.integers(1, 4), st.integers(0, 5))
+def test_at_most_so_many_first_options(problem: Costs, place: int, count: int, most_first: int) -> None:
+    every = plans(problem)
+    assume(problem.loss and every)
+    bound = every[place % len(every)].latency_ms
+    within = [plan for plan in every if plan.latency_ms <= bound and plan.selection.count(0) <= most_first]
+    found = least_loss(problem, bound, count, most_first=most_first)
+    assert all(plan.selection.count(0) <= most_first and plan.latency_ms <= bound for plan in found)
+    assert len({plan.selection for plan in found}) == len(found) == min(count, len(within))
+    near([(plan.loss, plan.latency_ms) for plan in found], sorted((p.loss, p.latency_ms) for p in within)[:count])
+
+
+@settings(max_examples=60)
 @given(costs(), st.integers(0, 100))
 def test_the_fastest_within_a_loss(problem: Costs, place: int) -> None:
     every = plans(problem)

@@ -90,6 +90,26 @@ def test_any_name_can_be_an_input(name: str) -> None:
     assert_close(program.module()(IMAGE), CASES["sdpa"].build()(IMAGE) * 0.5)
 
 
+class NamedInput(nn.Module):
+    """A model whose argument has the name of a function of Python's, as that of `nn.Sequential` has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = CASES["sdpa"].build()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.model(input)
+
+
+def test_an_input_may_be_called_input() -> None:
+    model = NamedInput().eval()
+    for args, kwargs in (((IMAGE,), {}), ((), {"input": IMAGE})):
+        program = ExportedGraph(export_model(model, args, kwargs)).program()
+        assert_close(program.module()(*args, **kwargs), model(IMAGE))
+        fast = jetvit.optimize(model, *args, kwargs=kwargs)
+        assert_close(fast(*args, **kwargs), model(IMAGE))
+
+
 def dynamo_graph(model: nn.Module, freeze: bool = False) -> DynamoGraph:
     graphs = []
 

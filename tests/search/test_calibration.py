@@ -28,7 +28,7 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import InputError, JetvitError, PlanError
 from jetvit.search import calibrate as calibrate_module_function
-from jetvit.search import check_plan
+from jetvit.search import check_plan, model_latency
 from jetvit.search.model_latency import MeasuredHere, WholeLatencies
 from tests.cost_model.tables import GPU, NOW
 from tests.zoo import CASES
@@ -55,7 +55,7 @@ def _fixed_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
         took = [REST_MS + sum(fixed_ms(plan.get(name)) for name in names) for plan in ({}, *plans)]
         return WholeLatencies(tuple((ms,) * 5 for ms in took))
 
-    monkeypatch.setattr("jetvit.search.model_latency.measure_choices", choices)
+    monkeypatch.setattr(model_latency, "measure_choices", choices)
     monkeypatch.setattr(MeasuredHere, "whole", whole)
 
 
@@ -276,7 +276,7 @@ def test_a_gain_within_the_spread_of_a_measurement_is_none(monkeypatch: pytest.M
     def noisy(choices: list[Choice], shape: AttentionShape, **_: object) -> dict[Choice, Latency]:
         return {choice: Latency(fixed_ms(choice), 3.0, 12.0, 9) for choice in choices}
 
-    monkeypatch.setattr("jetvit.search.model_latency.measure_choices", noisy)
+    monkeypatch.setattr(model_latency, "measure_choices", noisy)
     plan = jetvit.calibrate(model, batches, max_drift=100.0, choices=WINDOWS)
     assert all(site.choice.kind == "full" for site in plan.sites)
     assert [measured.latency_ms for measured in plan.sites[0].measured] == [10.0, 4.0, 6.0]
@@ -328,7 +328,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is timed where a table is given")
 
-    monkeypatch.setattr("jetvit.search.model_latency.measure_choices", refuse)
+    monkeypatch.setattr(model_latency, "measure_choices", refuse)
     monkeypatch.setattr(MeasuredHere, "whole", refuse)
 
 

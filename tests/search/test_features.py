@@ -60,6 +60,6 @@ def test_head_and_agreement():
 
 def test_refusals():
     with pytest.raises(InputError, match="nothing to keep"):
-        Features(taps=0)
+        Features(taps=-1)
     with pytest.raises(InputError, match="do not fit"):
         TASK.loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3))

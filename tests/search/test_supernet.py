@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import jetvit
+from benchmarks.plain_vit import PlainViT
 from jetvit.cost_model import Choice
-from jetvit.demo import SmallViT
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.branch import frozen
@@ -35,7 +35,7 @@ def call(function: Any, inputs: tuple[Any, Any]) -> Any:
 
 def small(depth: int = 3) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return SmallViT(depth, 32, 2).eval(), torch.randn(2, 3, 64, 96)
+    return PlainViT(depth, 32, 2).eval(), torch.randn(2, 3, 64, 96)
 
 
 def net_of(model: nn.Module, image: Tensor, choices: tuple[Choice, ...] = CHOICES, **options: object) -> Supernet:

@@ -1,0 +1,342 @@
+"""Make a plan with trained weights, for a task and within a latency."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from jetvit.commands.options import (
+    DTYPES,
+    add_model_options,
+    add_normalisation_options,
+    at_least,
+    latency_budget,
+)
+from jetvit.commands.progress import progress_bar
+from jetvit.commands.subject import RANDOM, Subject, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.tables import add_table_option, load_table
+from jetvit.cost_model import Choice, Plan
+from jetvit.datasets import read_splits
+from jetvit.patterns.errors import InputError, PlanError
+from jetvit.report_words import counted
+from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
+from jetvit.search.processes import processes_here
+from jetvit.search.recipe import CHOICES
+
+DESCRIPTION = """\
+Convert most attentions of a model to linear and window attention, and train the model to yield what it yields now:
+every choice by itself, random paths of choices, then the one path that was found. Minutes on a CPU for a small model,
+hours on a GPU for a large one. A search that is killed goes on where it was when the same command is run again.
+
+--task segmentation  DIR/{train,val}/{images,labels}: a PNG of class numbers for every image; needs --classes
+--task depth         DIR/{train,val}/{images,depths}: a PNG of depths for every image; needs --dialect, --nearest,
+                     --farthest and --depth-scale
+--task features      any folder of images, no labels: the model's features stay as they are
+
+A fifth of train chooses the plan. What is in val is read once, in the end: the original, the plan and, where there are
+labels, a control, the original with the same training on the task. Without labels, a tenth chooses and a tenth tests.
+With neither --budget nor --max-full, the fastest plan is taken that is as good as the original on choosing images."""
+EPILOG = """\
+examples:
+  jetvit search hf:dinov3-base --size 352x480 --data camvid/ --task segmentation --classes 11 --budget 0.6 -o plan/
+  jetvit search hf:dinov3-base --size 352x480 --data photos/ --task features --max-full 2 -o plan/
+  jetvit search hf:depth-anything-v2 --data nyu/ --task depth --head model --dialect depth --nearest 0.001 --farthest 10
+                --depth-scale 0.001 --crop 45,471,41,601 --table h100.csv --table-dtype bfloat16 --budget 5ms -o plan/
+
+on several GPUs, each with its part of a batch:
+  torchrun --nproc-per-node 4 -m jetvit search hf:dinov3-base --device cuda --batch 16 …
+
+the plan is used as any other:
+  jetvit optimize hf:dinov3-base --size 352x480 --plan plan/ -o fast.pt2"""
+
+# What a task cannot do without, and what else is of that task alone.
+_NEEDED = {
+    "segmentation": ("classes",),
+    "depth": ("dialect", "nearest", "farthest", "depth_scale"),
+    "features": (),
+}
+_OPTIONAL = {"segmentation": ("head",), "depth": ("head", "saturated", "crop"), "features": ()}
+_ADVICE = {
+    "segmentation": "give --classes N: how many classes the labels tell apart, void not counted",
+    "depth": "say which metric the data set is measured by (--dialect depth or disparity), its range in metres "
+    "(--nearest 0.001 --farthest 10) and the metres of one unit of its PNGs (--depth-scale 0.001)",
+}
+_METRICS = {"miou": "mIoU", "delta1": "δ1", "explained": "explained variation"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `jetvit search`."""
+    parser.add_argument("--data", dest="images", metavar="DIR", required=True, help="the images, laid out as above")
+    parser.add_argument("--task", choices=_NEEDED, required=True, help="what the model is for")
+    parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
+    parser.add_argument(
+        "--folder",
+        metavar="RUN",
+        help="the folder that keeps progress, a trace, metrics.csv and the trained head (default: PLAN.run)",
+    )
+    parser.add_argument(
+        "--budget", type=latency_budget, metavar="B", help="a share of the original's latency (0.6) or a time (5ms)"
+    )
+    parser.add_argument(
+        "--max-full", type=at_least(0), metavar="N", help="at most N attentions stay full, whatever the latency"
+    )
+    default = ",".join(choice.label for choice in CHOICES)
+    parser.add_argument(
+        "--choices",
+        type=_choices,
+        default=CHOICES,
+        metavar="C,…",
+        help="what an attention may become, such as 'linear conv3,linear hedgehog,window 8,window 8x16' "
+        f"(default: {default})",
+    )
+    parser.add_argument(
+        "--effort",
+        type=_effort,
+        default=1.0,
+        metavar="F",
+        help="F times the steps of training, for all stages (default: 1)",
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 trains under autocast")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all that is random (default: 0)")
+    add_table_option(parser, "take the latencies of the device of this table, and not of the one at hand")
+    parser.add_argument(
+        "--table-dtype", choices=DTYPES, help="the dtype that the model will have there (default: what it has here)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_task_options(parser.add_argument_group("the task"))
+    _add_data_options(parser)
+    add_model_options(parser, batch=Recipe.batch)
+
+
+def _add_task_options(group: Any) -> None:
+    group.add_argument("--classes", type=at_least(2), metavar="N", help="how many classes, void not counted")
+    group.add_argument(
+        "--head",
+        choices=("task", "model"),
+        help="who makes logits or depth of the features: a new head that is trained first, or the model itself "
+        "(default: task)",
+    )
+    group.add_argument(
+        "--taps",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="the blocks whose outputs the head reads, such as blocks.5,blocks.11 (default: the last, and for depth "
+        "three more; of a model with its own head, those that it reads)",
+    )
+    group.add_argument("--dialect", choices=("depth", "disparity"), help="what depth is measured on, once aligned")
+    group.add_argument("--nearest", type=float, metavar="M", help="depths below M metres are unknown")
+    group.add_argument("--farthest", type=float, metavar="M", help="depths above M metres are unknown")
+    group.add_argument(
+        "--depth-scale", type=float, metavar="M", help="one unit of the depths is M metres; 0 is unknown"
+    )
+    group.add_argument("--saturated", type=int, metavar="N", help="the unit that stands for N or more, thus unknown")
+    group.add_argument(
+        "--crop", type=_crop, metavar="T,B,L,R", help="rows T to B and columns L to R of the depths alone count"
+    )
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    add_normalisation_options(parser)
+    parser.add_argument(
+        "--select",
+        action="append",
+        metavar="GROUP",
+        help="images of this film choose the plan, by the part of their names before the last _; can be repeated "
+        "(default: a fifth of the images)",
+    )
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N images of each split, evenly spaced")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search, save the plan and print what it reaches."""
+    _refuse_usage(args)
+    out = Path(args.out)
+    if out.is_file():
+        raise InputError(f"cannot write the plan {out}", why="it is a file", do="name a folder, new or old")
+    folder = Path(args.folder or f"{out}.run")
+    processes = processes_here()  # before the model is loaded: it settles which GPU --device cuda is
+    costs = None if args.table is None else load_table(args.table)
+    subject = load_subject(args)
+    refuse_rewritten(subject)
+    pictures = subject.images(args)  # for how they are normalised
+    refuse_nan_weights(subject.model)
+    task = _task(args)
+    data = read_splits(
+        args.images,
+        task,
+        subject.size,
+        pictures.mean,
+        pictures.std,
+        limit=args.limit,
+        select=args.select,
+        depth_scale=args.depth_scale,
+        saturated=args.saturated,
+    )
+    recipe = _recipe(args, subject)
+    with progress_bar() as progress:
+        plan = search(
+            subject.model,
+            data,
+            task,
+            args.budget,
+            max_full=args.max_full,
+            choices=args.choices,
+            recipe=recipe,
+            folder=folder,
+            taps=args.taps,
+            inputs=subject.loaded.inputs,
+            costs=costs,
+            dtype=args.table_dtype,
+            precision=args.precision,
+            seed=args.seed,
+            processes=processes,
+            provenance=_provenance(args),
+            progress=progress,
+        )
+    if not processes.first:
+        return
+    plan.save(out)
+    if args.json:
+        choices = {site.name: site.choice.label for site in plan.sites}
+        print(json.dumps({"choices": choices, "provenance": dict(plan.provenance)}, indent=2))
+        return
+    for line in _report(plan, recipe):
+        print(line)
+    if subject.loaded.random_weights:
+        print(f"{RANDOM} Metrics on them say nothing about the real model.")
+    head = folder / "head.safetensors"
+    if head.exists():
+        print(f"the head that was trained on the original is in {head}")
+    print(f"wrote the plan to {args.out}; a trace and metrics.csv are in {folder}")
+
+
+def _refuse_usage(args: argparse.Namespace) -> None:
+    """Refuse, with status 2, what a task lacks and what is of another task."""
+    needed = _NEEDED[args.task]
+    own = {*needed, *_OPTIONAL[args.task]}
+    missing = [_option(name) for name in needed if getattr(args, name) is None]
+    if missing:
+        args.parser.refuse(f"--task {args.task} needs {', '.join(missing)}", _ADVICE[args.task])
+    for task in _NEEDED:
+        for name in (*_NEEDED[task], *_OPTIONAL[task]):
+            if name not in own and getattr(args, name) is not None:
+                args.parser.refuse(f"{_option(name)} is of --task {task}", f"leave it out, or give --task {task}")
+    if args.table_dtype is not None and args.table is None:
+        args.parser.refuse("--table-dtype is the dtype of a table", "name the table as well: --table FILE")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _task(args: argparse.Namespace) -> Task:
+    if args.task == "features":
+        return Features()
+    own_head = args.head == "model"
+    if args.task == "segmentation":
+        return Segmentation(args.classes, taps=None if own_head else 1)
+    return Depth(args.dialect, args.nearest, args.farthest, taps=None if own_head else Depth.taps, crop=args.crop)
+
+
+def _recipe(args: argparse.Namespace, subject: Subject) -> Recipe:
+    """The default, with the batch of the model and as many times the steps as was asked for."""
+    recipe = Recipe(batch=subject.batch if isinstance(subject.model, ExportedProgram) else args.batch or Recipe.batch)
+    stages = {name: getattr(recipe, name) for name in ("head", "local", "supernet", "distil", "task")}
+    scaled = {name: replace(each, steps=max(1, round(args.effort * each.steps))) for name, each in stages.items()}
+    return replace(recipe, **scaled)
+
+
+def _provenance(args: argparse.Namespace) -> dict[str, str]:
+    """What the plan was made from, without the paths of this machine."""
+    return {
+        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
+        "images": Path(args.images).resolve().name,
+    }
+
+
+def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """What was found, what it reaches on the test images and what else was tried on the choosing images."""
+    made = plan.provenance
+    test, metric = made["test"], made["test"]["metric"]
+    name = _METRICS.get(metric, metric)
+    choices = Counter(site.choice.label for site in plan.sites)
+    yield f"{counted(len(plan.sites), 'attention')}: " + ", ".join(f"{n} {label}" for label, n in choices.most_common())
+    full_ms, plan_ms = made["full_ms"], made["plan_ms"]
+    yield (
+        f"{full_ms:.4g} → {plan_ms:.4g} ms a batch of {made['latency_batch']} on {made['latencies_of']}, by what "
+        f"single attentions take: {full_ms / plan_ms:.3g}× as fast"
+    )
+    yield (
+        f"\n{name} on {made['images_test']} test images of {made['images']}, seed {made['seed']}, with 95 % intervals "
+        "over images"
+    )
+    compared = [each for each in ("original", "control") if each in test]
+    for each in ("original", "plan", *compared[1:]):
+        low, high = test[each]["interval"]
+        same = "  the original with the same training on the task" if each == "control" else ""
+        yield f"  {each:<16} {_value(test[each][metric])}   [{_value(low)}, {_value(high)}]{same}"
+    for each in compared:
+        yield f"  {f'plan − {each}':<16} {_difference(test, each)}"
+    if made.get("test_shares_with_train"):
+        yield f"  not independent: images of {', '.join(made['test_shares_with_train'])} are in train and in test"
+    chosen_on = min(recipe.select_images, made["images_select"])
+    yield f"\n{name} on {chosen_on} choosing images, with the weights that all paths share"
+    for each, value in made["select"].items():
+        yield f"  {each:<24} {_value(value)}"
+    yield ""
+
+
+def _difference(test: Mapping[str, Any], other: str) -> str:
+    """The paired difference of the plan and another model, and what it says; one seed is what there is."""
+    mean, low, high = test[f"plan_minus_{other}"]
+    verdict = "non-inferior" if test[f"non_inferior_to_{other}"] else "not shown to be non-inferior"
+    return f"{_value(mean, '+')}  [{_value(low, '+')}, {_value(high, '+')}]  {verdict} at margin {test['margin']:g}"
+
+
+def _value(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.4f}"
+
+
+def _choices(text: str) -> tuple[Choice, ...]:
+    return tuple(map(_choice, text.split(",")))
+
+
+def _choice(text: str) -> Choice:
+    words = " ".join(text.split())
+    linear = re.fullmatch(r"linear(?: ([a-z_]+))?(?: conv([0-9]+))?", words)
+    window = re.fullmatch(r"window ([0-9]+)(?:x([0-9]+))?", words)
+    try:
+        if linear:
+            return Choice("linear", feature_map=linear[1], conv_size=int(linear[2] or 0))
+        if window:
+            return Choice("window", window=(int(window[1]), int(window[2] or window[1])))
+    except PlanError as error:
+        raise argparse.ArgumentTypeError(f"{words!r} is no choice: {error.why}") from error
+    raise argparse.ArgumentTypeError(
+        f"{words!r} is no choice: write 'linear', 'linear conv3', 'window 8' or 'window 8x16'"
+    )
+
+
+def _effort(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no effort: give a number above 0, such as 0.5")
+    return value
+
+
+def _crop(text: str) -> tuple[int, int, int, int]:
+    match = re.fullmatch(r"([0-9]+),([0-9]+),([0-9]+),([0-9]+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no crop: write top,bottom,left,right, such as 45,471,41,601")
+    return int(match[1]), int(match[2]), int(match[3]), int(match[4])

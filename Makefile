@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,test]'
 	@touch $@
 
-demo: $(STAMP)  ## the whole way on a CPU in about two minutes: find, choose, rewrite, compile, compare
+demo: $(STAMP)  ## the whole search on a CPU in about three minutes: find, search, train, rewrite, compile, compare
 	$(BIN)/jetvit demo
 
 # Triton's interpreter takes the place of its compiler for a whole process: the kernels get one of their own.

@@ -75,6 +75,52 @@ def local_distillation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_sources(results)])
 
 
+def search_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The original, the control and hybrids on a task, on images that nothing was trained on or chosen by."""
+    metric = {"miou": "mIoU", "delta1": "δ1"}[results[0][1]["rows"][0]["metric"]]
+    lines = [
+        f"| model | full blocks | {metric} (95 % interval) | minus control, in points | block by block | latency |",
+        "|---|---|---|---|---|---|",
+    ]
+    for _, record in results:
+        for row in record["rows"]:
+            difference = ""
+            if row["minus_control"]:
+                mean, low, high = (
+                    100 * float(row[name]) for name in ("minus_control", "minus_control_low", "minus_control_high")
+                )
+                words = "non-inferior" if row["non_inferior"] == "True" else "not shown to be non-inferior"
+                difference = f"{mean:+.1f} ({low:+.1f} to {high:+.1f}), {words}"
+            lines.append(
+                f"| {row['model'].partition(',')[0]} | {row['full_blocks']} | **{float(row['value']):.3f}** "
+                f"({float(row['low']):.3f}–{float(row['high']):.3f}) | {difference} | {row['attention'].strip()} | "
+                f"{float(row['estimated_ms']):.0f} ms |"
+            )
+    return "\n".join([*lines, "", *_sources(results)])
+
+
+def ablation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Designs of the linear block: quality after local distillation, and latency of the whole model."""
+    lines = [
+        "| all twelve blocks | mIoU (95 % interval) | drift | own loss | speed-up, not compiled | new weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for _, record in results:
+        for row in record["rows"]:
+            full = row["design"] == "full"
+            name = row["design"] + ("" if full or row["inherited"] == "True" else ", projections drawn anew")
+            speed = (
+                f"{float(row['speedup']):.2f}× ({float(row['speedup_low']):.2f}–{float(row['speedup_high']):.2f})"
+                if row["speedup"]
+                else ""
+            )
+            lines.append(
+                f"| {name} | **{float(row['miou']):.3f}** ({float(row['low']):.3f}–{float(row['high']):.3f}) | "
+                f"{float(row['drift']):.2f} | {row['local_loss']} | {speed} | {row['weights']} |"
+            )
+    return "\n".join([*lines, "", *_sources(results)])
+
+
 def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Time to find the sites of a graph."""
     lines = ["| layers | graph nodes | sites found | time to find them |", "|---|---|---|---|"]
@@ -203,6 +249,9 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "cost_model_gemm": cost_model_gemm_table,
     "whole_plans": whole_plans_table,
     "local_distillation": local_distillation_table,
+    "ablation": ablation_table,
+    "search_camvid": search_table,
+    "search_nyuv2": search_table,
 }
 
 

@@ -37,6 +37,8 @@ example: from a model to a faster file
   jetvit bench     hf:dinov3-base --size 704x960 --plan plan/
   jetvit optimize  hf:dinov3-base --size 704x960 --plan plan/ -o fast.pt2
 
+`jetvit search` takes the place of calibrate and trains: see its --help.
+
 `jetvit COMMAND --help` says more about each. No model at hand? Run `jetvit demo`.
 """
 

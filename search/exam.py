@@ -51,9 +51,12 @@ class Examiner:
         Without `compare` errors and agreement are NaN, and the original model runs only where a task has no labels.
         """
         rows: list[tuple[int, Any]] = []
-        firsts = range(0, len(self.places), self.batch)
-        own = list(firsts)[self.run.processes.index :: self.run.processes.count]
-        for done, first in enumerate(own):
+        firsts = list(range(0, len(self.places), self.batch))
+        own = firsts[self.run.processes.index :: self.run.processes.count]
+        # All processes take as many turns, because the weights of a model in shards are put together by all of them.
+        turns = -(-len(firsts) // self.run.processes.count)
+        for turn in range(turns):
+            first = own[turn] if turn < len(own) else firsts[0]
             places = self.places[first : first + self.batch]
             samples = [self.split[place] for place in places]
             images = torch.stack([sample.image for sample in samples])
@@ -62,8 +65,9 @@ class Examiner:
                 ours = reader(padded)
                 theirs = self.teacher(padded) if compare or not self.task.labelled else None
             targets = stacked(samples)
-            rows += zip(places, self._rows(ours, theirs, targets, len(places)), strict=True)
-            self.run.progress(what, done + 1, len(own))
+            if turn < len(own):
+                rows += zip(places, self._rows(ours, theirs, targets, len(places)), strict=True)
+            self.run.progress(what, turn + 1, turns)
         ordered = [row for _, row in sorted(self.run.processes.gather(rows), key=lambda row: row[0])]
         counts, errors, agreement = zip(*ordered, strict=True)
         return Exam(torch.stack(counts), torch.stack(errors), torch.stack(agreement))

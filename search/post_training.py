@@ -207,8 +207,8 @@ class PostTraining:
             progress=progress,
         )
         self.sharded = sharded and processes.count > 1
-        for branch in (each for site in self.net.choice_sites.values() for each in site.trained()):
-            self._shard(branch)
+        for site in self.net.choice_sites.values() if self.sharded else ():
+            site.shard(processes)
         self.taps = Taps(self.net.model, self._tapped(), self.sites[0])
         self.reader = Reader(self.net, self.taps, self._new_head(), self.inputs, asked.output)
         self.teacher = replace(self.reader, model=self.net.original)
@@ -317,12 +317,8 @@ class PostTraining:
         if not self.sharded:
             return replace(self.reader, model=student.model, taps=taps)
         both = WithTokens(student.model, taps)
-        self._shard(both)
+        shard(both, self.run.processes)
         return replace(self.reader, model=lambda *args, **kwargs: both(*args, **kwargs)[0], taps=taps)
-
-    def _shard(self, module: nn.Module) -> None:
-        if self.sharded:
-            shard(module, self.run.processes)
 
     def _stream(self, stage: str, flip: bool = False) -> Stream:
         train: Split = self.asked.data.train

@@ -27,7 +27,8 @@ from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite
 from jetvit.search.branch import Branch, CannotCut, Cut, cut_out, frozen
 from jetvit.search.fixed_grids import refuse_open_grids
-from jetvit.search.shards import whole
+from jetvit.search.processes import Processes
+from jetvit.search.shards import shard, whole
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class ChoiceSite(nn.Module):
         self.inputs = tuple(dict.fromkeys(each for branch in branches.values() for each in branch.inputs))
         self.branches = nn.ModuleList(branch.module for branch in branches.values())
         self._places = [tuple(map(self.inputs.index, branch.inputs)) for branch in branches.values()]
+        self._copies = False
         self.active = FULL
         self.watch: list[tuple[tuple[object, ...], Tensor]] | None = None
 
@@ -63,11 +65,16 @@ class ChoiceSite(nn.Module):
     def run(self, choice: Choice, values: Sequence[object]) -> Tensor:
         """The output of one choice for the values that came in."""
         number = self.choices.index(choice)
-        return self.branches[number](*(values[place] for place in self._places[number]))
+        output = self.branches[number](*(values[place] for place in self._places[number]))
+        # Shards are put together for the backward pass of this very tensor, and the model may write into what it gets.
+        return output.clone() if self._copies else output
 
-    def trained(self) -> list[nn.Module]:
-        """The branches of all choices but full attention, which is not trained."""
-        return [branch for choice, branch in zip(self.choices, self.branches, strict=True) if choice != FULL]
+    def shard(self, processes: Processes) -> None:
+        """Divide the weights of all choices but full attention, which is not trained, among processes."""
+        for choice, branch in zip(self.choices, self.branches, strict=True):
+            if choice != FULL:
+                shard(branch, processes)
+        self._copies = True
 
     def parameters_of(self, choice: Choice) -> dict[str, nn.Parameter]:
         """The parameters of a choice by their names in the model; those of its own, such as a generator's, too."""

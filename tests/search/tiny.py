@@ -1,6 +1,6 @@
 """A search that takes a second or two, on noise; as a program, for tests that kill it or start it twice.
 
-    python -m tests.search.tiny FOLDER
+    python -m tests.search.tiny FOLDER [sharded]
 
 prints a line whenever a step is done, and leaves its plan in FOLDER/plan.
 """
@@ -146,7 +146,7 @@ def disturb(net: Supernet, seed: int = 0) -> None:
                     value.add_(0.05 * torch.randn(value.shape, generator=generator))
 
 
-def main(folder: str) -> None:
+def main(folder: str, how: str = "") -> None:
     """A search that stands in a folder, by the processes that a launcher has started."""
     torch.set_num_threads(1)
     plan = tiny_search(
@@ -154,6 +154,7 @@ def main(folder: str) -> None:
         recipe=LONG,
         folder=folder,
         processes=None,
+        sharded=how == "sharded",
         provenance={"process": int(os.environ.get("RANK", "0"))},
         progress=lambda what, done, total: print(f"{what} {done}/{total}", flush=True),
     )
@@ -162,4 +163,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -135,5 +135,7 @@ def _delta1_of(model: Callable[[Tensor], Any], split: Split, batch: int) -> floa
     counts = []
     for first in range(0, len(split) - batch + 1, batch):
         samples = [split[place] for place in range(first, first + batch)]
-        counts.append(TASK.counts(model(torch.stack([each.image for each in samples])), stacked(samples)))
+        depth = stacked(samples)
+        assert depth is not None, "every room has its depth"
+        counts.append(TASK.counts(model(torch.stack([each.image for each in samples])), depth))
     return TASK.metrics(torch.cat(counts))["delta1"]

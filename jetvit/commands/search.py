@@ -28,6 +28,7 @@ from jetvit.datasets import read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.report_words import counted
 from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
+from jetvit.search.pictures import draw
 from jetvit.search.processes import processes_here
 from jetvit.search.recipe import CHOICES
 
@@ -52,7 +53,7 @@ examples:
                 --depth-scale 0.001 --crop 45,471,41,601 --table h100.csv --table-dtype bfloat16 --budget 5ms -o plan/
 
 on several GPUs, each with its part of a batch:
-  torchrun --nproc-per-node 4 -m jetvit search hf:dinov3-base --device cuda --batch 16 …
+  torchrun --nproc-per-node 4 -m jetvit search hf:dinov3-base --device cuda --batch 16 --precision bf16 …
 
 the plan is used as any other:
   jetvit optimize hf:dinov3-base --size 352x480 --plan plan/ -o fast.pt2"""
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         metavar="RUN",
-        help="the folder that keeps progress, a trace, metrics.csv and the trained head (default: PLAN.run)",
+        help="the folder that keeps progress, pictures, metrics.csv and the trained head (default: PLAN.run)",
     )
     parser.add_argument(
         "--budget", type=latency_budget, metavar="B", help="a share of the original's latency (0.6) or a time (5ms)"
@@ -105,6 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="F times the steps of training, for all stages (default: 1)",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 trains under autocast")
+    parser.add_argument(
+        "--sharded", action="store_true", help="with torchrun: each process holds a part of what is trained (FSDP)"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all that is random (default: 0)")
     add_table_option(parser, "take the latencies of the device of this table, and not of the one at hand")
     parser.add_argument(
@@ -198,12 +202,14 @@ def run(args: argparse.Namespace) -> None:
             precision=args.precision,
             seed=args.seed,
             processes=processes,
+            sharded=args.sharded,
             provenance=_provenance(args),
             progress=progress,
         )
     if not processes.first:
         return
     plan.save(out)
+    draw(folder)
     if args.json:
         choices = {site.name: site.choice.label for site in plan.sites}
         print(json.dumps({"choices": choices, "provenance": dict(plan.provenance)}, indent=2))
@@ -215,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     head = folder / "head.safetensors"
     if head.exists():
         print(f"the head that was trained on the original is in {head}")
-    print(f"wrote the plan to {args.out}; a trace and metrics.csv are in {folder}")
+    print(f"wrote the plan to {args.out}; pictures of the search, its trace and metrics.csv are in {folder}")
 
 
 def _refuse_usage(args: argparse.Namespace) -> None:

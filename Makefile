@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt torchvision
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,search,test]'
 	@touch $@
 
 demo: $(STAMP)  ## the whole search on a CPU in about three minutes: find, search, train, rewrite, compile, compare
@@ -53,6 +53,9 @@ bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchm
 	$(BIN)/python -m benchmarks.cost_model
 	$(BIN)/python -m benchmarks.whole_plans
 	$(BIN)/python -m benchmarks.local_distillation
+	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.search_camvid
+	$(BIN)/python -m benchmarks.search_nyuv2
 
 kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every kernel on an H100; needs no GPU
 	$(BIN)/python -m benchmarks.kernel_resources

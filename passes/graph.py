@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -88,8 +89,8 @@ class ExportedGraph(RewritableGraph):
         module = copy.deepcopy(program.graph_module)
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         specs = zip(placeholders, program.graph_signature.input_specs, strict=True)
-        self._specs = {node: _called(spec, node.name) for node, spec in specs}
-        names = {node: spec.target for node, spec in self._specs.items() if _is_tensor_spec(spec)}
+        self._specs: dict[Any, InputSpec] = {node: _called(spec, node.name) for node, spec in specs}
+        names: dict[Any, Any] = {node: spec.target for node, spec in self._specs.items() if _is_tensor_spec(spec)}
         super().__init__(module, names)
 
     def tensor(self, node: Node) -> torch.Tensor | None:

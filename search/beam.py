@@ -88,10 +88,9 @@ class BeamSearch:
         """
         begin = [self._rate(path) for path in starts if self._fits(path)]
         levels = [Level(phase, 0, tuple(_best(begin)[: self.width]))] if begin else []
-        origin = {path_key(path): path for path in starts}
-        roots = {key: origin[key] for key in origin}
+        roots: dict[str, Path] = {path_key(path): path for path in starts}
         while levels and levels[-1].beam[0].value < goal - _SAME and (most is None or levels[-1].changed < most):
-            candidates = {}
+            candidates: dict[str, tuple[Path, Path]] = {}
             for rated in levels[-1].beam:
                 root = roots[path_key(rated.path)]
                 for path in self._neighbours(rated.path, root, moves):

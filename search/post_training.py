@@ -354,7 +354,7 @@ class PostTraining:
     def _latencies(self, model: nn.Module | ExportedProgram, example: Tensor) -> PathLatency:
         """Measured once for all processes and for all that continue the run: another time would be another plan."""
         asked, run = self.asked, self.run
-        kept = run.folder.kept("latencies") if run.folder is not None else None
+        kept: Any = run.folder.kept("latencies") if run.folder is not None else None
         if kept is None and run.processes.first:
             images = example[:1].expand(self.latency_batch, *example.shape[1:]).contiguous()
             program = export_model(model, *self.inputs(images), None)
@@ -368,7 +368,8 @@ class PostTraining:
             kept = PathLatency.of(source, every).to_json()
             if run.folder is not None:
                 run.folder.keep("latencies", kept)
-        return PathLatency.from_json(run.processes.gather([kept] if run.processes.first else [])[0])
+        told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
+        return PathLatency.from_json(told[0])
 
     def _config(self, precision: str) -> dict[str, Any]:
         """What has to be the same for a run to be continued."""

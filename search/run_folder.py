@@ -64,7 +64,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            with safe_open(file, "pt") as stored:  # type: ignore[no-untyped-call]
+            with safe_open(file, "pt") as stored:
                 record = json.loads(stored.metadata()["record"])
                 return {name: stored.get_tensor(name) for name in stored.keys()}, record  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

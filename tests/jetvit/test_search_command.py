@@ -154,7 +154,8 @@ def test_what_is_printed(films: Path, segmented: Searched):
         "mIoU on 3 choosing images, with the weights that all paths share",
         rf"  random +{number}",
         re.escape(f"the head that was trained on the original is in {run}/head.safetensors"),
-        re.escape(f"wrote the plan to {segmented.plan}; pictures of the search, its trace and metrics.csv are in {run}"),
+        re.escape(f"wrote the plan to {segmented.plan}; ")
+        + re.escape(f"pictures of the search, its trace and metrics.csv are in {run}"),
     ):
         assert re.search(f"^{line}$", segmented.outcome.out, re.MULTILINE), line
     assert "random weights" not in segmented.outcome.err

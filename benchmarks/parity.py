@@ -148,7 +148,7 @@ def _rows_of(plan: Plan, full: int, shared: Mapping[str, Any]) -> Iterator[Mappi
             "feature_error": found["feature_error"],
             "agreement": found["agreement"],
             "attention": " ".join(choice.kind[0].upper() for choice in kinds) if hybrid else "F " * len(kinds),
-            "estimated_ms": made["plan_ms"] if hybrid else made["full_ms"],
+            "estimated_ms": made["estimated_plan_ms"] if hybrid else made["estimated_full_ms"],
             "bootstrap_run": test["bootstrap_run"],
         }
 

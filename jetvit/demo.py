@@ -130,8 +130,9 @@ def _all_linear(model: nn.Module, sites: Sites, batch: int, size: tuple[int, int
 
 
 @torch.inference_mode()
+@torch.autocast("cpu", torch.bfloat16)
 def _delta1_of(model: Callable[[Tensor], Any], split: Split, batch: int) -> float:
-    """Over whole batches of the split."""
+    """Over whole batches of the split, in the precision that the search examines models in."""
     counts = []
     for first in range(0, len(split) - batch + 1, batch):
         samples = [split[place] for place in range(first, first + batch)]

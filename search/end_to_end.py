@@ -129,7 +129,10 @@ def distil(
         loss.backward()
         return {"features": float(loss.detach())}
 
-    return Training("distillation", schedule, {"model": student.parameters}, student.inherited, run)(step, validate)
+    training = Training(
+        "distillation", schedule, {"model": student.parameters}, student.inherited, run, student.choices
+    )
+    return training(step, validate)
 
 
 def train_on_task(
@@ -156,7 +159,7 @@ def train_on_task(
     head = {} if reader.head is None else dict(reader.head.named_parameters())
     trained = {name: value for name, value in head.items() if value.requires_grad}
     groups = {"model": student.parameters} | ({"head": trained} if trained else {})
-    return Training(stage, schedule, groups, student.inherited, run)(step, validate)
+    return Training(stage, schedule, groups, student.inherited, run, student.choices)(step, validate)
 
 
 @torch.no_grad()

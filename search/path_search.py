@@ -110,7 +110,7 @@ class PathSearch:
 
     def __call__(self) -> Searched:
         """Search. Raises PlanError where no path keeps the budget."""
-        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms)
+        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms, self.max_full)
         full = self._rate(dict.fromkeys(self.alternatives, FULL))
         levels = self._climb(full.value)
         listed = [self._rate(path) for path in self._listed()]
@@ -128,8 +128,9 @@ class PathSearch:
             name: sorted(some, key=lambda each: self.latency.alone(name, each))
             for name, some in self.alternatives.items()
         }
-        start = {name: some[0] for name, some in ladder.items()}
-        levels = self.beam.climb("efficient", [start], {name: some[1:] for name, some in ladder.items()}, goal=goal)
+        start = fastest_path(self.alternatives, self.latency, self.max_full)
+        dearer = {name: some[1:] for name, some in ladder.items() if start[name] != FULL}
+        levels = self.beam.climb("efficient", [start], dearer, goal=goal)
         found = best_of(levels)
         return levels + (self._put_back([found.path], goal, "full") if found is not None else [])
 
@@ -173,11 +174,19 @@ class PathSearch:
         return Rated(path, self.evaluate(path), self.latency(path))
 
 
-def refuse_tight_budget(alternatives: Alternatives, latency: PathLatency, limit_ms: float) -> None:
+def fastest_path(alternatives: Alternatives, latency: PathLatency, max_full: int | None) -> dict[str, Choice]:
+    """The fastest choice at every site; full attention, where that is the fastest, at up to `max_full` sites."""
+    path = {name: min(some, key=lambda each: latency.alone(name, each)) for name, some in alternatives.items()}
+    gains = {name: latency.alone(name, choice) - latency.alone(name, FULL) for name, choice in path.items()}
+    full = sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: -gains[name])
+    return path | dict.fromkeys(full[:max_full], FULL)
+
+
+def refuse_tight_budget(
+    alternatives: Alternatives, latency: PathLatency, limit_ms: float, max_full: int | None
+) -> None:
     """Raise PlanError where even the fastest path takes longer than `limit_ms`."""
-    fastest = {
-        name: min((FULL, *some), key=lambda each: latency.alone(name, each)) for name, some in alternatives.items()
-    }
+    fastest = fastest_path(alternatives, latency, max_full)
     if latency(fastest) > limit_ms:
         raise PlanError(
             "no plan keeps the budget",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import datetime
 import hashlib
+import logging
 import math
 import os
 import time
@@ -48,9 +49,13 @@ from jetvit.search.student import Student
 from jetvit.search.supernet import FULL, Path, Supernet
 from jetvit.search.taps import Taps, WithTokens, blocks_of, evenly, read_by_the_head
 from jetvit.search.task import Task
-from jetvit.search.train import Progress, Run
+from jetvit.search.train import Progress, Run, refuse_half
 from jetvit.search.trial import Trial
 
+log = logging.getLogger(__name__)
+
+# Images of each split whose targets are looked at before the long work.
+_TRIED = 8
 MARGIN = 0.005
 """Half a point: how far below another metric still counts as not inferior."""
 
@@ -118,6 +123,14 @@ def search(
     """
     if precision not in ("fp32", "bf16"):
         raise InputError(f"the precision is {precision!r}", do='give "fp32" or "bf16"')
+    if not task.labelled and budget is None and max_full is None:
+        raise InputError(
+            "a search without labels needs a bound",
+            why="nothing yields the original's features as well as the original does",
+            do="give a budget, or max_full",
+        )
+    if head is not None and task.taps is None:
+        raise InputError("a head was given, and the task takes the model's own output", do="leave one of them out")
     asked = Asked(
         data,
         task,
@@ -185,6 +198,8 @@ class PostTraining:
         self.budget = None if asked.budget is None else Budget.parse(asked.budget)
         example = torch.stack([asked.data.train[number % len(asked.data.train)].image for number in range(self.batch)])
         tensor = next((each for each in model.parameters() if each.is_floating_point()), example)
+        refuse_half([tensor.dtype])
+        self.device = tensor.device
         self.inputs: Inputs = lambda images: inputs(images.to(tensor.device, tensor.dtype))
         self.size = int(example.shape[-2]), int(example.shape[-1])
         self.program = export_model(model, *self.inputs(example), None)
@@ -201,7 +216,7 @@ class PostTraining:
         self.run = Run(
             asked.seed,
             None if folder is None else RunFolder(folder, self._config(precision), writes=processes.first),
-            device=tensor.device,
+            device=self.device,
             precision=precision,
             processes=processes,
             progress=progress,
@@ -217,7 +232,8 @@ class PostTraining:
         }
         self.latency = self._latencies(model, example)
         self.limit_ms = math.inf if self.budget is None else self.budget.limit_ms(self.latency.full_ms)
-        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms)
+        free = None if asked.max_full is None else asked.max_full - len(self.fixed)
+        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms, free)
         self._try_task(example)
 
     def plan(self) -> Plan:
@@ -269,6 +285,10 @@ class PostTraining:
             max_full=None if self.asked.max_full is None else self.asked.max_full - len(self.fixed),
             seed=self.asked.seed,
         )()
+        if all(choice == FULL for choice in found.best.path.values()):
+            log.warning("no path is as good as the original: every attention stays full")
+        elif found.best.latency_ms >= self.latency.full_ms:
+            log.warning("the plan is not faster than the original, by what its attentions take")
         if self.run.folder is not None:
             trace = {
                 "task": self.task.name,
@@ -343,29 +363,55 @@ class PostTraining:
 
     @torch.no_grad()
     def _try_task(self, example: Tensor) -> None:
-        """Raise what the task has to say against its targets and the model's output before the long work."""
-        target = self.asked.data.train[0].target
-        if self.task.labelled and target is None:
-            raise InputError(f"{self.task.name} needs labels", why="the first training image has none")
-        output = self.teacher(example).output[:1].float()
-        wanted = output if target is None or not self.task.labelled else target[None].to(output.device)
-        self.task.counts(output, wanted)
+        """Raise what is wrong with the targets, or with the model's output for them, before the long work."""
+        output = self.teacher(example).output.float()
+        if len(output) != len(example):
+            raise InputError(
+                f"the model yields {len(output)} outputs for {len(example)} images", do="give a model of single images"
+            )
+        for name in ("train", "select", "test"):
+            split: Split = getattr(self.asked.data, name)
+            targets = [split[place * len(split) // _TRIED].target for place in range(min(_TRIED, len(split)))]
+            if self.task.labelled and any(target is None for target in targets):
+                raise InputError(f"{self.task.name} needs labels", why=f"an image of the {name} split has none")
+            wanted = [output[:1] if target is None or not self.task.labelled else target[None] for target in targets]
+            counts = torch.cat([self.task.counts(output[:1], each.to(output.device)) for each in wanted])
+            if self.task.labelled and not math.isfinite(self.task.metrics(counts)[self.task.metric]):
+                raise InputError(
+                    f"nothing counts in the targets of the {name} images",
+                    why=f"{self.task.metric} of {len(targets)} of them has no value",
+                    do="check the labels: the number of classes, or the unit and the range of depths",
+                )
+
+    def _machine(self) -> str:
+        costs = self.asked.costs
+        return str(costs.machine) if costs is not None else device_name(self.device)
 
     def _latencies(self, model: nn.Module | ExportedProgram, example: Tensor) -> PathLatency:
         """Measured once for all processes and for all that continue the run: another time would be another plan."""
         asked, run = self.asked, self.run
         kept: Any = run.folder.kept("latencies") if run.folder is not None else None
-        if kept is None and run.processes.first:
+        if run.processes.first and (kept is None or asked.costs is not None):
             images = example[:1].expand(self.latency_batch, *example.shape[1:]).contiguous()
             program = export_model(model, *self.inputs(images), None)
             source: LatencySource
             if asked.costs is not None:
                 source = FromTable(asked.costs, program, asked.dtype)
             else:
-                trial = Trial(program, [self.inputs(images)] * 2, progress=run.progress)
+                # A trial also compares outputs, in two halves: they have to vary in each.
+                calls = [self.inputs(each) for each in (images, images, -images, -images)]
+                trial = Trial(program, calls, progress=run.progress)
                 source = MeasuredHere(trial, device_name(run.device))
             every = {site.name: self.alternatives.get(site.name, ()) for site in self.sites}
-            kept = PathLatency.of(source, every).to_json()
+            found = PathLatency.of(source, every).to_json()
+            if run.folder is not None and kept is not None and kept != found:
+                raise InputError(
+                    "the folder holds another search",
+                    why="the latency table has changed since",
+                    where=str(run.folder.path),
+                    do="name a new folder",
+                )
+            kept = found
             if run.folder is not None:
                 run.folder.keep("latencies", kept)
         told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
@@ -379,6 +425,8 @@ class PostTraining:
             "weights": _digest(self.program.state_dict),
             "size": list(self.size),
             "splits": asked.data.record(),
+            "samples": [_digest_of_samples(each) for each in (asked.data.train, asked.data.select, asked.data.test)],
+            "output": asked.output if isinstance(asked.output, int | str) else type(asked.output).__name__,
             "task": repr(asked.task),
             "budget": str(asked.budget),
             "max_full": asked.max_full,
@@ -386,7 +434,7 @@ class PostTraining:
             "recipe": self.recipe.to_json(),
             "taps": list(asked.taps) if asked.taps is not None else None,
             "head": _digest(asked.head.state_dict()) if asked.head is not None else None,
-            "latencies_of": str(asked.costs.machine) if asked.costs is not None else "here",
+            "latencies_of": self._machine(),
             "dtype": asked.dtype,
             "latency_batch": asked.latency_batch,
             "precision": precision,
@@ -409,6 +457,7 @@ class PostTraining:
                     tuple(Measured(each, errors.get(each), ms) for each, ms in latencies.items()),
                 )
             )
+        rated_paths = {"original": found.full, "plan": best, **found.controls}
         record = {
             "made_by": "search",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -422,17 +471,16 @@ class PostTraining:
             "budget": None if asked.budget is None else str(asked.budget),
             "max_full": asked.max_full,
             "full_sites": best.full + len(self.fixed),
-            "latencies_of": str(asked.costs.machine) if asked.costs is not None else device_name(self.run.device),
+            "latencies_of": self._machine(),
             "latency_batch": self.latency_batch,
-            "full_ms": round(self.latency.full_ms, 4),
-            "plan_ms": round(best.latency_ms, 4),
+            "precision": self.run.precision,
+            "confirmed": False,
+            "estimated_full_ms": round(self.latency.full_ms, 4),
+            "estimated_plan_ms": round(best.latency_ms, 4),
             **asked.data.record(),
             "recipe": self.recipe.to_json(),
-            "select": {
-                "original": found.full.value,
-                "plan": best.value,
-                **{name: rated.value for name, rated in found.controls.items()},
-            },
+            "select": {name: rated.value for name, rated in rated_paths.items()},
+            "select_ms": {name: round(rated.latency_ms, 4) for name, rated in rated_paths.items()},
             "test": dict(metrics),
             "search_seconds": round(time.perf_counter() - self._start, 1),
             **self.provenance,
@@ -443,6 +491,16 @@ class PostTraining:
         if name in self.net.kept_full:
             return f"full attention: {self.net.kept_full[name]}"
         return f"chosen by {self.task.metric} and latency" if choice != FULL else "full attention was put back here"
+
+
+def _digest_of_samples(split: Split) -> str:
+    """sha256 of a few samples as they are read: other labels, or another normalisation, are another search."""
+    digest = hashlib.sha256()
+    for place in range(min(_TRIED, len(split))):
+        for tensor in split[place * len(split) // _TRIED]:
+            if tensor is not None:
+                digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

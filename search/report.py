@@ -12,6 +12,8 @@ from jetvit.search.task import Task
 
 # Frames of a film that stay alike.
 _RUN = 10
+# Independent draws that an interval has to come from.
+_RUNS = 10
 
 
 def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin: float) -> dict[str, Any]:
@@ -20,17 +22,19 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
     Args:
         task: what was asked.
         exams: of "original", "plan" and, if there is one, "control", on the same images.
-        groups: what each image was taken from; frames of one film are drawn in runs.
+        groups: what each image was taken from; frames of one film are drawn in runs. Fewer than ten runs, or images,
+            show that nothing is not inferior.
         margin: by how much the plan's metric may be below another's, and still count as not inferior.
     """
     films = len(set(groups)) < len(groups) and any(groups)
-    # Runs of a tenth of all images at most: of a few long ones every draw would be nearly the same.
-    run = max(1, min(_RUN, len(groups) // 10)) if films else 1
+    run = max(1, min(_RUN, len(groups) // 2)) if films else 1
+    # Of a few runs every draw is nearly the same, and an interval far too narrow to show anything.
+    enough = len(groups) >= _RUNS * run
 
     def value(counts: Any) -> float:
         return task.metrics(counts)[task.metric]
 
-    found: dict[str, Any] = {"metric": task.metric, "bootstrap_run": run}
+    found: dict[str, Any] = {"metric": task.metric, "bootstrap_run": run, "enough_images": enough}
     for name, exam in exams.items():
         low, high = interval(value, exam.counts, run=run)
         found[name] = {metric: _digits(each) for metric, each in task.metrics(exam.counts).items()}
@@ -41,7 +45,7 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
         if name != "plan":
             difference = paired(value, exams["plan"].counts, exams[name].counts, run=run)
             found[f"plan_minus_{name}"] = [_digits(each) for each in difference]
-            found[f"non_inferior_to_{name}"] = non_inferior(difference, margin)
+            found[f"non_inferior_to_{name}"] = enough and non_inferior(difference, margin)
     found["margin"] = margin
     return found
 

@@ -17,6 +17,7 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
 from jetvit.patterns.find import find_sites
+from jetvit.search.paths import path_key
 from jetvit.search.shards import whole
 
 
@@ -41,6 +42,11 @@ class Student:
         self._rewritten = graph.program()
         self.model: GraphModule = self._rewritten.module(check_guards=False)
         _make_trainable(self.model)
+
+    @property
+    def choices(self) -> str:
+        """What the plan does to each attention, as text."""
+        return path_key({site.name: site.choice for site in self._plan.sites})
 
     @property
     def inherited(self) -> frozenset[str]:

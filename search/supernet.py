@@ -212,10 +212,9 @@ class Supernet(nn.Module):
         for name, reason in self.kept_full.items():
             log.warning("%s keeps full attention: %s", name, reason)
         if not owners:
-            covered = (
-                [] if self.kept_full or not cuts else ["every window holds the whole grid: that is full attention"]
-            )
-            reasons = "; ".join([*self.kept_full.values(), *covered, *map(str, self.sites.rejected)][:3])
+            reasons = [*self.kept_full.values(), *map(str, self.sites.rejected)]
+            if cuts and not self.kept_full:
+                reasons = ["every window holds the whole grid, and is full attention"]
             raise JetvitError(
                 "no attention of the model can be searched", why="; ".join(reasons[:3]), do="see jetvit.explain"
             )

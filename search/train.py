@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.processes import Processes
 from jetvit.search.run_folder import RunFolder
 from jetvit.search.shards import all_finite, is_shard, like, whole
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Groups = Mapping[str, Mapping[str, nn.Parameter]]
@@ -91,6 +94,17 @@ class History:
         return self.losses[:, self.names.index(name)].tolist()
 
 
+def refuse_half(dtypes: Iterable[torch.dtype]) -> None:
+    """Raise InputError for weights of 16 bits: most steps of an optimiser are smaller than what they can tell apart."""
+    for dtype in dtypes:
+        if dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"{str(dtype).removeprefix('torch.')} weights cannot be trained",
+                why="most steps of an optimiser would round to nothing",
+                do='load the model in float32; precision "bf16" (--precision bf16) then runs it in 16 bits',
+            )
+
+
 class Training:
     """One stage of training.
 
@@ -100,15 +114,17 @@ class Training:
         groups: the parameters.
         inherited: the names of parameters that the model has.
         run: what all stages share.
+        about: what is trained, where that is found by the search itself: progress on anything else is not continued.
     Raises:
-        InputError: a parameter is float16.
+        InputError: a parameter is of 16 bits.
     """
 
-    def __init__(self, stage: str, schedule: Schedule, groups: Groups, inherited: Container[str], run: Run):
-        self.stage, self.schedule, self.run = stage, schedule, run
+    def __init__(
+        self, stage: str, schedule: Schedule, groups: Groups, inherited: Container[str], run: Run, about: str = ""
+    ):
+        self.stage, self.schedule, self.run, self.about = stage, schedule, run, about
         self.groups = groups
-        if any(value.dtype == torch.float16 for named in groups.values() for value in named.values()):
-            raise InputError("float16 weights cannot be trained", do="load the model in float32 or bfloat16")
+        refuse_half(value.dtype for named in groups.values() for value in named.values())
         self.parameters = {f"{group}/{fqn}": value for group, named in groups.items() for fqn, value in named.items()}
         rates: tuple[list[Tensor], list[Tensor]] = [], []
         for named in groups.values():
@@ -142,7 +158,7 @@ class Training:
                 self.seconds.append(time.perf_counter() - begin)
                 done = len(self.rows)
                 every = self.schedule.validate_every
-                if validate is not None and every is not None and done % every == 0:
+                if validate is not None and every is not None and (done % every == 0 or done == self.schedule.steps):
                     self._validate(validate())
                 if done % self.run.save_every == 0:
                     self._save(done=False)
@@ -215,7 +231,13 @@ class Training:
             for name, value in self.parameters.items():
                 for key, moment in self.optimizer.state.get(value, {}).items():
                     tensors[f"{key}/{name}"] = whole(moment)
-        record = {"done": done, "names": history.names, "seconds": self.seconds, "validations": self.validations}
+        record = {
+            "about": self.about,
+            "done": done,
+            "names": history.names,
+            "seconds": self.seconds,
+            "validations": self.validations,
+        }
         shown = zip(self.rows, self.seconds, strict=True)
         folder.metrics(  # first: nobody would write those of a stage that is done
             self.stage,
@@ -232,6 +254,9 @@ class Training:
         if kept is None:
             return False
         tensors, record = kept
+        if record["about"] != self.about:
+            log.warning("the stage %s begins anew: what was kept is of %s", self.stage, record["about"])
+            return False
         self.rows = [
             {name: value for name, value in zip(record["names"], row, strict=True) if not math.isnan(value)}
             for row in tensors.pop("losses").tolist()

@@ -275,7 +275,7 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     name = _METRICS.get(metric, metric)
     choices = Counter(site.choice.label for site in plan.sites)
     yield f"{counted(len(plan.sites), 'attention')}: " + ", ".join(f"{n} {label}" for label, n in choices.most_common())
-    full_ms, plan_ms = made["full_ms"], made["plan_ms"]
+    full_ms, plan_ms = made["estimated_full_ms"], made["estimated_plan_ms"]
     yield (
         f"{full_ms:.4g} → {plan_ms:.4g} ms a batch of {made['latency_batch']} on {made['latencies_of']}, by what "
         f"single attentions take: {full_ms / plan_ms:.3g}× as fast"
@@ -294,9 +294,9 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if made.get("test_shares_with_train"):
         yield f"  not independent: images of {', '.join(made['test_shares_with_train'])} are in train and in test"
     chosen_on = min(recipe.select_images, made["images_select"])
-    yield f"\n{name} on {chosen_on} choosing images, with the weights that all paths share"
+    yield f"\n{name} on {chosen_on} images, which the plan was chosen by, with the weights that all paths share"
     for each, value in made["select"].items():
-        yield f"  {each:<24} {_value(value)}"
+        yield f"  {each:<24} {_value(value)}   {made['select_ms'][each]:.4g} ms"
     yield ""
 
 

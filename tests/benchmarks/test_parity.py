@@ -52,7 +52,9 @@ def test_the_rows_are_those_of_the_record():
     }  # fmt: skip
     weightless = tuple(SitePlan(name, choice) for name, choice in zip(NAMES, choices, strict=True))
     plan = Plan(
-        weightless, Fingerprint(shapes), provenance={"test": test, "full_sites": 1, "plan_ms": 2.0, "full_ms": 3.0}
+        weightless,
+        Fingerprint(shapes),
+        provenance={"test": test, "full_sites": 1, "estimated_plan_ms": 2.0, "estimated_full_ms": 3.0},
     )
     original, control, hybrid = parity._rows_of(plan, parity.FULL_BLOCKS[0], {})
     assert (original["value"], control["value"], hybrid["value"]) == (0.6, 0.7, 0.5)

@@ -27,7 +27,7 @@ from tests.passes.models import assert_close
 
 TINY = ("--choices", "linear conv3,window 2", "--effort", "0.01", "--limit", "4")
 SEGMENTATION = ("--task", "segmentation", "--classes", "2")
-FEATURES = ("--task", "features")
+FEATURES = ("--task", "features", "--max-full", "2")
 DEPTH = ("--task", "depth", "--dialect", "disparity", "--nearest", "0.1", "--farthest", "10", "--depth-scale", "0.001")
 SIZES = {"DINOv3": "64x96", "DepthAnything": "42x56"}
 PLAIN = "tests.jetvit.test_cli:vit", "--size", "32x48"
@@ -145,14 +145,14 @@ def test_what_is_printed(films: Path, segmented: Searched):
     number, run = r"[+-]?\d\.\d{4}", f"{segmented.plan}.run"
     for line in (
         r"2 attentions: \d .*",
-        r"[\d.]+ → [\d.]+ ms a batch of 2 on .*, estimated: [\d.]+× as fast",
+        r"[\d.]+ → [\d.]+ ms a batch of 1 on .*, by what single attentions take: [\d.]+× as fast",
         f"mIoU on 4 test images of {films.name}, seed 0, with 95 % intervals over images",
         rf"  original +{number}   \[{number}, {number}\]",
         rf"  control +{number}   \[{number}, {number}\]  the original with the same training on the task",
         rf"  plan − original +{number}  \[{number}, {number}\]  (not shown to be )?non-inferior at margin 0.005",
         rf"  plan − control +{number}  \[{number}, {number}\]  (not shown to be )?non-inferior at margin 0.005",
-        "mIoU on 3 choosing images, with the weights that all paths share",
-        rf"  random +{number}",
+        "mIoU on 3 images, which the plan was chosen by, with the weights that all paths share",
+        rf"  random +{number}   [\d.]+ ms",
         re.escape(f"the head that was trained on the original is in {run}/head.safetensors"),
         re.escape(f"wrote the plan to {segmented.plan}; ")
         + re.escape(f"pictures of the search, its trace and metrics.csv are in {run}"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import random
 import subprocess
@@ -19,10 +21,11 @@ import jetvit
 from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search import post_training
-from jetvit.search.data import Splits
+from jetvit.search.data import Sample, Splits
 from jetvit.search.depth import Depth
 from jetvit.search.exam import Examiner
 from jetvit.search.features import Features
+from jetvit.search.paths import path_key
 from jetvit.search.recipe import Recipe
 from jetvit.search.segmentation import Segmentation
 from jetvit.search.student import Student
@@ -193,9 +196,9 @@ def test_full_attention_stays_at_so_many_sites(max_full: int):
 
 def test_a_budget_is_kept():
     # By the table full attention takes 12.34 ms and linear attention 1.5 ms: to save 11 ms takes two of them.
-    full_ms = tiny_search(max_full=0).provenance["full_ms"]
+    full_ms = tiny_search(max_full=0).provenance["estimated_full_ms"]
     plan = tiny_search(small(3), budget=f"{full_ms + 12.34 - 11}ms", max_full=None)
-    assert plan.provenance["plan_ms"] <= full_ms + 12.34 - 11
+    assert plan.provenance["estimated_plan_ms"] <= full_ms + 12.34 - 11
     assert [site.choice.kind for site in plan.sites].count("full") == 1
     with pytest.raises(PlanError, match="no plan keeps the budget") as error:
         tiny_search(budget="0.1ms", max_full=None)
@@ -283,7 +286,10 @@ class Bare(nn.Module):
 def test_a_site_that_cannot_be_trained_keeps_full_attention():
     model = small(3)
     model.blocks[1] = Bare()
-    plan = tiny_search(model.eval(), max_full=0)
+    with pytest.raises(InputError, match="1 attentions stay full, and max_full is 0") as error:
+        tiny_search(model.eval(), max_full=0)
+    assert "no output projection" in error.value.why
+    plan = tiny_search(model.eval(), max_full=1)
     kinds = {site.name: site.choice.kind for site in plan.sites}
     assert kinds.pop("blocks.1") == "full"
     assert set(kinds) == {"blocks.0.attn", "blocks.2.attn"}
@@ -316,5 +322,63 @@ def test_stages_may_be_left_out(students: Students):
 def test_choices_are_kept_by_both_bounds():
     plan = tiny_search(small(3), choices=(WINDOW,), max_full=1, budget=0.7)
     assert {site.choice for site in plan.sites} <= {Choice("full"), WINDOW}
-    assert plan.provenance["plan_ms"] <= 0.7 * plan.provenance["full_ms"]
+    assert plan.provenance["estimated_plan_ms"] <= 0.7 * plan.provenance["estimated_full_ms"]
     assert noise("features").record()["split_test"] == plan.provenance["split_test"]
+
+
+def test_progress_on_another_path_is_not_continued(tmp_path: Path):
+    """The weights of two choices may have the same names: what was trained for one is no beginning for the other."""
+    first = tiny_search(folder=tmp_path, max_full=0)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    chosen = path_key({site.name: site.choice for site in first.sites})
+    other = next(
+        line for line in lines if line["path"] != chosen and '"full"' not in line["path"] and line["path"] != "{}"
+    )
+    for line in lines:
+        line["value"] = 3.0 if line["path"] == "{}" else 2.0 if line is other else 0.0
+    (tmp_path / "evaluations.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    second = tiny_search(folder=tmp_path, max_full=0)
+    assert path_key({site.name: site.choice for site in second.sites}) == other["path"]
+    losses = [
+        float(row["loss"])
+        for row in csv.DictReader((tmp_path / "metrics.csv").open())
+        if row["stage"] == "distillation"
+    ]
+    assert len(losses) == FEW.distil.steps
+    assert first.weights.keys() != second.weights.keys() or any(
+        not torch.equal(first.weights[name], value) for name, value in second.weights.items()
+    )
+
+
+def test_other_labels_are_another_search(tmp_path: Path):
+    tiny_search(task="segmentation", folder=tmp_path)
+
+    class Inverted(Noise):
+        def __getitem__(self, index: int, /) -> Sample:
+            image, target = super().__getitem__(index)
+            return Sample(image, 1 - target)
+
+    splits = Splits(*(Inverted(count, seed, "segmentation") for count, seed in ((5, 1), (4, 2), (5, 3))))
+    with pytest.raises(InputError, match="the folder holds another search") as error:
+        tiny_search(task="segmentation", folder=tmp_path, data=splits)
+    assert error.value.why.startswith("samples is ")
+
+
+def test_what_cannot_go_well_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(post_training, "local_distillation", None)
+    with pytest.raises(InputError, match="a search without labels needs a bound"):
+        tiny_search(max_full=None)
+    with pytest.raises(InputError, match="bfloat16 weights cannot be trained") as error:
+        tiny_search(small().bfloat16())
+    assert "--precision bf16" in error.value.do
+    with pytest.raises(InputError, match="a head was given"):
+        tiny_search(task=Segmentation(2, taps=None), head=nn.Identity())
+
+    class Void(Noise):
+        def __getitem__(self, index: int, /) -> Sample:
+            image, target = super().__getitem__(index)
+            return Sample(image, torch.full_like(target, 255))
+
+    void = Splits(*(Void(count, seed, "segmentation") for count, seed in ((5, 1), (4, 2), (5, 3))))
+    with pytest.raises(InputError, match="nothing counts in the targets of the train images"):
+        tiny_search(task="segmentation", data=void)

@@ -58,10 +58,10 @@ def test_the_same_model_is_not_inferior():
     [
         ([""] * 40, 1),  # not known
         ([str(number) for number in range(40)], 1),  # each from a film of its own
-        (["film"] * 40, 4),  # a tenth of all
+        (["film"] * 40, 10),
         (["film"] * 200, 10),
-        (["one"] * 20 + [""] * 20, 4),
-        (["film"] * 4, 1),
+        (["one"] * 20 + [""] * 20, 10),
+        (["film"] * 4, 2),  # a run of all images would be every draw
         (["film"] * 2, 1),
     ],
 )
@@ -74,6 +74,15 @@ def test_frames_of_a_film_are_drawn_in_runs(groups: list[str], run: int):
         return TASK.metrics(counts)["miou"]
 
     assert found["plan"]["interval"] == pytest.approx(interval(value, exams["plan"].counts, run=run), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "film", "enough"), [(99, True, False), (100, True, True), (9, False, False), (10, False, True)]
+)
+def test_few_images_show_nothing(count: int, film: bool, enough: bool):
+    exams = {"original": exam(0.9, 0, count), "plan": exam(0.9, 0, count)}
+    found = report(TASK, exams, ["film" if film else ""] * count, 0.005)
+    assert found["enough_images"] == found["non_inferior_to_original"] == enough
 
 
 def test_what_is_no_number_is_left_open():

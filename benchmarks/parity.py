@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.cost_model.device_costs import DeviceCosts, find_table
+from jetvit.images import parse_size
 from jetvit.models import load_model
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
@@ -52,13 +53,14 @@ COLUMNS = (
 PROVENANCE = ("latencies_of", "command", "date", "device", "threads", "torch", "jetvit")
 
 
-def recipe(scale: float) -> Recipe:
-    """The stages of the search; `scale` multiplies the steps."""
+def recipe(scale: float, batch: int) -> Recipe:
+    """The stages of the search; `scale` multiplies the steps of `batch` images."""
 
     def schedule(steps: int, *rates: float) -> Schedule:
         return Schedule(max(2, round(scale * steps)), *rates)
 
     return Recipe(
+        batch=batch,
         head=replace(Recipe().head, steps=max(2, round(scale * 600))),
         local=schedule(160, 5e-4),
         supernet=schedule(240, 3e-4),
@@ -80,7 +82,7 @@ def adapted(
     taps = Taps(same.model, evenly(blocks_of(sites), task.taps or 1), sites[0])
     torch.manual_seed(run.seed)
     head = task.head(taps.channels)
-    reader = Reader(same.model, taps, head, lambda images: ((images,), {}))
+    reader = Reader(same.model, taps, head.to(run.device), lambda images: ((images.to(run.device),), {}))
     train_head(reader, task, data.train, stages.batch, stages.head, run)
     stream = Stream(data.train, stages.batch, f"{run.seed} teacher", run.processes, flip=True)
     train_on_task("teacher", same, reader, task, stream, schedule, run)
@@ -89,15 +91,18 @@ def adapted(
 
 def rows(
     name: str, task: Task, data: Splits, size: tuple[int, int], scale: float, seed: int, precision: str, folder: Path,
-    weights: Path, progress: Any,
+    weights: Path, progress: Any, *, batch: int, device: str, table: str,
 ) -> Iterator[Mapping[str, Any]]:  # fmt: skip
     """The rows of one seed."""
     start = time.perf_counter()
-    loaded = load_model(MODEL, weights=weights, model_args={"num_classes": 0, "global_pool": ""})
-    stages = recipe(scale)
-    program = export_model(loaded.model, (torch.stack([data.train[i].image for i in range(stages.batch)]),), {})
+    loaded = load_model(MODEL, weights=weights, model_args={"num_classes": 0, "global_pool": ""}, device=device)
+    stages = recipe(scale, batch)
+    images = torch.stack([data.train[i].image for i in range(stages.batch)])
+    program = export_model(loaded.model, (images.to(device),), {})
     config = {"data": data.record(), "task": repr(task), "recipe": stages.to_json(), "seed": seed, "size": size}
-    run = Run(seed, RunFolder(folder / "teacher", config), precision=precision, progress=progress)
+    run = Run(
+        seed, RunFolder(folder / "teacher", config), device=torch.device(device), precision=precision, progress=progress
+    )
     teacher, head = adapted(program, data, task, stages, Schedule(max(2, round(scale * 450)), 1e-4), run)
     shared = {
         "data": name,
@@ -109,7 +114,7 @@ def rows(
         "images": len(data.test),
         "steps": "+".join(str(getattr(stages, stage).steps) for stage in ("local", "supernet", "distil", "task")),
     }  # fmt: skip
-    costs = DeviceCosts.load(find_table(TABLE))
+    costs = DeviceCosts.load(find_table(table))
     for full in FULL_BLOCKS:
         own = folder / f"full-{full}"
         if full != FULL_BLOCKS[0]:
@@ -169,13 +174,17 @@ def _share(source: Path, target: Path, full: int) -> None:
 def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | None) -> None:
     """Parse the arguments, measure every seed, write the table.
 
-    read: from (data folder, mean, std, limit) to (task, splits, size).
+    read: from (data folder, mean, std, limit, size or None) to (task, splits, size).
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("JETVIT_DATA"), help="the folder of weights and images")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (default: 1)")
     parser.add_argument("--limit", type=int, help="take so many images of each split alone")
     parser.add_argument("--seeds", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="of the images (default: as above)")
+    parser.add_argument("--batch", type=int, default=2, help="images a step (default: 2)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--table", default=TABLE, help=f"the latency table that paths are chosen by (default: {TABLE})")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--folder", type=Path, default=Path("out") / name, help="keeps the progress (default: out/…)")
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
@@ -187,12 +196,13 @@ def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | 
     loaded = load_model(MODEL, weights=weights)
     assert loaded.mean is not None
     assert loaded.std is not None
-    task, data, size = read(Path(args.data), loaded.mean, loaded.std, args.limit)
+    task, data, size = read(Path(args.data), loaded.mean, loaded.std, args.limit, args.size)
     found = []
     for seed in range(args.seeds):
         for row in rows(
-            name, task, data, size, args.scale, seed, args.precision, args.folder / str(seed), weights, Say()
-        ):
+            name, task, data, size, args.scale, seed, args.precision, args.folder / str(seed), weights, Say(),
+            batch=args.batch, device=args.device, table=args.table,
+        ):  # fmt: skip
             found.append(row)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     output = args.output or default_path(f"search_{name}").with_suffix(".csv")

@@ -27,12 +27,13 @@ CROP = (22, 235, 20, 300)
 
 
 def read(
-    folder: Path, mean: Sequence[float], std: Sequence[float], limit: int | None
+    folder: Path, mean: Sequence[float], std: Sequence[float], limit: int | None, size: tuple[int, int] | None
 ) -> tuple[Task, Splits, tuple[int, int]]:
     """The task and the images."""
+    size = size or SIZE
     task = Depth("depth", nearest=0.1, farthest=10.0, crop=CROP)
-    data = read_splits(folder / "nyuv2", task, SIZE, mean, std, limit=limit, depth_scale=10 / 255, saturated=255)
-    return task, data, SIZE
+    data = read_splits(folder / "nyuv2", task, size, mean, std, limit=limit, depth_scale=10 / 255, saturated=255)
+    return task, data, size
 
 
 def main(argv: Sequence[str] | None = None) -> None:

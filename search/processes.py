@@ -6,6 +6,8 @@ nothing but the order of additions. All processes make the same decisions, becau
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -50,6 +52,8 @@ class Launched(Processes):
         cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
         self._state = PartialState(cpu=cpu)
         self.index, self.count = self._state.process_index, self._state.num_processes
+        # Threads of the group that are there when Python ends would now and then take the process down with them.
+        atexit.register(self._state.destroy_process_group)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """As in the base class, in one message a dtype."""
@@ -75,6 +79,4 @@ class Launched(Processes):
 
 def processes_here() -> Processes:
     """Those that a launcher has started, if this process is one of them; else this one alone."""
-    import os
-
     return Launched() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Processes()

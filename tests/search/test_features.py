@@ -59,7 +59,7 @@ def test_head_and_agreement():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="nothing to keep"):
+    with pytest.raises(InputError, match="no number"):
         Features(taps=-1)
     with pytest.raises(InputError, match="do not fit"):
         TASK.loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3))

@@ -50,7 +50,9 @@ def test_two_processes():
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     command = [*launch, sys.executable, "-c", SHARES]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     found = sorted(json.loads(line) for line in printed.replace("][", "]\n[").splitlines() if line.startswith("["))
     rows = [["row", 0], ["row", 1], ["row", 1]]
     assert found == [[n, 2, n == 0, [[1.5, 3.0], [[0.5]]], rows, "torch.float64"] for n in (0, 1)]

@@ -13,7 +13,6 @@ of the whole model, not compiled, on this machine: designs and full attention in
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.local_distillation import BATCH, MODEL, SIZE, Scenes, all_features, features_of, score, train_head
-from benchmarks.results import default_path, environment, write_table
+from benchmarks.local_distillation import (
+    BATCH,
+    MODEL,
+    NO_DATA,
+    Scenes,
+    add_arguments,
+    all_features,
+    features_of,
+    say,
+    score,
+    train_head,
+    write_rows,
+)
+from benchmarks.results import default_path
 from jetvit.cost_model import Choice
 from jetvit.cost_model.rounds import in_rounds, ratio, sampler
 from jetvit.models import load_model
@@ -38,7 +49,6 @@ COLUMNS = (
     *("design", "inherited", "steps", "miou", "low", "high", "pixel_accuracy", "drift", "local_loss"),
     *("latency_ms", "full_ms", "speedup", "speedup_low", "speedup_high", "rounds", "weights", "images"),
 )
-PROVENANCE = ("model", "size", "batch", "seed", "seconds", "command", "date", "device", "threads", "torch", "jetvit")
 ROUNDS = 12
 
 
@@ -92,7 +102,7 @@ def run(
         net = Supernet(program, [design.choice], seed=seed, dynamic=design.dynamic, inherit=design.inherited)
         stream = Stream(train, BATCH, f"{seed} ablation", Run().processes)
         history = local_distillation(
-            net, stream, lambda images: ((images,), {}), Schedule(steps, 5e-4), Run(seed, progress=_say)
+            net, stream, lambda images: ((images,), {}), Schedule(steps, 5e-4), Run(seed, progress=say)
         )
         means = history.losses.mean(1).tolist()
         with net.path(dict.fromkeys(net.choice_sites, design.choice)):
@@ -144,31 +154,18 @@ def _latency(net: Supernet, choice: Choice, images: torch.Tensor) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("JETVIT_DATA"), help="the folder of weights and images")
-    parser.add_argument("--steps", type=int, default=160, help="of two images each (default: 160)")
+    add_arguments(parser)
     parser.add_argument("--designs", nargs="+", metavar="NAME", help="those whose names hold one of these")
-    parser.add_argument("--limit", type=int, help="take so many images of each split alone")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
     args = parser.parse_args(argv)
     if args.data is None:
-        print("not measured: give --data DIR or set JETVIT_DATA to the folder of weights and images")
+        print(NO_DATA)
         return
     designs = [each for each in DESIGNS if not args.designs or any(name in each.label for name in args.designs)]
     if not designs:
         parser.error(f"no design is called so: {', '.join(each.label for each in DESIGNS)}")
     output = args.output or default_path("ablation").with_suffix(".csv")
-    rows = []
-    for row in run(Path(args.data), designs, args.steps, args.seed, args.limit, output.with_suffix(".png")):
-        rows.append(row)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    shared = {**environment(), "model": MODEL, "size": f"{SIZE[0]}x{SIZE[1]}", "batch": BATCH, "seed": args.seed}
-    write_table(output, (*COLUMNS, *PROVENANCE), ({**shared, **row} for row in rows))
-
-
-def _say(what: str, done: int, total: int) -> None:
-    if done % 20 == 0:
-        print(f"{what}: {done} of {total}", flush=True)
+    rows = run(Path(args.data), designs, args.steps, args.seed, args.limit, output.with_suffix(".png"))
+    write_rows(output, COLUMNS, rows, args.seed)
 
 
 if __name__ == "__main__":

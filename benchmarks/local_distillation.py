@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ MODEL = "timm:vit_tiny_patch16_224"
 SIZE, PATCH_SIZE, CLASSES = (352, 480), 16, 11
 CHOICES = (Choice("linear"), Choice("linear", conv_size=3), Choice("window", window=(8, 8)))
 BATCH, RUN = 2, 10
+NO_DATA = "not measured: give --data DIR or set JETVIT_DATA to the folder of weights and images"
 COLUMNS = ("choice", "steps", "miou", "low", "high", "pixel_accuracy", "drift", "images")
 PROVENANCE = ("model", "size", "batch", "seed", "seconds", "command", "date", "device", "threads", "torch", "jetvit")
 Features = Callable[[Tensor], Tensor]
@@ -148,32 +149,43 @@ def run(data: Path, steps: int, seed: int, limit: int | None = None) -> Iterator
     yield row("full", 0, reference)
     yield from everywhere(0)
     stream = Stream(train, BATCH, f"{seed} local", Processes())
-    local_distillation(net, stream, lambda images: ((images,), {}), Schedule(steps, 5e-4), Run(seed, progress=_say))
+    local_distillation(net, stream, lambda images: ((images,), {}), Schedule(steps, 5e-4), Run(seed, progress=say))
     yield from everywhere(steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.data is None:
+        print(NO_DATA)
+        return
+    output = args.output or default_path("local_distillation").with_suffix(".csv")
+    write_rows(output, COLUMNS, run(Path(args.data), args.steps, args.seed, args.limit), args.seed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a program that distils on these scenes."""
     parser.add_argument("--data", default=os.environ.get("JETVIT_DATA"), help="the folder of weights and images")
     parser.add_argument("--steps", type=int, default=160, help="of two images each (default: 160)")
     parser.add_argument("--limit", type=int, help="take so many images of each split alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
-    args = parser.parse_args(argv)
-    if args.data is None:
-        print("not measured: give --data DIR or set JETVIT_DATA to the folder of weights and images")
-        return
-    rows = []
-    for row in run(Path(args.data), args.steps, args.seed, args.limit):
-        rows.append(row)
+
+
+def write_rows(output: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], seed: int) -> None:
+    """Print every row as it comes, and write all of them with where they are from."""
+    found = []
+    for row in rows:
+        found.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    shared = {**environment(), "model": MODEL, "size": f"{SIZE[0]}x{SIZE[1]}", "batch": BATCH, "seed": args.seed}
-    output = args.output or default_path("local_distillation").with_suffix(".csv")
-    write_table(output, (*COLUMNS, *PROVENANCE), ({**shared, **row} for row in rows))
+    shared = {**environment(), "model": MODEL, "size": f"{SIZE[0]}x{SIZE[1]}", "batch": BATCH, "seed": seed}
+    write_table(output, (*columns, *PROVENANCE), ({**shared, **row} for row in found))
 
 
-def _say(what: str, done: int, total: int) -> None:
+def say(what: str, done: int, total: int) -> None:
+    """Tell the progress, every twentieth step."""
     if done % 20 == 0:
         print(f"{what}: {done} of {total}", flush=True)
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from benchmarks.local_distillation import NO_DATA
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.cost_model.device_costs import DeviceCosts, find_table
@@ -53,8 +54,8 @@ COLUMNS = (
 PROVENANCE = ("latencies_of", "command", "date", "device", "threads", "torch", "jetvit")
 
 
-def recipe(scale: float, batch: int) -> Recipe:
-    """The stages of the search; `scale` multiplies the steps of `batch` images."""
+def recipe(scale: float, batch: int, distil: int) -> Recipe:
+    """The stages of the search; `scale` multiplies the steps of `batch` images. `distil` steps: for a chosen path."""
 
     def schedule(steps: int, *rates: float) -> Schedule:
         return Schedule(max(2, round(scale * steps)), *rates)
@@ -64,7 +65,7 @@ def recipe(scale: float, batch: int) -> Recipe:
         head=replace(Recipe().head, steps=max(2, round(scale * 600))),
         local=schedule(160, 5e-4),
         supernet=schedule(240, 3e-4),
-        distil=schedule(500, 3e-4),
+        distil=schedule(distil, 3e-4),
         task=schedule(300, 5e-5, 5e-5),
         select_images=24 if scale >= 1 else 4,
         score_steps=4 if scale >= 1 else 1,
@@ -91,12 +92,12 @@ def adapted(
 
 def rows(
     name: str, task: Task, data: Splits, size: tuple[int, int], scale: float, seed: int, precision: str, folder: Path,
-    weights: Path, progress: Any, *, batch: int, device: str, table: str,
+    weights: Path, progress: Any, *, batch: int, distil: int, device: str, table: str,
 ) -> Iterator[Mapping[str, Any]]:  # fmt: skip
     """The rows of one seed."""
     start = time.perf_counter()
     loaded = load_model(MODEL, weights=weights, model_args={"num_classes": 0, "global_pool": ""}, device=device)
-    stages = recipe(scale, batch)
+    stages = recipe(scale, batch, distil)
     images = torch.stack([data.train[i].image for i in range(stages.batch)])
     program = export_model(loaded.model, (images.to(device),), {})
     config = {"data": data.record(), "task": repr(task), "recipe": stages.to_json(), "seed": seed, "size": size}
@@ -171,10 +172,11 @@ def _share(source: Path, target: Path, full: int) -> None:
     (target / "run.json").write_text(json.dumps({**config, "max_full": full}), encoding="utf-8")
 
 
-def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | None) -> None:
+def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | None, *, distil: int) -> None:
     """Parse the arguments, measure every seed, write the table.
 
     read: from (data folder, mean, std, limit, size or None) to (task, splits, size).
+    distil: steps that a chosen path is distilled for; depth, a regression, needs more of them than labels do.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("JETVIT_DATA"), help="the folder of weights and images")
@@ -190,7 +192,7 @@ def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | 
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
     args = parser.parse_args(argv)
     if args.data is None:
-        print("not measured: give --data DIR or set JETVIT_DATA to the folder of weights and images")
+        print(NO_DATA)
         return
     weights = Path(args.data) / "vit_tiny_patch16_224.safetensors"
     loaded = load_model(MODEL, weights=weights)
@@ -201,7 +203,7 @@ def run_benchmark(description: str, name: str, read: Any, argv: Sequence[str] | 
     for seed in range(args.seeds):
         for row in rows(
             name, task, data, size, args.scale, seed, args.precision, args.folder / str(seed), weights, Say(),
-            batch=args.batch, device=args.device, table=args.table,
+            batch=args.batch, distil=distil, device=args.device, table=args.table,
         ):  # fmt: skip
             found.append(row)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

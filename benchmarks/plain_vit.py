@@ -6,20 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jetvit.small_vit import Attention
+
 PATCH_SIZE = 16
-
-
-class Attention(nn.Module):
-    """Full self-attention over [batch, token, dim]."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

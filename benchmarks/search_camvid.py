@@ -35,7 +35,7 @@ def read(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, report, write."""
-    run_benchmark(__doc__ or "", "camvid", read, argv)
+    run_benchmark(__doc__ or "", "camvid", read, argv, distil=500)
 
 
 if __name__ == "__main__":

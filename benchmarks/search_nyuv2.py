@@ -38,7 +38,7 @@ def read(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, report, write."""
-    run_benchmark(__doc__ or "", "nyuv2", read, argv)
+    run_benchmark(__doc__ or "", "nyuv2", read, argv, distil=2000)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
 """What each choice costs, and the `Plan` that records which choice was made at every attention site."""
 
-from jetvit.cost_model.base_weights import base_record, base_warning, check_base, sample_base, sample_tensor
-from jetvit.cost_model.choice import Choice
+from jetvit.cost_model.base_weights import (
+    base_record,
+    base_warning,
+    check_base,
+    projection_weights,
+    sample_base,
+    sample_tensor,
+)
+from jetvit.cost_model.choice import FULL, Choice
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape
 from jetvit.cost_model.names import NameMatch, match_names
@@ -9,6 +16,7 @@ from jetvit.cost_model.plan import FrontPoint, Measured, Plan, SitePlan
 from jetvit.cost_model.timing import AttentionShape, Latency, measure_choices, time_choice
 
 __all__ = [
+    "FULL",
     "AttentionShape",
     "Choice",
     "DeviceCosts",
@@ -25,6 +33,7 @@ __all__ = [
     "check_base",
     "match_names",
     "measure_choices",
+    "projection_weights",
     "sample_base",
     "sample_tensor",
     "time_choice",

@@ -6,12 +6,16 @@ error. A plan without weights may still do well, so it carries a readable record
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import PlanError
+
+if TYPE_CHECKING:
+    from jetvit.patterns.site import AttentionSite
 
 SAMPLES = 64
 RTOL = 1e-2  # A cast to bfloat16 moves a value by at most 2^-8 of it.
@@ -19,6 +23,12 @@ RMS_ATOL = 1e-3  # Of the tensor's root mean square: what a cast to float16 leav
 
 _RECORDED = 8
 _RECORD_RTOL = 2e-2
+
+
+def projection_weights(sites: Iterable[AttentionSite], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a model's tensors that project to and from its attentions, by FQN: what tells one base from another."""
+    names = [linear.weight for site in sites for linear in site.projections.named().values()]
+    return {name: tensors[name] for name in names if name in tensors}
 
 
 def sample_tensor(tensor: Tensor) -> Tensor:

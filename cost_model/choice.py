@@ -102,5 +102,8 @@ class Choice:
         return cls(**record | ({"window": tuple(window)} if window is not None else {}))
 
 
+FULL = Choice("full")
+
+
 def _refusal(why: str) -> PlanError:
     return PlanError("a choice cannot be made", why=why, do="see the docstring of jetvit.cost_model.Choice")

@@ -18,6 +18,7 @@ from jetvit.cost_model.measurement import Machine, refuse_latency
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.table import checksum
 from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.whole_file import write_whole
 from jetvit.patterns.errors import InputError
 
 Mode = Literal["eager", "compiled"]
@@ -81,15 +82,7 @@ def append_runs(path: str | os.PathLike[str], runs: Iterable[WholeRun]) -> None:
     """Add runs to a file, all or none of them, and see them to the disk. Raises OSError."""
     path = Path(path)
     before = path.read_bytes() if path.exists() else b""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staged.open("wb") as file:
-            file.write(before + "".join(f"{_line(run)}\n" for run in runs).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_whole(path, before + "".join(f"{_line(run)}\n" for run in runs).encode())
 
 
 def _line(run: WholeRun) -> str:

@@ -20,7 +20,7 @@ from jetvit.patterns.site import Sites
 from jetvit.report_words import counted
 from jetvit.scenes import FARTHEST, NEAREST, SceneSplit
 from jetvit.search import Depth, Recipe, Schedule, search
-from jetvit.search.data import Split, Splits, stacked
+from jetvit.search.data import Split, Splits, collate
 from jetvit.search.pictures import draw
 from jetvit.small_vit import load_small_vit
 
@@ -135,8 +135,7 @@ def _delta1_of(model: Callable[[Tensor], Any], split: Split, batch: int) -> floa
     """Over whole batches of the split, in the precision that the search examines models in."""
     counts = []
     for first in range(0, len(split) - batch + 1, batch):
-        samples = [split[place] for place in range(first, first + batch)]
-        depth = stacked(samples)
+        images, depth = collate([split[place] for place in range(first, first + batch)])
         assert depth is not None, "every room has its depth"
-        counts.append(TASK.counts(model(torch.stack([each.image for each in samples])), depth))
+        counts.append(TASK.counts(model(images), depth))
     return TASK.metrics(torch.cat(counts))["delta1"]

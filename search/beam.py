@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jetvit.cost_model import Choice
+from jetvit.cost_model import FULL, Choice
 from jetvit.search.paths import Alternatives, path_key
-from jetvit.search.supernet import FULL, Path
+from jetvit.search.supernet import Path
 
 # A value that is better by less than this is not better.
 _SAME = 1e-9

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jetvit.cost_model import Choice, Measured, SitePlan
+from jetvit.cost_model import FULL, Choice, Measured, SitePlan
 from jetvit.cost_model.estimate import Answer
 from jetvit.cost_model.optimum import Costs, Rated, Selection, confirmed
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search.choose import Found, choose
-from jetvit.search.model_latency import FULL, LatencySource, WholeLatencies
+from jetvit.search.model_latency import LatencySource, WholeLatencies
 from jetvit.search.trial import Trial
 
 log = logging.getLogger(__name__)

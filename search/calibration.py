@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record
+from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record, projection_weights
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
@@ -125,7 +125,7 @@ def calibrate(
         fingerprint=Fingerprint.of(sites),
         provenance=record,
         size=_image_size(pairs[0]),
-        base=base_record(_projection_weights(sites, program)),
+        base=base_record(projection_weights(sites, program.state_dict)),
         front=tuple(
             FrontPoint(sum(map(bool, each.selection)), each.loss, options.attention_ms(each.selection))
             for each in sorted(best.measured, key=lambda each: -each.latency_ms)
@@ -179,8 +179,3 @@ def _image_size(batch: Batch) -> tuple[int, int] | None:
         if isinstance(value, Tensor) and value.dim() == 4:
             return int(value.shape[-2]), int(value.shape[-1])
     return None
-
-
-def _projection_weights(sites: Sites, program: ExportedProgram) -> dict[str, Tensor]:
-    names = [linear.weight for site in sites for linear in site.projections.named().values()]
-    return {name: program.state_dict[name] for name in names if name in program.state_dict}

@@ -23,10 +23,21 @@ class Sample(NamedTuple):
     target: Tensor | None = None
 
 
-def stacked(samples: Sequence[Sample]) -> Tensor | None:
-    """The targets of a batch; None where a sample has none."""
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor | None]:
+    """The images of a batch [batch, 3, height, width] and its targets; None for these where a sample has none."""
     targets = [target for _, target in samples if target is not None]
-    return torch.stack(targets) if len(targets) == len(samples) else None
+    return torch.stack([image for image, _ in samples]), torch.stack(targets) if len(targets) == len(samples) else None
+
+
+def filled_up(images: Tensor, batch: int) -> Tensor:
+    """Images [n, …] and as many copies of the first as make whole batches: a captured model takes no others."""
+    return torch.cat([images, images[:1].expand(-len(images) % batch, *images.shape[1:])])
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, the first among them."""
+    most = min(most, count)
+    return [number * count // most for number in range(most)]
 
 
 class Split(Protocol):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jetvit.search.data import Sample, Split
+from jetvit.search.data import Sample, Split, collate, filled_up
+from jetvit.search.local_distillation import loss_name
 from jetvit.search.paths import Alternatives, draw_path
 from jetvit.search.reader import Reader, relative_error
 from jetvit.search.stream import Stream
@@ -90,18 +91,14 @@ def supernet_distillation(
         schedule, run: how.
     """
     groups = {
-        f"{choice.label} at {name}": net.choice_sites[name].parameters_of(choice)
+        loss_name(name, choice): net.choice_sites[name].parameters_of(choice)
         for name, some in alternatives.items()
         for choice in some
     }
 
     def step(number: int) -> dict[str, float]:
-        images, _ = stream(number)
-        with torch.no_grad(), run.autocast():
-            reference = teacher.tokens(images)
-        path = draw_path(alternatives, max_full, f"{run.seed} {number} path")
-        with run.autocast(), net.path(path):
-            loss = relative_error(reader.tokens(images), reference).mean()
+        with net.path(draw_path(alternatives, max_full, f"{run.seed} {number} path")):
+            loss = _feature_error(reader, teacher, stream(number)[0], run)
         if loss.requires_grad:  # else all sites before the taps are full
             loss.backward()
         return {"features": float(loss.detach())}
@@ -121,11 +118,7 @@ def distil(
     """Train all weights of a rewritten model to yield the features of the original one."""
 
     def step(number: int) -> dict[str, float]:
-        images, _ = stream(number)
-        with torch.no_grad(), run.autocast():
-            reference = teacher.tokens(images)
-        with run.autocast():
-            loss = relative_error(reader.tokens(images), reference).mean()
+        loss = _feature_error(reader, teacher, stream(number)[0], run)
         loss.backward()
         return {"features": float(loss.detach())}
 
@@ -162,12 +155,19 @@ def train_on_task(
     return Training(stage, schedule, groups, student.inherited, run, student.choices)(step, validate)
 
 
+def _feature_error(reader: Reader, teacher: Reader, images: Tensor, run: Run) -> Tensor:
+    """How far the features of a model are from those of the original, the mean over the images."""
+    with torch.no_grad(), run.autocast():
+        reference = teacher.tokens(images)
+    with run.autocast():
+        return relative_error(reader.tokens(images), reference).mean()
+
+
 @torch.no_grad()
 def _maps(teacher: Reader, images: Tensor, batch: int, run: Run) -> list[Tensor]:
     """The maps of any number of images, by batches of the one size that a captured model takes."""
-    missing = -len(images) % batch
     found = []
-    for some in torch.cat([images, images[:1].expand(missing, *images.shape[1:])]).split(batch):
+    for some in filled_up(images, batch).split(batch):
         with run.autocast():
             found.append(torch.cat(teacher.maps(teacher.tokens(some)), 1))
     return list(torch.cat(found)[: len(images)].split(teacher.taps.channels, 1))
@@ -178,7 +178,7 @@ def _kept(teacher: Reader, split: Split, batch: int, run: Run) -> Kept | None:
     samples: list[Sample] = []
     for first in range(0, len(split), batch):
         some = [split[place] for place in range(first, min(first + batch, len(split)))]
-        maps = torch.cat(_maps(teacher, torch.stack([sample.image for sample in some]), batch, run), 1).cpu()
+        maps = torch.cat(_maps(teacher, collate(some)[0], batch, run), 1).cpu()
         if maps[0].numel() * maps.element_size() * len(split) > _KEPT_BYTES:
             return None
         samples += (Sample(each, sample.target) for each, sample in zip(maps, some, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetvit.search.data import Split, stacked
+from jetvit.search.data import Split, collate, evenly_spaced, filled_up
 from jetvit.search.reader import Reader, Reading, relative_error
 from jetvit.search.task import Task
 from jetvit.search.train import Run
@@ -40,8 +40,7 @@ class Examiner:
 
     def __init__(self, teacher: Reader, task: Task, split: Split, batch: int, run: Run, limit: int | None = None):
         self.teacher, self.task, self.split, self.batch, self.run = teacher, task, split, batch, run
-        count = min(limit or len(split), len(split))
-        self.places = [number * len(split) // count for number in range(count)]
+        self.places = evenly_spaced(len(split), limit or len(split))
         self.groups = [split.groups[place] for place in self.places]
 
     @torch.no_grad()
@@ -59,18 +58,22 @@ class Examiner:
             first = own[turn] if turn < len(own) else firsts[0]
             places = self.places[first : first + self.batch]
             samples = [self.split[place] for place in places]
-            images = torch.stack([sample.image for sample in samples])
-            padded = torch.cat([images, images[:1].expand(self.batch - len(images), *images.shape[1:])])
+            images, targets = collate(samples)
+            images = filled_up(images, self.batch)
             with self.run.autocast():
-                ours = reader(padded)
-                theirs = self.teacher(padded) if compare or not self.task.labelled else None
-            targets = stacked(samples)
+                ours = reader(images)
+                theirs = self._reference(reader, ours, images, compare)
             if turn < len(own):
                 rows += zip(places, self._rows(ours, theirs, targets, len(places)), strict=True)
             self.run.progress(what, turn + 1, turns)
         ordered = [row for _, row in sorted(self.run.processes.gather(rows), key=lambda row: row[0])]
         counts, errors, agreement = zip(*ordered, strict=True)
         return Exam(torch.stack(counts), torch.stack(errors), torch.stack(agreement))
+
+    def _reference(self, reader: Reader, ours: Reading, images: Tensor, compare: bool) -> Reading | None:
+        if not compare and self.task.labelled:
+            return None
+        return ours if reader is self.teacher else self.teacher(images)
 
     def _rows(
         self, ours: Reading, theirs: Reading | None, targets: Tensor | None, count: int

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from jetvit.cost_model import Choice
+from jetvit.cost_model import FULL, Choice
 from jetvit.search.stream import Inputs, Stream
-from jetvit.search.supernet import FULL, Supernet
+from jetvit.search.supernet import Supernet
 from jetvit.search.train import History, Run, Schedule, Training
 
 

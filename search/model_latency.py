@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import AttentionShape, Choice, Fingerprint, Latency, Plan, SitePlan, measure_choices
+from jetvit.cost_model import FULL, AttentionShape, Choice, Fingerprint, Latency, Plan, SitePlan, measure_choices
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Answer, Overheads
 from jetvit.cost_model.latencies import UnknownLatency
@@ -26,7 +26,6 @@ from jetvit.search.runner import Runner
 from jetvit.search.trial import Trial
 from jetvit.search.whole_model import estimate_program, rewritten_for
 
-FULL = Choice("full")
 Chosen = Mapping[str, Choice]
 """Name → choice of the sites that are not full."""
 

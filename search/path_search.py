@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jetvit.cost_model import Choice
+from jetvit.cost_model import FULL, Choice
 from jetvit.patterns.errors import PlanError
 from jetvit.search.beam import BeamSearch, Level, Rated, best_of
 from jetvit.search.paths import Alternatives, path_key
 from jetvit.search.recipe import Recipe
 from jetvit.search.run_folder import RunFolder
 from jetvit.search.scores import PathLatency, ScoredChoice, Scores
-from jetvit.search.supernet import FULL, Path
+from jetvit.search.supernet import Path
 
 # Without a budget: the integer program is asked for paths with up to so many full sites.
 _FEW = 3

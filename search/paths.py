@@ -6,8 +6,8 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 
-from jetvit.cost_model import Choice
-from jetvit.search.supernet import FULL, Path
+from jetvit.cost_model import FULL, Choice
+from jetvit.search.supernet import Path
 
 Alternatives = Mapping[str, Sequence[Choice]]
 """What each site may be besides full attention."""

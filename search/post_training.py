@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
+from jetvit.cost_model import FULL, Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError
 from jetvit.search.best_plan import Budget
 from jetvit.search.calibration import device_name
-from jetvit.search.data import Split, Splits
+from jetvit.search.data import Split, Splits, evenly_spaced
 from jetvit.search.end_to_end import distil, supernet_distillation, train_head, train_on_task
 from jetvit.search.exam import Exam, Examiner
 from jetvit.search.local_distillation import local_distillation
@@ -46,7 +46,7 @@ from jetvit.search.scores import PathLatency, Scores, score_alone, survivors
 from jetvit.search.shards import shard
 from jetvit.search.stream import Inputs, Stream
 from jetvit.search.student import Student
-from jetvit.search.supernet import FULL, Path, Supernet
+from jetvit.search.supernet import Path, Supernet
 from jetvit.search.taps import Taps, WithTokens, blocks_of, evenly, read_by_the_head
 from jetvit.search.task import Task
 from jetvit.search.train import Progress, Run, refuse_half
@@ -227,13 +227,16 @@ class PostTraining:
         self.taps = Taps(self.net.model, self._tapped(), self.sites[0])
         self.reader = Reader(self.net, self.taps, self._new_head(), self.inputs, asked.output)
         self.teacher = replace(self.reader, model=self.net.original)
+        self.select = Examiner(
+            self.teacher, self.task, asked.data.select, self.batch, self.run, self.recipe.select_images
+        )
         self.alternatives: Alternatives = {
             name: [choice for choice in site.choices if choice != FULL] for name, site in self.net.choice_sites.items()
         }
         self.latency = self._latencies(model, example)
         self.limit_ms = math.inf if self.budget is None else self.budget.limit_ms(self.latency.full_ms)
-        free = None if asked.max_full is None else asked.max_full - len(self.fixed)
-        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms, free)
+        self.max_full = None if asked.max_full is None else asked.max_full - len(self.fixed)
+        refuse_tight_budget(self.alternatives, self.latency, self.limit_ms, self.max_full)
         self._try_task(example)
 
     def plan(self) -> Plan:
@@ -266,14 +269,9 @@ class PostTraining:
         return score_alone(net, self.reader, self.teacher, kept, scoring, recipe.score_steps, run), kept
 
     def _search_path(self, scores: Scores, alternatives: Alternatives) -> Searched:
-        examiner = Examiner(
-            self.teacher, self.task, self.asked.data.select, self.batch, self.run, self.recipe.select_images
-        )
-
         def measure(path: Path) -> float:
             with self.net.path(path):
-                exam = examiner(self.reader, "rating paths", compare=False)
-            return self.task.metrics(exam.counts)[self.task.metric]
+                return self._rating(self.reader, "rating paths")
 
         found = PathSearch(
             alternatives,
@@ -282,7 +280,7 @@ class PostTraining:
             Evaluations(measure, self.run.folder, "supernet"),
             self.recipe,
             limit_ms=self.limit_ms,
-            max_full=None if self.asked.max_full is None else self.asked.max_full - len(self.fixed),
+            max_full=self.max_full,
             seed=self.asked.seed,
         )()
         if all(choice == FULL for choice in found.best.path.values()):
@@ -303,14 +301,12 @@ class PostTraining:
     def _train_found(self, found: Searched) -> tuple[Student, dict[str, Exam]]:
         """Train the model that was found, and the control; both, and the original, read the test images, once."""
         recipe, run = self.recipe, self.run
-        select = Examiner(self.teacher, self.task, self.asked.data.select, self.batch, run, recipe.select_images)
 
         def features_of(reader: Reader) -> Callable[[], float]:
-            return lambda: float(select(reader, "validating").errors.mean())
+            return lambda: float(self.select(reader, "validating").errors.mean())
 
         def task_of(reader: Reader) -> Callable[[], float]:
-            metric = self.task.metric
-            return lambda: -self.task.metrics(select(reader, "validating", compare=False).counts)[metric]
+            return lambda: -self._rating(reader, "validating")
 
         student = Student(self.program, self.net.plan(found.best.path))
         reader = self._reader_of(student)
@@ -331,6 +327,10 @@ class PostTraining:
         if control is not None:
             exams["control"] = examiner(control, "reading the test images: control")
         return student, exams
+
+    def _rating(self, reader: Reader, what: str) -> float:
+        """The task's metric of a model on the choosing images."""
+        return self.task.metrics(self.select(reader, what, compare=False).counts)[self.task.metric]
 
     def _reader_of(self, student: Student) -> Reader:
         taps = Taps(student.model, self.taps.blocks, self.sites[0])
@@ -371,7 +371,7 @@ class PostTraining:
             )
         for name in ("train", "select", "test"):
             split: Split = getattr(self.asked.data, name)
-            targets = [split[place * len(split) // _TRIED].target for place in range(min(_TRIED, len(split)))]
+            targets = [split[place].target for place in evenly_spaced(len(split), _TRIED)]
             if self.task.labelled and any(target is None for target in targets):
                 raise InputError(f"{self.task.name} needs labels", why=f"an image of the {name} split has none")
             wanted = [output[:1] if target is None or not self.task.labelled else target[None] for target in targets]
@@ -442,9 +442,9 @@ class PostTraining:
         }
 
     def _as_plan(self, student: Student, found: Searched, scores: Scores, metrics: Mapping[str, Any]) -> Plan:
-        asked, best = self.asked, found.best
+        asked, best, plan = self.asked, found.best, student.plan()
         entries = []
-        for site in student.plan().sites:
+        for site in plan.sites:
             choice = best.path.get(site.name, FULL)
             errors, latencies = scores.get(site.name, {}), self.latency.attention_ms.get(site.name, {})
             entries.append(
@@ -485,7 +485,7 @@ class PostTraining:
             "search_seconds": round(time.perf_counter() - self._start, 1),
             **self.provenance,
         }
-        return replace(student.plan(), sites=tuple(entries), provenance=record, size=self.size)
+        return replace(plan, sites=tuple(entries), provenance=record, size=self.size)
 
     def _why(self, name: str, choice: Choice) -> str:
         if name in self.net.kept_full:
@@ -496,8 +496,8 @@ class PostTraining:
 def _digest_of_samples(split: Split) -> str:
     """sha256 of a few samples as they are read: other labels, or another normalisation, are another search."""
     digest = hashlib.sha256()
-    for place in range(min(_TRIED, len(split))):
-        for tensor in split[place * len(split) // _TRIED]:
+    for place in evenly_spaced(len(split), _TRIED):
+        for tensor in split[place]:
             if tensor is not None:
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -37,9 +37,6 @@ class Processes:
         """The rows of all processes, those of the first one first."""
         return list(rows)
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-
 
 class Launched(Processes):
     """The processes that `accelerate launch` or `torchrun` started; they share a file system."""
@@ -72,9 +69,6 @@ class Launched(Processes):
         from accelerate.utils import gather_object
 
         return gather_object(list(rows))
-
-    def wait(self) -> None:
-        self._state.wait_for_everyone()
 
 
 def processes_here() -> Processes:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from jetvit.cost_model.whole_file import write_whole
 from jetvit.patterns.errors import InputError
 
 METRICS = ("stage", "step", "loss", "rate", "seconds")
@@ -142,19 +143,6 @@ def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]
             yield from _differences(f"{name}.{key}".strip("."), was.get(key), now.get(key))
     elif was != now:
         yield name, was, now
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it: there is the old one or the new one, never a part."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staged.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from jetvit.cost_model import Choice
+from jetvit.cost_model import FULL, Choice
 from jetvit.cost_model.optimum import Costs, least_loss
 from jetvit.search.model_latency import LatencySource
 from jetvit.search.paths import Alternatives
 from jetvit.search.reader import Reader, relative_error
 from jetvit.search.stream import Stream
-from jetvit.search.supernet import FULL, Path, Supernet
+from jetvit.search.supernet import Path, Supernet
 from jetvit.search.train import Run
 
 Scores = Mapping[str, Mapping[Choice, float]]

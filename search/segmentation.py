@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jetvit.patterns.errors import InputError
 from jetvit.search.heads import LinearHead
-from jetvit.search.metrics import Confusion, mean_iou
+from jetvit.search.metrics import Confusion, label_agreement, mean_iou
 
 _IGNORED = -100
 
@@ -79,7 +79,8 @@ class Segmentation:
 
     def agreement(self, output: Tensor, reference: Tensor) -> Tensor:
         """[batch]: the share of places, at the size of the logits, with the same class in both."""
-        return (output.argmax(1) == reference.argmax(1)).flatten(1).double().mean(1)
+        pairs = zip(output.split(1), reference.split(1), strict=True)
+        return torch.tensor([label_agreement(ours, theirs) for ours, theirs in pairs], dtype=torch.float64)
 
     def _logits(self, output: Tensor, target: Tensor) -> Tensor:
         """The logits in float32, at the size of the target."""

@@ -6,11 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import InputError
-from jetvit.search.data import Sample, Split, stacked
+from jetvit.search.data import Sample, Split, collate
 from jetvit.search.processes import Processes
 
 Inputs = Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -49,7 +48,7 @@ class Stream:
         part = self.batch // self._processes.count
         first = step * self.batch + self._processes.index * part
         samples = [self._sample(number) for number in range(first, first + part)]
-        return torch.stack([sample.image for sample in samples]), stacked(samples)
+        return collate(samples)
 
     def _sample(self, number: int) -> Sample:
         epoch, place = divmod(number, len(self.split))

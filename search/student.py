@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from jetvit.cost_model import Plan, sample_base
+from jetvit.cost_model import Plan, projection_weights, sample_base
 from jetvit.passes.apply_plan import ApplyPlan
 from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.graph import ExportedGraph
@@ -34,10 +34,8 @@ class Student:
     def __init__(self, program: ExportedProgram, plan: Plan):
         self._plan = plan
         self._base = {name: value.detach() for name, value in program.state_dict.items()}
-        self._projections = [
-            linear.weight for site in find_sites(ExportedGraph(program)) for linear in site.projections.named().values()
-        ]
         graph = ExportedGraph(program)
+        self._projections = projection_weights(find_sites(graph), self._base)
         run_pipeline(graph, [Normalize(), ApplyPlan(plan), CleanUp()])
         self._rewritten = graph.program()
         self.model: GraphModule = self._rewritten.module(check_guards=False)
@@ -75,8 +73,8 @@ class Student:
             now = whole(value)
             if name not in self._base or not torch.equal(now, self._base[name]):
                 weights[name] = now.clone()
-        samples = sample_base({name: self._base[name] for name in sorted(set(self._projections)) if name in self._base})
-        return replace(self._plan, weights=weights, base_samples=samples if weights else {}, base={})
+        samples = sample_base(self._projections) if weights else {}
+        return replace(self._plan, weights=weights, base_samples=samples, base={})
 
 
 def _make_trainable(model: GraphModule) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan, sample_base
+from jetvit.cost_model import FULL, Choice, Fingerprint, Plan, SitePlan, projection_weights, sample_base
 from jetvit.cost_model.timing import generator_shapes
 from jetvit.passes.apply_plan import ApplyPlan, covers, generator_names
 from jetvit.passes.clean_up import CleanUp
@@ -32,7 +32,6 @@ from jetvit.search.shards import shard, whole
 
 log = logging.getLogger(__name__)
 
-FULL = Choice("full")
 Path = Mapping[str, Choice]
 """The choice at each site by its name; sites that are not named are full attention."""
 
@@ -179,10 +178,7 @@ class Supernet(nn.Module):
                     value = whole(parameter)
                     if fqn not in self._base or not torch.equal(value, self._base[fqn]):
                         weights[fqn] = value.clone()
-        samples = {}
-        if weights:
-            projections = {each.weight for site in self.sites for each in site.projections.named().values()}
-            samples = sample_base({name: self._base[name] for name in sorted(projections) if name in self._base})
+        samples = sample_base(projection_weights(self.sites, self._base)) if weights else {}
         entries = tuple(SitePlan(site.name, path.get(site.name, FULL), why) for site in self.sites)
         return Plan(entries, self.fingerprint, weights=weights, base_samples=samples, **fields)  # type: ignore[arg-type]
 

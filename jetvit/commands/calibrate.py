@@ -11,11 +11,10 @@ from pathlib import Path
 
 from jetvit.commands.options import DTYPES, add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
-from jetvit.images import ImageFolder
 from jetvit.patterns.errors import InputError
 from jetvit.search import calibrate
 
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             costs=costs,
             dtype=args.table_dtype,
-            provenance=_provenance(args, folder),
+            provenance={**made_from(args), "images_sha256": folder.digest()},
             progress=progress,
         )
     plan.save(out)
@@ -111,15 +110,6 @@ def _latencies(plan: Plan, batch: int) -> str:
         f"On {made['latencies_of']} the full model takes about {made['estimated_full_ms']:.4g} ms a batch of {batch}, "
         f"compiled, and the plan {made['estimated_plan_ms']:.4g} ms: estimates, for that device is not here."
     )
-
-
-def _provenance(args: argparse.Namespace, folder: ImageFolder) -> dict[str, str | int]:
-    """What the plan was made from, without the paths of this machine."""
-    return {
-        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
-        "images": Path(args.images).resolve().name,
-        "images_sha256": folder.digest(),
-    }
 
 
 def _refuse_unwritable(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import jetvit
-from jetvit.commands.options import DTYPES, at_least, height_by_width
+from jetvit.commands.options import DTYPES, above_zero, at_least, height_by_width
 from jetvit.cost_model.measure import Outcome, Progress, measure_all
 from jetvit.cost_model.measurement import Machine, this_machine
 from jetvit.cost_model.operation import Operation
@@ -48,7 +48,11 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit measure`."""
     parser.add_argument(
-        "--minutes", type=_minutes, default=10.0, metavar="M", help="begin no measurement after M minutes (default: 10)"
+        "--minutes",
+        type=above_zero("time", "give minutes above 0, such as 5 or 0.5"),
+        default=10.0,
+        metavar="M",
+        help="begin no measurement after M minutes (default: 10)",
     )
     parser.add_argument(
         "--models",
@@ -201,13 +205,3 @@ def _model(text: str) -> str:
     if text not in ALL_MODELS:
         raise argparse.ArgumentTypeError(f"{text!r} is no model of the sweep: {', '.join(ALL_MODELS)}")
     return text
-
-
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: give minutes above 0, such as 5 or 0.5")
-    return value

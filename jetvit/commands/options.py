@@ -89,6 +89,21 @@ def at_least(lowest: int) -> Any:
     return parse
 
 
+def above_zero(what: str, advice: str) -> Any:
+    """A type for argparse: a finite number above 0; `what` it is and `advice` go into the refusal."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}: {advice}")
+        return value
+
+    return parse
+
+
 def latency_budget(text: str) -> str:
     """A type for argparse: a bound on the latency of a model, as `jetvit.search.best_plan.Budget` reads it."""
     try:

@@ -15,13 +15,14 @@ from torch.export import ExportedProgram
 
 from jetvit.commands.options import (
     DTYPES,
+    above_zero,
     add_model_options,
     add_normalisation_options,
     at_least,
     latency_budget,
 )
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, Subject, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Choice, Plan
 from jetvit.datasets import read_splits
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--effort",
-        type=_effort,
+        type=above_zero("effort", "give a number above 0, such as 0.5"),
         default=1.0,
         metavar="F",
         help="F times the steps of training, for all stages (default: 1)",
@@ -203,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             processes=processes,
             sharded=args.sharded,
-            provenance=_provenance(args),
+            provenance=made_from(args),
             progress=progress,
         )
     if not processes.first:
@@ -258,14 +259,6 @@ def _recipe(args: argparse.Namespace, subject: Subject) -> Recipe:
     stages = {name: getattr(recipe, name) for name in ("head", "local", "supernet", "distil", "task")}
     scaled = {name: replace(each, steps=max(1, round(args.effort * each.steps))) for name, each in stages.items()}
     return replace(recipe, **scaled)
-
-
-def _provenance(args: argparse.Namespace) -> dict[str, str]:
-    """What the plan was made from, without the paths of this machine."""
-    return {
-        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
-        "images": Path(args.images).resolve().name,
-    }
 
 
 def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
@@ -329,16 +322,6 @@ def _choice(text: str) -> Choice:
     raise argparse.ArgumentTypeError(
         f"{words!r} is no choice: write 'linear', 'linear conv3', 'window 8' or 'window 8x16'"
     )
-
-
-def _effort(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no effort: give a number above 0, such as 0.5")
-    return value
 
 
 def _crop(text: str) -> tuple[int, int, int, int]:

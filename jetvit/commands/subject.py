@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +115,14 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if loaded.patch_size is not None:
         check_size(size, loaded.patch_size)
     return Subject(loaded, size, batch, dtype, torch.device(args.device))
+
+
+def made_from(args: argparse.Namespace) -> dict[str, str]:
+    """The model and the images that a plan is made from, for its record: without the paths of this machine."""
+    return {
+        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
+        "images": Path(args.images).resolve().name,
+    }
 
 
 def note(text: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jetvit.patterns.errors import InputError
-from jetvit.search.data import Sample, Splits
+from jetvit.search.data import Sample, Splits, collate, evenly_spaced, filled_up
 
 
 @dataclass
@@ -50,3 +50,26 @@ def test_the_record_tells_splits_apart():
     assert one["images_test"] == 1
     assert [name for name in one if one[name] != other[name]] == ["split_test"]
     assert "test_shares_with_train" not in one
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"),
+    [(5, 8, [0, 1, 2, 3, 4]), (8, 4, [0, 2, 4, 6]), (10, 3, [0, 3, 6]), (1, 1, [0]), (0, 8, [])],
+)
+def test_places_are_evenly_spaced(count: int, most: int, places: list[int]):
+    assert evenly_spaced(count, most) == places
+
+
+def test_a_batch_is_filled_up_with_its_first_image():
+    images = torch.arange(5.0).reshape(5, 1)
+    assert filled_up(images, 3).flatten().tolist() == [0, 1, 2, 3, 4, 0]
+    assert filled_up(images, 5).flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_has_targets_where_every_sample_has_one():
+    image, target = torch.zeros(3, 2, 2), torch.ones(2, 2)
+    images, targets = collate([Sample(image, target)] * 2)
+    assert images.shape == (2, 3, 2, 2)
+    assert targets is not None
+    assert targets.shape == (2, 2, 2)
+    assert collate([Sample(image, target), Sample(image)])[1] is None

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +11,7 @@ import torch
 from torch import nn
 
 from jetvit.patterns.errors import InputError
-from jetvit.search import run_folder
-from jetvit.search.run_folder import METRICS, RunFolder, write_whole
+from jetvit.search.run_folder import METRICS, RunFolder
 from jetvit.search.train import Run, Schedule, Training
 
 
@@ -142,43 +136,3 @@ def test_metrics_have_no_step_twice_after_a_resume(tmp_path: Path):
     assert [float(row[2]) for row in rows] == [0, 1, 2, 3, 4, 5, 6] * 2
     seconds = [float(row[4]) for row in rows[7:]]
     assert seconds == sorted(seconds), "the time of before the resume is counted"
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "file"
-    write_whole(file, b"old")
-
-    def full(handle: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(run_folder.os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_whole(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-WRITES = """
-import sys
-from pathlib import Path
-from jetvit.search.run_folder import write_whole
-print("begin", flush=True)
-while True:
-    for letter in (b"a", b"b"):
-        write_whole(Path(sys.argv[1]), letter * 3_000_000)
-"""
-
-
-def test_killed_while_it_writes_it_leaves_a_whole_file(tmp_path: Path):
-    file = tmp_path / "file"
-    write_whole(file, b"a" * 3_000_000)
-    process = subprocess.Popen([sys.executable, "-c", WRITES, str(file)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begin\n"
-    time.sleep(0.2 + os.getpid() % 7 / 100)
-    process.send_signal(signal.SIGKILL)
-    process.stdout.close()
-    assert process.wait() == -9
-    data = file.read_bytes()
-    assert len(data) == 3_000_000
-    assert set(data) in ({ord("a")}, {ord("b")})

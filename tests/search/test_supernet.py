@@ -19,6 +19,7 @@ from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.search.branch import frozen
 from jetvit.search.supernet import FULL, Supernet
 from tests.passes.models import assert_close, exported
+from tests.search.tiny import disturb
 from tests.zoo import found
 
 LINEAR, CONV, WINDOW = Choice("linear"), Choice("linear", conv_size=3), Choice("window", window=(2, 3))
@@ -40,16 +41,6 @@ def small(depth: int = 3) -> tuple[nn.Module, Tensor]:
 
 def net_of(model: nn.Module, image: Tensor, choices: tuple[Choice, ...] = CHOICES, **options: object) -> Supernet:
     return Supernet(export_model(model, (image,), {}), choices, **options)  # type: ignore[arg-type]
-
-
-def disturb(net: Supernet, seed: int = 0) -> None:
-    """Other weights for every choice, as if trained."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for site in net.choice_sites.values():
-            for choice in site.choices[1:]:
-                for value in site.parameters_of(choice).values():
-                    value.add_(0.05 * torch.randn(value.shape, generator=generator))
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,17 @@ ROOMS = ("kernels", "patterns", "cost_model", "passes", "search", "jetvit")
 NUMERIC = {"torch", "numpy"}
 MAY_IMPORT = {
     "kernels": {"torch", "triton"},
-    "patterns": {"torch", "networkx", "onnx", "onnxscript", "sympy"},
+    "patterns": {"torch", "networkx", "onnx", "onnx_ir", "onnxscript", "sympy"},
     "cost_model": NUMERIC
     | {"safetensors", "jsonschema", "networkx", "scipy", "sklearn", "threadpoolctl"}
     | {"jetvit.kernels", "jetvit.patterns"},
-    "passes": NUMERIC | {"networkx", "onnx", "onnxscript", "sympy", "safetensors", "torch_tensorrt"}
+    "passes": NUMERIC | {"networkx", "onnx", "onnx_ir", "onnxscript", "sympy", "safetensors", "torch_tensorrt"}
     | {"jetvit.patterns", "jetvit.kernels", "jetvit.cost_model"},
     "search": NUMERIC | {"accelerate", "scipy", "sklearn", "safetensors", "rich", "matplotlib", "PIL"}
     | {"jetvit.passes", "jetvit.patterns", "jetvit.cost_model", "jetvit.kernels"},
 }  # fmt: skip
 # Imported inside the function that needs it: `import jetvit` must work where it is missing.
-OPTIONAL = {"triton", "timm", "transformers", "onnx", "onnxscript", "torch_tensorrt", "accelerate", "scipy", "sklearn"}
+OPTIONAL = {"triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "torch_tensorrt", "accelerate", "scipy", "sklearn"}
 
 
 def files(room: str) -> list[Path]:

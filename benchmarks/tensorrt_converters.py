@@ -187,7 +187,7 @@ def _set_of(tree: ast.Module, variable: str) -> list[str]:
 
 
 def _own_decompositions(tree: ast.Module) -> list[dict[str, str]]:
-    """Operators that Torch-TensorRT decomposes by functions of its own: the function, or the operator in place of it."""
+    """Operators that Torch-TensorRT takes apart by its own functions: the function, or the operator in their place."""
     found = []
     for node in tree.body:
         for decorator in getattr(node, "decorator_list", ()):
@@ -251,7 +251,9 @@ def _backends(trees: Trees) -> list[str]:
         for node in ast.walk(tree):
             for decorator in getattr(node, "decorator_list", ()):
                 if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("register_backend"):
-                    found |= {str(each.value.value) for each in decorator.keywords if isinstance(each.value, ast.Constant)}
+                    found |= {
+                        str(each.value.value) for each in decorator.keywords if isinstance(each.value, ast.Constant)
+                    }
     return sorted(found)
 
 

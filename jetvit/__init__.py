@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 from jetvit.api import find_attention, optimize  # noqa: E402
 from jetvit.cost_model import Choice, DeviceCosts, Plan  # noqa: E402
 from jetvit.explain import explain  # noqa: E402
+from jetvit.exporting import export  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
 
@@ -36,6 +37,7 @@ __all__ = [
     "calibrate",
     "check_plan",
     "explain",
+    "export",
     "find_attention",
     "optimize",
     "search",

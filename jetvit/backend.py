@@ -27,6 +27,7 @@ from jetvit.patterns.errors import InputError, PlanError
 
 log = logging.getLogger(__name__)
 Compiled = Callable[..., Any]
+TENSORRT = ("tensorrt", "torch_tensorrt")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class BackendOptions:
     """The options of the backend.
 
     plan: the plan to apply, or its folder; None makes exact rewrites only.
-    inner: the backend that compiles the rewritten graph, by name or as a function.
-    inner_options: its options (for "inductor": its configuration).
+    inner: the backend that compiles the rewritten graph, by name or as a function. "tensorrt" gets a graph without
+        jetvit's operators, or, with plugins, with those that can be plugins.
+    inner_options: its options (for "inductor": its configuration; for "tensorrt": Torch-TensorRT's settings, and
+        "plugins": True).
     freeze: the weights will not change: fold and merge them into the graph, one compilation an instance.
     """
 
@@ -82,9 +85,13 @@ def jetvit(
     """
     parsed = BackendOptions.parse(options)
     plan = load_plan(parsed.plan)
+    tensorrt = _tensorrt(parsed, mode) if parsed.inner in TENSORRT else None
     graph = capture_dynamo(gm, example_inputs, parsed.freeze)
     run_pipeline(graph, passes(plan, partial=True))
-    compiled = _compile_inner(graph.module, example_inputs, parsed, mode)
+    if tensorrt is not None:
+        compiled = tensorrt(graph, example_inputs)
+    else:
+        compiled = _compile_inner(graph.module, example_inputs, parsed, mode)
     tied = plan is not None and bool(plan.weights)
     if not (tied or parsed.freeze):
         return compiled
@@ -101,8 +108,7 @@ def _compile_inner(
 
         settings = {**list_mode_options(mode or "default"), **settings}
         return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
-    if mode is not None:
-        raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {inner!r}", do="leave mode out")
+    _refuse_mode(mode, inner)
     if isinstance(inner, str):
         try:
             inner = torch._dynamo.lookup_backend(inner)
@@ -114,6 +120,36 @@ def _compile_inner(
                 do=f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(names)}",
             ) from error
     return inner(module, list(example_inputs), **({"options": settings} if settings else {}))
+
+
+def _refuse_mode(mode: str | None, inner: Any) -> None:
+    if mode is not None:
+        raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {inner!r}", do="leave mode out")
+
+
+def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGraph, Sequence[Any]], Compiled]:
+    """What compiles a rewritten graph with Torch-TensorRT; all that can be refused is, before the graph is captured.
+
+    Raises:
+        InputError: Torch-TensorRT is missing, a mode, or a setting that it does not know.
+    """
+    from jetvit.passes.tensorrt.compiler import check_backend_settings, register, require_tensorrt
+    from jetvit.passes.tensorrt.prepare import lower
+
+    _refuse_mode(mode, options.inner)
+    library = require_tensorrt()
+    settings = dict(options.inner_options)
+    plugins = bool(settings.pop("plugins", False))
+    check_backend_settings(library, settings)
+
+    def compile_graph(graph: DynamoGraph, example_inputs: Sequence[Any]) -> Compiled:
+        lower(graph, plugins)
+        if plugins:
+            register(library, [node.target for node in graph.module.graph.nodes])
+        backend = torch._dynamo.lookup_backend("torch_tensorrt")
+        return backend(graph.module, list(example_inputs), **({"options": settings} if settings else {}))
+
+    return compile_graph
 
 
 def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:

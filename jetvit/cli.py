@@ -29,6 +29,7 @@ MODEL is one of
   timm:NAME            a timm model; random weights unless --weights F is given
   pkg.module:factory   a function of yours that returns the model; your code is run
   FILE.pt2             a program that torch.export or jetvit wrote
+  FILE.onnx            a model of any ONNX exporter
 
 example: from a model to a faster file
   jetvit explain   hf:dinov3-base --size 704x960
@@ -36,6 +37,7 @@ example: from a model to a faster file
   jetvit check     hf:dinov3-base --size 704x960 --images other-photos/ --plan plan/
   jetvit bench     hf:dinov3-base --size 704x960 --plan plan/
   jetvit optimize  hf:dinov3-base --size 704x960 --plan plan/ -o fast.pt2
+  jetvit export    hf:dinov3-base --size 704x960 --plan plan/ --target onnx -o fast.onnx
 
 `jetvit search` takes the place of calibrate and trains: see its --help.
 

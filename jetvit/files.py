@@ -8,6 +8,8 @@ import json
 import os
 import re
 import secrets
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +45,57 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         InputError: the parent folder is missing or closed to us, or `path` exists and is no regular file.
     """
+    target = writable(path)
+    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh path of the same name in a hidden folder beside `path`; what is there takes its place at the end.
+
+    For writers that keep the name of a file in it, or that put other files beside it: these are renamed first. A block
+    that raises leaves the old files, or none. A symbolic link is followed: the file behind it is replaced.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
+    target = writable(path)
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    try:
+        yield folder / target.name
+        others = sorted(each for each in folder.iterdir() if each.name != target.name)
+        for written in (*others, folder / target.name):
+            _sync(written)
+            written.replace(target.with_name(written.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open `path` for writing, text in UTF-8 (`mode="w"`) or bytes (`mode="wb"`); it appears when the block ends well.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+    with atomic_path(path) as temporary, temporary.open(mode, encoding=encoding, newline=newline) as stream:
+        yield stream
+        stream.flush()
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """The file behind `path`, which may be there or not, in a folder that takes new files.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
     shown, target = Path(path), Path(path).resolve()
     if not target.parent.is_dir():
         raise InputError(
@@ -59,27 +112,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             why=f"the folder {target.parent} is not writable",
             do="choose another folder, or change its permissions",
         )
-    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return target
 
 
-@contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing, text in UTF-8 (`mode="w"`) or bytes (`mode="wb"`); it appears when the block ends well.
-
-    Raises:
-        InputError: as `atomic_path`.
-    """
-    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
-    with atomic_path(path) as temporary, temporary.open(mode, encoding=encoding, newline=newline) as stream:
-        yield stream
-        stream.flush()
+def _sync(written: Path) -> None:
+    """Put a file on the disk: else a crash soon after its renaming could leave an empty one."""
+    with written.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
@@ -106,10 +145,14 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         ) from error
     reason = _runs_code(path, reader, names)
     if reason:
+        compiled = any(name.startswith(AOTINDUCTOR_DIR) for name in names)
         raise InputError(
             f"{path} is refused: loading it would run code from the file",
             why=reason,
-            do="export the model again from its source: plain tensors and operators need no pickled objects",
+            do="give the model, or the .pt2 file, that it was compiled from; to run it, if you trust who made it, "
+            "torch._inductor.aoti_load_package(path)"
+            if compiled
+            else "export the model again from its source: plain tensors and operators need no pickled objects",
         )
     try:
         return torch.export.load(path)
@@ -132,7 +175,7 @@ def _runs_code(path: Path, reader: PT2ArchiveReader, names: list[str]) -> str:
                 return "it is of the old format (torch 2.7 and before), whose tensors are pickled"
         for name in names:
             if name.startswith(AOTINDUCTOR_DIR):
-                return f"{name} is compiled code: it is an AOTInductor package, not a graph"
+                return "it is an AOTInductor package: compiled code, without the graph that it was made from"
             if name.startswith((WEIGHTS_DIR, CONSTANTS_DIR)) and name.endswith(".pt"):
                 return f"{name} is a pickled file of an old format"
             if name.startswith((WEIGHTS_DIR, CONSTANTS_DIR)) and name.endswith(".json"):

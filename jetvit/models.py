@@ -1,4 +1,4 @@
-"""Models from what a user names: a HuggingFace folder, a timm name, a factory of the user's own, or a `.pt2` file."""
+"""Models from what a user names: a HuggingFace folder, a timm name, a factory of their own, a `.pt2` or `.onnx` file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jetvit.weights import copy_weights, read_weights, resample_pos_embed, strip
 log = logging.getLogger("jetvit.models")
 
 SEED = 0  # of random weights, so that runs repeat
-FORMS = "hf:DIR, timm:NAME, pkg.module:factory, or a .pt2 file"
+FORMS = "hf:DIR, timm:NAME, pkg.module:factory, or a .pt2 or .onnx file"
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def load_model(
             `timm:NAME`: a timm model, with `dynamic_img_size=True` where it has that.
             `pkg.module:factory`: imports and calls the user's code, and says so.
             `FILE.pt2`: a program that torch.export or jetvit wrote.
+            `FILE.onnx`: a model of any exporter; it becomes such a program.
         weights: a file for `read_weights`; takes the place of weights in the folder.
         model_args: arguments of the factory; for `hf:`, entries of the configuration, and `random=True` for random
             weights, which a timm model has wherever `weights` is not given.
@@ -91,14 +92,8 @@ def load_model(
         loaded = load_hf(spec, Path(spec[3:]).expanduser(), weights, args, dtype)
     elif spec.startswith("timm:"):
         loaded = _load_timm(spec, spec[5:], weights, args, dtype)
-    elif spec.endswith(".onnx"):
-        raise InputError(
-            "ONNX input is not supported yet",
-            where=spec,
-            do=f"load the model it was made from: {FORMS}",
-        )
-    elif spec.endswith(".pt2"):
-        return _load_pt2(spec, weights, args, dtype, target)
+    elif spec.endswith((".pt2", ".onnx")):
+        return _load_program(spec, weights, args, dtype, target)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         loaded = _load_factory(spec, weights, args, dtype)
     else:
@@ -319,7 +314,7 @@ def _place(error: BaseException) -> str:
 # Exported programs
 
 
-def _load_pt2(
+def _load_program(
     spec: str, weights: str | Path | None, args: dict[str, Any], dtype: torch.dtype | None, device: torch.device
 ) -> LoadedModel:
     given = {"--weights": weights is not None, "--model-arg": bool(args), "--dtype": dtype is not None}
@@ -331,7 +326,12 @@ def _load_pt2(
             where=spec,
             do="leave the option out, or load the model that the file was exported from",
         )
-    program = load_exported(spec)
+    if spec.endswith(".onnx"):
+        from jetvit.passes.from_onnx import read_onnx
+
+        program = read_onnx(spec)
+    else:
+        program = load_exported(spec)
     example_args, example_kwargs = program.example_inputs or ((), {})
     named: list[tuple[str | None, Any]] = [(None, value) for value in example_args]
     named += [(name, value) for name, value in example_kwargs.items() if isinstance(value, Tensor)]

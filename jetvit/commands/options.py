@@ -22,7 +22,7 @@ def add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SU
 
 def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False, batch: int = 1) -> None:
     """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic, `batch` is the default."""
-    parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory or FILE.pt2")
+    parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory, FILE.pt2 or FILE.onnx")
     group = parser.add_argument_group("the model and its input")
     group.add_argument(
         "--size", type=height_by_width, metavar="HxW", help="image height and width (default: the model's own)"

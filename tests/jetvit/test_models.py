@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+import jetvit
 from jetvit.models import load_model, parse_model_args
 from jetvit.patterns.errors import InputError
 
@@ -414,8 +416,24 @@ def test_a_program_of_two_images_is_refused(tmp_path: Path):
     assert error.why == "its inputs are (by position), y"
 
 
-def test_onnx_is_not_supported_yet():
-    assert refusal("model.onnx").what == "ONNX input is not supported yet"
+def test_an_onnx_file_becomes_a_program(tmp_path: Path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.Flatten(2))
+    path = jetvit.export(model, torch.ones(2, 3, 8, 12), target="onnx", path=tmp_path / "m.onnx")
+    loaded = load_model(str(path))
+    assert isinstance(loaded.model, ExportedProgram)
+    assert loaded.image_size == (8, 12)
+    images = torch.randn(2, 3, 8, 12)
+    args, kwargs = loaded.inputs(images)
+    (found,) = loaded.model.module()(*args, **kwargs).values()
+    torch.testing.assert_close(found, model(images))
+    assert refusal(str(path), dtype=torch.float16).what.startswith("--dtype cannot change")
+
+
+def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path):
+    path = tmp_path / "m.onnx"
+    for content in (b"", b"not a model", b"\x08\x07" * 50):
+        path.write_bytes(content)
+        assert "m.onnx" in str(refusal(str(path)))
 
 
 def test_what_names_no_model(tmp_path: Path):

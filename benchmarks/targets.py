@@ -1,0 +1,229 @@
+"""Every target of `jetvit export` on three models: size of the file, and how far its results are from PyTorch's.
+
+ViT-Tiny (real weights where they are), DINOv3-S and DepthAnythingV2-S (random weights: an error of rounding needs no
+others), batch, height and width open, with a plan of linear attention with a convolution, windows and two full blocks.
+Each file is run at several sizes, `.pt2` and AOTInductor packages in a process of their own (the latter without
+jetvit), ONNX in ONNX Runtime. The error is the largest difference from the rewritten model in eager PyTorch over the
+largest result. TensorRT is not there: its rows say how many operators of the graph that it would get have a converter,
+and the error is that of this graph's ONNX twin in ONNX Runtime.
+
+    python -m benchmarks.targets [--data DIR] [--models vit_tiny dinov3_s] [-o FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import jetvit
+from benchmarks.results import default_path, environment, write_table
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.exporting import with_plain_outputs
+from jetvit.models import load_model
+from jetvit.passes.capture import export_model
+from jetvit.passes.tensorrt.coverage import uncovered
+from jetvit.passes.tensorrt.prepare import prepare
+from jetvit.patterns.site import AttentionSite
+from jetvit.torchvision_shim import ensure_torchvision
+
+CHOICES = (
+    *(Choice("linear", conv_size=3), Choice("window", window=(8, 8)), Choice("full")),
+    *(Choice("window", window=(5, 6)), Choice("linear", conv_size=5), Choice("linear", feature_map="hedgehog")),
+)
+HIDDEN = 32  # of the generators of the convolutions' kernels
+OPEN = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+COLUMNS = (
+    *("model", "parameters_m", "target", "opset", "file_mb", "seconds", "max_error", "ran_in", "shapes", "note"),
+    *("command", "date", "device", "threads", "torch", "onnxruntime", "jetvit"),
+)
+RUN_PACKAGE = """
+import sys, torch
+path, inputs, outputs = sys.argv[1:]
+model = torch._inductor.aoti_load_package(path)
+found = [model(images) for images in torch.load(inputs)]
+assert "jetvit" not in sys.modules and "transformers" not in sys.modules
+torch.save(found, outputs)
+"""
+RUN_PROGRAM = """
+import sys, torch, jetvit
+path, inputs, outputs = sys.argv[1:]
+model = torch.export.load(path).module()
+assert "transformers" not in sys.modules
+torch.save([model(images) for images in torch.load(inputs)], outputs)
+"""
+
+
+def vit_tiny(data: Path | None) -> nn.Module:
+    """ViT-Tiny of timm, without its classifier."""
+    weights = data / "vit_tiny_patch16_224.safetensors" if data is not None else None
+    loaded = load_model(
+        "timm:vit_tiny_patch16_224", weights=weights, model_args={"num_classes": 0, "global_pool": ""}
+    ).model
+    assert isinstance(loaded, nn.Module)
+    return loaded
+
+
+def dinov3_s(data: Path | None) -> nn.Module:
+    """HF DINOv3 in the shape of ViT-S/16."""
+    ensure_torchvision()
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    return DINOv3ViTModel(
+        DINOv3ViTConfig(
+            hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, num_register_tokens=4
+        )
+    )
+
+
+def depth_anything_s(data: Path | None) -> nn.Module:
+    """HF DepthAnythingV2-S: DINOv2-S read at four blocks, and its DPT head."""
+    ensure_torchvision()
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    backbone = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14,
+        out_indices=[3, 6, 9, 12], reshape_hidden_states=False,
+    )  # fmt: skip
+    return DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(
+            backbone_config=backbone, patch_size=14, reassemble_hidden_size=384, neck_hidden_sizes=[48, 96, 192, 384],
+            fusion_hidden_size=64, head_hidden_size=32,
+        )
+    )  # fmt: skip
+
+
+MODELS: Mapping[str, tuple[str, Callable[[Path | None], nn.Module], int]] = {
+    "vit_tiny": ("ViT-Tiny", vit_tiny, 16),
+    "dinov3_s": ("DINOv3-S", dinov3_s, 16),
+    "depth_anything_s": ("DepthAnythingV2-S", depth_anything_s, 14),
+}
+TARGETS = ("pt2", "aoti", "onnx 18", "onnx 23", "tensorrt")
+
+
+def mixed_plan(sites: Sequence[AttentionSite]) -> Plan:
+    """Every choice of `CHOICES` in turn, with drawn weights for the convolutions."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    chosen = []
+    for site, choice in zip(sites, itertools.cycle(CHOICES), strict=False):
+        chosen.append(SitePlan(site.name, choice))
+        if not choice.conv_size:
+            continue
+        channels = site.num_heads * site.head_dim
+        taps = channels * choice.conv_size**2
+        for part, shape in {"w1": (HIDDEN, channels), "b1": (HIDDEN,), "w2": (taps, HIDDEN), "b2": (taps,)}.items():
+            weights[f"{site.name}.linear_attention.{part}"] = 0.05 * torch.randn(shape, generator=generator)
+    return Plan(tuple(chosen), Fingerprint.of(sites), weights=weights)
+
+
+def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a target of one model."""
+    name, build, patch = MODELS[key]
+    torch.manual_seed(0)
+    model = with_plain_outputs(build(data).eval())
+    shapes = [(2, 3, 16 * patch, 20 * patch), (1, 3, 13 * patch, 22 * patch), (3, 3, 18 * patch, 15 * patch)]
+    batches = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    program = export_model(model, (batches[0],), {}, (OPEN,))
+    plan = mixed_plan(jetvit.find_attention(program))
+    rewritten = jetvit.optimize(program, plan=plan)
+    with torch.no_grad():
+        expected = [tensors(rewritten.module()(images)) for images in batches]
+    torch.save(batches, folder / "inputs.pt")
+    shared = {
+        "model": name + ("" if key == "vit_tiny" and data is not None else " (random weights)"),
+        "parameters_m": round(sum(each.numel() for each in model.parameters()) / 1e6, 1),
+        "shapes": " ".join("×".join(map(str, shape)) for shape in shapes),
+    }
+    for target in TARGETS:
+        kind, _, opset = target.partition(" ")
+        start = time.perf_counter()
+        if kind == "tensorrt":
+            row, found = tensorrt(rewritten, folder, batches)
+        else:
+            path = folder / f"{key}{opset}.{'onnx' if kind == 'onnx' else 'pt2'}"
+            options = {"opset": int(opset)} if opset else {}
+            jetvit.export(program, plan=plan, target=kind, path=path, **options)
+            size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
+            row = {"file_mb": round(size / 1e6, 1), "seconds": round(time.perf_counter() - start, 1)}
+            if kind == "onnx":
+                row["ran_in"], found = "ONNX Runtime", in_onnx_runtime(path, batches)
+            else:
+                row["ran_in"] = "torch alone" if kind == "aoti" else "torch and jetvit"
+                found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder)
+        yield {**shared, "target": kind, "opset": opset, **row, "max_error": f"{largest_error(found, expected):.1e}"}
+
+
+def tensorrt(program: ExportedProgram, folder: Path, batches: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
+    """What can be known of the TensorRT target here: its converters, and its graph's ONNX twin."""
+    graph = prepare(program)
+    missing = uncovered(graph)
+    total = sum(node.op == "call_function" for node in graph.graph.nodes)
+    path = folder / "twin.onnx"
+    torch.onnx.export(graph, (), path, dynamo=True, opset_version=18, verbose=False)
+    note = f"{total} operators, {len(missing)} without a converter"
+    if missing:
+        note += ": " + ", ".join(sorted({str(each) for each in missing}))
+    return {"ran_in": "its ONNX twin in ONNX Runtime", "note": note}, in_onnx_runtime(path, batches)
+
+
+def elsewhere(code: str, path: Path, folder: Path) -> list[list[Tensor]]:
+    """The results of a file that a fresh process loads, started where no checkout is."""
+    found = folder / "outputs.pt"
+    subprocess.run([sys.executable, "-c", code, path, folder / "inputs.pt", found], cwd=folder, check=True)
+    return [tensors(each) for each in torch.load(found)]
+
+
+def in_onnx_runtime(path: Path, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The results of an ONNX file on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return [[torch.from_numpy(each) for each in session.run(None, {name: images.numpy()})] for images in batches]
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def largest_error(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
+    """The largest difference over the largest expected value, over all tensors of all calls."""
+    pairs = [pair for ours, theirs in zip(found, expected, strict=True) for pair in zip(ours, theirs, strict=True)]
+    return max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write every target of every model, run it, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("JETVIT_DATA"), help="the folder of weights")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: all)")
+    parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
+    args = parser.parse_args(argv)
+    import onnxruntime
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for key in args.models:
+            for row in rows(key, Path(args.data) if args.data else None, Path(folder)):
+                found.append(row)
+                print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    shared = {**environment(), "onnxruntime": onnxruntime.__version__}
+    output = args.output or default_path("targets").with_suffix(".csv")
+    write_table(output, COLUMNS, ({**shared, **row} for row in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the commands that write a rewritten model share: from their arguments to the file, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from jetvit.api import load_plan
+from jetvit.bench import count_choices
+from jetvit.commands.dynamic import capture_dynamic
+from jetvit.commands.subject import Subject, load_subject
+from jetvit.cost_model import Plan
+from jetvit.exporting import ExportJob
+from jetvit.passes.apply_plan import ApplyPlan
+from jetvit.passes.capture import capture, export_model
+from jetvit.passes.clean_up import CleanUp
+from jetvit.passes.normalize import Normalize
+from jetvit.passes.pipeline import PassRecord, passes, run_pipeline
+from jetvit.passes.plain_outputs import with_plain_outputs
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import Sites
+
+
+def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]:
+    """Rewrite the model that the arguments name and write the file; lines that say what was done, after it is there.
+
+    `args` are those of `add_model_options`, with --dynamic, and `plan`. The file is compared with the rewritten program
+    on one batch of drawn pictures.
+    """
+    plan = load_plan(args.plan)
+    job.check_place()  # a model may take minutes to load
+    subject = load_subject(args)
+    graph = capture(_program(subject, args.dynamic))
+    sites = find_sites(graph)
+    records = run_pipeline(graph, passes(plan))
+    written = job.write(graph.program(), subject.example())
+    yield from _summary(plan, sites, records)
+    if written.error is None:
+        yield f"the file was not run here: {written.why_not_run}"
+    else:
+        yield f"largest error of the file on a batch of drawn images: {written.error:.1e} of the largest output"
+    yield f"wrote {job.path}, {written.size / 1e6:.1f} MB; it loads with {job.target.load}"
+
+
+def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
+    if isinstance(subject.model, ExportedProgram):
+        return subject.model
+    model: nn.Module = with_plain_outputs(subject.model)
+    if dynamic:
+        return capture_dynamic(model, subject)
+    positional, keywords = subject.example()
+    return export_model(model, positional, keywords)
+
+
+def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> Iterator[str]:
+    if not sites and not sites.rewritten:
+        yield "No full attention was found; the model was saved as it is. See `jetvit explain`."
+        return
+    refused = f", {len(sites.rejected)} refused (see `jetvit explain`)" if sites.rejected else ""
+    done = f", {len(sites.rewritten)} rewritten already" if sites.rewritten else ""
+    yield f"{len(sites)} attention sites{done}{refused}"
+    if plan is None:
+        yield "no plan was given: every site keeps full attention, and only exact rewrites were made"
+    else:
+        yield "by the plan: " + ", ".join(f"{count} {label}" for label, count in count_choices(plan, sites).items())
+    inexact_or_tidy = (ApplyPlan.name, Normalize.name, CleanUp.name)
+    fired = [f"{each.name} {each.fired}×" for each in records if each.fired and each.name not in inexact_or_tidy]
+    yield f"exact rewrites: {', '.join(fired) or 'none'}"

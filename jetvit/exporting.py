@@ -1,0 +1,340 @@
+"""`jetvit.export`: a model, rewritten by a plan, as a file for another place.
+
+A file is written beside its place, run or read there once, and renamed; so it appears whole and working, or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export._tree_utils import reorder_kwargs
+from torch.utils import _pytree as pytree
+
+from jetvit.api import load_plan
+from jetvit.cost_model import Plan
+from jetvit.files import atomic_files, load_exported, writable
+from jetvit.models import reason
+from jetvit.passes.capture import capture
+from jetvit.passes.emit import OptimizedModule
+from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
+from jetvit.passes.to_aoti import require_compiler, write_aoti
+from jetvit.patterns.errors import InputError, RewriteError
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
+"""Runs a written file: the tensors of its outputs, in their order."""
+LOOSE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
+"""Largest error of a written file against the largest value of an output, by dtype; beyond it the file is wrong."""
+
+
+def export(
+    model: nn.Module | ExportedProgram,
+    *args: Any,
+    path: str | os.PathLike[str],
+    plan: Plan | str | os.PathLike[str] | None = None,
+    target: str = "pt2",
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    custom_ops: bool = False,
+    plugins: bool = False,
+) -> Path:
+    """Rewrite a model for inference and write it as a file; without a plan only exact rewrites are made.
+
+    The model given is never changed. Outputs that are dataclasses are dicts in the file. It takes inputs of the shapes
+    of `args` and `kwargs` but for the axes that `dynamic_shapes`, or the program given, leaves open. Before it takes
+    its place, it is read, and, where it can be run here, run on these inputs and compared with the rewritten program.
+
+    Args:
+        model: a module in eval mode, an ExportedProgram, or what `jetvit.optimize` gave.
+        args, kwargs: example inputs; a program needs none.
+        path: the file to write; an old one is replaced. Its suffix must fit the target.
+        plan: which sites become window or linear attention: a `Plan` or the folder of one.
+        target:
+            "pt2": a program for `torch.export.load`, after `import jetvit`.
+            "aoti": compiled code for `torch._inductor.aoti_load_package`, which needs torch alone; for the device that
+                the model is on, and processors like that of this machine. It checks the sizes of its inputs only with
+                AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; without it, wrong ones give wrong results.
+            "onnx": for any ONNX runtime.
+            "tensorrt": TensorRT engines for the GPU of this machine, for `torch_tensorrt.load`; it is read and not run.
+        dynamic_shapes: as `torch.export.export` takes them.
+        opset: onnx: the version of its standard operators, 18 (the default) or 23.
+        custom_ops: onnx: leave the operators of jetvit as nodes of their own, for a runtime that knows them.
+        plugins: tensorrt: the operators of jetvit run as plugins.
+    Returns:
+        The path.
+    Raises:
+        InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
+        CaptureError: torch.export cannot capture the model.
+        PlanError: the plan does not fit the model.
+        RewriteError: the target cannot express the model, or the file does not compute what the program does.
+    """
+    job = ExportJob.parse(target, path, opset=opset, custom_ops=custom_ops, plugins=plugins)
+    plan = load_plan(plan)
+    if isinstance(model, nn.Module) and not isinstance(model, OptimizedModule):
+        model = with_plain_outputs(model)
+    job.check_place()
+    graph = capture(model, args, kwargs, dynamic_shapes)
+    run_pipeline(graph, passes(plan))
+    job.write(graph.program())
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file: its name, its suffix, the options of `jetvit.export` that it takes, and how it is loaded."""
+
+    name: str
+    suffix: str
+    options: tuple[str, ...]
+    load: str
+
+
+TARGETS = {
+    each.name: each
+    for each in (
+        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`"),
+        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package; it needs torch alone"),
+        Target("onnx", ".onnx", ("opset", "custom_ops"), "any ONNX runtime"),
+        Target("tensorrt", ".pt2", ("plugins",), "torch_tensorrt.load, on a GPU of this kind"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written: bytes on disk, its largest error as a share of the largest value of an output, or why
+    it was not run here (then `error` is None)."""
+
+    size: int
+    error: float | None
+    why_not_run: str = ""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A file that is to be written, all that can be refused before a model is loaded having been refused.
+
+    Attributes:
+        target: the kind of file.
+        path: where it goes.
+        options: those of the target that were given.
+    """
+
+    target: Target
+    path: Path
+    options: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, target: str, path: str | os.PathLike[str], **options: Any) -> ExportJob:
+        """A job from what a user asks for; an option that is None or False was not given.
+
+        Raises:
+            InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
+        """
+        if target not in TARGETS:
+            near = difflib.get_close_matches(str(target), TARGETS, n=1)
+            raise InputError(
+                f"there is no target {target!r}",
+                do=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TARGETS)}",
+            )
+        kind = TARGETS[target]
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        for name in given:
+            if name not in kind.options:
+                takers = [each.name for each in TARGETS.values() if name in each.options]
+                raise InputError(
+                    f"the target {target!r} takes no option {name!r}",
+                    why=f"it belongs to {' and '.join(map(repr, takers))}",
+                    do="leave it out, or choose that target",
+                )
+        if Path(path).suffix != kind.suffix:
+            fitting = [each.name for each in TARGETS.values() if each.suffix == Path(path).suffix]
+            raise InputError(
+                f"cannot write {path}",
+                why=f"a file of the target {target!r} ends in {kind.suffix}",
+                do=f"name it {Path(path).stem or 'model'}{kind.suffix}"
+                + (f", or choose the target {' or '.join(map(repr, fitting))}" if fitting else ""),
+            )
+        _require(target)
+        return cls(kind, Path(path), given)
+
+    def check_place(self) -> None:
+        """Refuse a place that cannot be written to, before anything is loaded.
+
+        Raises:
+            InputError: as `jetvit.files.atomic_path`.
+        """
+        writable(self.path)
+
+    def write(self, program: ExportedProgram, inputs: Inputs | None = None) -> Written:
+        """Write the file, and run it beside the program.
+
+        Args:
+            program: the program, rewritten already; it is not changed.
+            inputs: the (args, kwargs) to run both on; None takes the program's example inputs.
+        Raises:
+            InputError, RewriteError: as `export`.
+        """
+        program = plain_program(program)
+        inputs = inputs or program.example_inputs
+        with atomic_files(self.path) as path:
+            WRITERS[self.target.name](program, path, **self.options)
+            run = READERS[self.target.name](path, program, **self.options)
+            size = sum(each.stat().st_size for each in path.parent.iterdir())
+            if isinstance(run, str) or inputs is None:
+                return Written(size, None, run if isinstance(run, str) else "the program has no example inputs")
+            args, kwargs = inputs
+            with torch.no_grad():
+                expected = tensors(_with_own_buffers(program.module())(*args, **kwargs))
+                found = run(args, kwargs)
+            return Written(size, _largest_error(found, expected, self.target.name))
+
+
+# --- the targets ------------------------------------------------------------------------------------------------------
+
+
+def _write_pt2(program: ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _write_onnx(program: ExportedProgram, path: Path, opset: int = 18, custom_ops: bool = False) -> None:
+    from jetvit.passes.to_onnx.export import onnx_model
+    from jetvit.passes.to_onnx.write import write_onnx
+
+    write_onnx(onnx_model(program, opset=opset, custom_ops=custom_ops), path)
+
+
+def _write_tensorrt(program: ExportedProgram, path: Path, plugins: bool = False) -> None:
+    from jetvit.passes.tensorrt.compiler import write_tensorrt
+
+    write_tensorrt(program, path, plugins=plugins)
+
+
+def _read_pt2(path: Path, program: ExportedProgram) -> Run:
+    module = load_exported(path).module()
+    return lambda args, kwargs: tensors(module(*args, **kwargs))
+
+
+def _read_aoti(path: Path, program: ExportedProgram) -> Run:
+    from torch._inductor import aoti_load_package
+
+    package = aoti_load_package(str(path))
+    return lambda args, kwargs: tensors(package(*args, **kwargs))
+
+
+def _read_onnx(path: Path, program: ExportedProgram, opset: int = 18, custom_ops: bool = False) -> Run | str:
+    if custom_ops:
+        return "no runtime here has the operators of jetvit"
+    try:
+        import onnxruntime
+    except ImportError:
+        return "onnxruntime is not installed"
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # of a class of its own for every kind of failure
+        return f"onnxruntime does not take it on a CPU ({reason(error)})"
+    if any("bfloat16" in each.type for each in (*session.get_inputs(), *session.get_outputs())):
+        return "numpy, through which onnxruntime is called, has no bfloat16"
+    names = [each.name for each in session.get_inputs()]
+
+    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        values = [each.detach().cpu().numpy() for each in tensors((args, reorder_kwargs(dict(kwargs), spec)))]
+        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, values, strict=True)))]
+
+    spec = program.call_spec.in_spec
+    return run
+
+
+def _read_tensorrt(path: Path, program: ExportedProgram, plugins: bool = False) -> str:
+    from jetvit.passes.tensorrt.compiler import require_tensorrt
+
+    require_tensorrt().load(str(path))
+    return "it was only read; compare it with the model on images of your own"
+
+
+WRITERS: Mapping[str, Callable[..., None]] = {
+    "pt2": _write_pt2,
+    "aoti": write_aoti,
+    "onnx": _write_onnx,
+    "tensorrt": _write_tensorrt,
+}
+READERS: Mapping[str, Callable[..., Run | str]] = {
+    "pt2": _read_pt2,
+    "aoti": _read_aoti,
+    "onnx": _read_onnx,
+    "tensorrt": _read_tensorrt,
+}
+"""What runs a written file, or why it cannot be run here."""
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a tree of outputs, in their order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _with_own_buffers(module: nn.Module) -> nn.Module:
+    """The module, whose buffers were another's: a run may write to them."""
+    for each in module.modules():
+        for name, buffer in each.named_buffers(recurse=False):
+            each._buffers[name] = buffer.clone()
+    return module
+
+
+def _require(target: str) -> None:
+    """Refuse a target whose packages or tools are missing."""
+    if target == "aoti":
+        require_compiler()
+    if target == "onnx":
+        from jetvit.passes.to_onnx.export import require_onnx
+
+        require_onnx()
+    if target == "tensorrt":
+        from jetvit.passes.tensorrt.compiler import require_tensorrt
+
+        require_tensorrt()
+
+
+def _largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], target: str) -> float:
+    """The largest error of any output, as a share of its largest value.
+
+    Raises:
+        RewriteError: other outputs, or other values than rounding explains.
+    """
+    wrong = ""
+    worst = 0.0
+    if len(found) != len(expected):
+        wrong = f"it has {len(found)} outputs in place of {len(expected)}"
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            wrong = f"output {number} is {_text(ours)} in place of {_text(theirs)}"
+        elif theirs.numel():
+            # NaN where the program has NaN is right; the difference counts everywhere else.
+            ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
+            both = ours.isnan() & theirs.isnan() | (ours == theirs)
+            error = torch.where(both, 0.0, (ours - theirs).abs()).max().item()
+            scale = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
+            share = error / max(scale, 1e-6)
+            worst = max(worst, share)
+            if not share <= LOOSE.get(expected[number].dtype, 1e-2):
+                wrong = f"output {number} is off by {share:.1e} of its largest value"
+    if wrong:
+        raise RewriteError(
+            f"the file written for {target} does not compute what the program does",
+            why=wrong,
+            do="export with target='pt2', and report this with the model",
+        )
+    return worst
+
+
+def _text(tensor: Tensor) -> str:
+    return f"{'×'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,153 @@
+"""Resize and Upsample, as F.interpolate where that means the same, and refused by name where it does not."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jetvit.passes.from_onnx.call import Call, operator
+from jetvit.passes.from_onnx.values import Number, UnsupportedError, same_number
+
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@operator("Resize", "Upsample")
+def resize(call: Call) -> Tensor:
+    """Another size for the spatial axes of [batch, channel, *spatial].
+
+    Raises:
+        UnsupportedError: a mode, a coordinate transform or a coefficient that F.interpolate has not.
+    """
+    x, mode = call.tensor(0), call.attribute("mode", "nearest")
+    scales, sizes = _targets(call, x)
+    spatial = list(range(x.ndim))
+    for dim in (0, 1):
+        if x.ndim > 2 and dim in spatial and not same_number(sizes[dim], x.shape[dim]):
+            raise UnsupportedError("the batch or the channels are resized")
+    target, factors = sizes[2:], scales[2:] if scales is not None else None
+    if x.ndim not in (3, 4, 5):
+        raise UnsupportedError(f"a tensor with {x.ndim} axes")
+    if all(same_number(size, before) for size, before in zip(target, x.shape[2:], strict=True)) and factors is None:
+        return x
+    transform = call.attribute("coordinate_transformation_mode", "half_pixel")
+    if call.node.op_type == "Upsample" or call.opset < 11:
+        transform = "asymmetric"
+    if call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise UnsupportedError("keep_aspect_ratio_policy")
+    if mode == "nearest":
+        return _nearest(call, x, target, factors, transform)
+    return _smooth(call, x, target, factors, str(mode), transform)
+
+
+def _targets(call: Call, x: Tensor) -> tuple[list[Number] | None, list[Number]]:
+    """(scales, sizes) of all axes; scales only where the file gives them, for then they are not size over size."""
+    if call.node.op_type == "Upsample":
+        given = call.ints(1) if call.opset >= 9 else call.attribute("scales")
+        return _all(call, x, given, [1.0] * x.ndim), _scaled(x, _all(call, x, given, [1.0] * x.ndim))
+    by_scale, by_size = (1, None) if call.opset < 11 else (2, 3)
+    if by_size is not None and call.has(by_size):
+        return None, _all(call, x, call.ints(by_size), list(x.shape))
+    if not call.has(by_scale):
+        raise UnsupportedError("neither scales nor sizes are given")
+    scales = _all(call, x, call.ints(by_scale), [1.0] * x.ndim)
+    return scales, _scaled(x, scales)
+
+
+def _all(call: Call, x: Tensor, given: list[Number], default: list[Number]) -> list[Number]:
+    axes = call.attribute("axes") or list(range(len(given)))
+    result = list(default)
+    for axis, value in zip(axes, given, strict=True):
+        result[axis % x.ndim] = value
+    return result
+
+
+def _scaled(x: Tensor, scales: list[Number]) -> list[Number]:
+    sizes: list[Number] = []
+    for size, scale in zip(x.shape, scales, strict=True):
+        if isinstance(scale, float) and scale.is_integer():
+            sizes.append(size * int(scale))
+        elif isinstance(scale, float) and scale > 0 and (1 / scale).is_integer():
+            sizes.append(size // int(1 / scale))
+        else:
+            sizes.append(torch.sym_int(torch.sym_float(size) * scale))
+    return sizes
+
+
+def _smooth(
+    call: Call, x: Tensor, target: list[Number], factors: list[Number] | None, mode: str, transform: str
+) -> Tensor:
+    rank, antialias = x.ndim - 2, bool(call.attribute("antialias", 0))
+    outside = bool(call.attribute("exclude_outside", 0))
+    align = transform == "align_corners"
+    if transform == "pytorch_half_pixel" and all(isinstance(size, int) and size > 1 for size in target):
+        transform = "half_pixel"
+    if transform not in ("half_pixel", "align_corners"):
+        raise UnsupportedError(f"coordinate_transformation_mode {transform!r} with mode {mode!r}")
+    coefficient = call.attribute("cubic_coeff_a", -0.75)
+    if mode == "cubic":
+        wanted = (-0.5, True) if antialias else (-0.75, False)
+        if rank != 2 or abs(coefficient - wanted[0]) > 1e-6 or outside != wanted[1]:
+            raise UnsupportedError(
+                f"mode 'cubic' over {rank} axes with cubic_coeff_a {coefficient}, exclude_outside {int(outside)}"
+            )
+        name = "bicubic"
+    elif mode == "linear" and rank in _LINEAR and outside == antialias:
+        name = _LINEAR[rank]
+    else:
+        raise UnsupportedError(f"mode {mode!r} over {rank} axes with exclude_outside {int(outside)}")
+    if antialias and (rank != 2 or align):
+        raise UnsupportedError("antialias over other than two axes, or with align_corners")
+    if factors is not None and not align and not antialias:
+        if all(isinstance(factor, float) for factor in factors):
+            return F.interpolate(x, scale_factor=factors, mode=name, align_corners=False)
+        if any(not _is_ratio(factor) for factor in factors):
+            raise UnsupportedError("scales that depend on the size of the input")
+    return F.interpolate(x, size=target, mode=name, align_corners=align, antialias=antialias)
+
+
+def _is_ratio(factor: Number) -> bool:
+    """True if a scale is a whole number, so that size over size is the same scale."""
+    return isinstance(factor, float) and factor.is_integer()
+
+
+def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[Number] | None, transform: str) -> Tensor:
+    """F.interpolate where the same entries are picked, else each axis by its own indices."""
+    rounding = call.attribute("nearest_mode", "round_prefer_floor")
+    if call.opset < 11:
+        rounding = "floor"
+    whole = factors is not None and all(_is_ratio(factor) for factor in factors)
+    known = all(
+        isinstance(a, int) and isinstance(b, int) and a % b == 0 for a, b in zip(target, x.shape[2:], strict=True)
+    )
+    if transform == "asymmetric" and rounding == "floor" and (factors is None or whole):
+        return F.interpolate(x, size=target, mode="nearest")
+    if transform == "half_pixel" and rounding == "round_prefer_ceil" and (factors is None or whole):
+        return F.interpolate(x, size=target, mode="nearest-exact")
+    if transform in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor",) and (whole or known):
+        return F.interpolate(x, size=target, mode="nearest-exact")  # no tie where it grows
+    for index, size in enumerate(target):
+        scale = factors[index] if factors is not None else None
+        x = x.index_select(index + 2, _picked(x.shape[index + 2], size, scale, transform, rounding))
+    return x
+
+
+def _picked(before: Number, after: Number, scale: Number | None, transform: str, rounding: str) -> Tensor:
+    """Which entries of an axis are picked."""
+    places = torch.arange(after, dtype=torch.float32)
+    step = torch.sym_float(before) / after if scale is None else 1.0 / scale
+    if transform in ("half_pixel", "pytorch_half_pixel"):
+        places = (places + 0.5) * step - 0.5
+    elif transform == "asymmetric":
+        places = places * step
+    elif transform == "align_corners":
+        places = places * (torch.sym_float(before - 1) / torch.sym_max(after - 1, 1))
+    else:
+        raise UnsupportedError(f"coordinate_transformation_mode {transform!r} with mode 'nearest'")
+    round_ = {
+        "floor": torch.floor,
+        "ceil": torch.ceil,
+        "round_prefer_floor": lambda x: torch.ceil(x - 0.5),
+        "round_prefer_ceil": lambda x: torch.floor(x + 0.5),
+    }[rounding]
+    return round_(places).clamp(0, before - 1).long()

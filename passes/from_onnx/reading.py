@@ -1,0 +1,180 @@
+"""An .onnx file as an onnx_ir model: checked before anything in it is trusted, its external data left where it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jetvit.passes.to_onnx.convention import DOMAIN
+from jetvit.patterns.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+_OLDEST = 7
+"""The first opset whose binary operators broadcast as they do today."""
+_AGAIN = "copy the file again if it was cut off, or export the model again"
+_INSTALL = "pip install 'jetvit[onnx]'"
+
+
+def read_model(path: str | os.PathLike[str]) -> ir.Model:
+    """The model of an .onnx file, with its local functions inlined but for jetvit's own.
+
+    Raises:
+        InputError: no such file, no ONNX model, one that onnx's checker refuses, a version that is not known, external
+            data outside the file's folder, missing or cut off, or the packages to read it are missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}", do="check the path of the .onnx file")
+    try:
+        import onnx
+        import onnx_ir as ir
+        import onnxscript  # noqa: F401  # its rewriter is needed later on: better told now
+    except ImportError as error:
+        raise InputError("reading ONNX needs the packages onnx and onnxscript", why=str(error), do=_INSTALL) from error
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf's own DecodeError, or whatever reading the bytes raises
+        raise InputError(f"{path} is no ONNX model", why=_first_line(error), do=_AGAIN) from error
+    _check_versions(path, proto)
+    for tensor, owner in _tensors(proto):
+        _check_data(path, tensor, owner)
+    _check(path)
+    try:
+        model = ir.serde.deserialize_model(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        for function in model.functions.values():
+            ir.external_data.set_base_dir(function.graph, path.parent)
+        _check_names(model)
+        import onnx_ir.passes.common as common
+
+        common.InlinePass(lambda function: function.domain != DOMAIN)(model)
+    except Exception as error:  # a graph that the checker lets through and onnx_ir does not
+        raise InputError(f"{path} cannot be read", why=_first_line(error), do=_AGAIN) from error
+    return model
+
+
+def _check_names(model: ir.Model) -> None:
+    """Names are text: protobuf hands out the bytes of what is no UTF-8."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        names: list[Any] = [value.name for value in (*graph.inputs, *graph.initializers.values())]
+        for node in graph.all_nodes():
+            names += [node.name, node.op_type, node.domain, *node.attributes, *(value.name for value in node.outputs)]
+            names += [*node.metadata_props, *node.metadata_props.values()]
+        if any(isinstance(name, bytes) for name in names):
+            raise ValueError("a name in it is no text")
+
+
+def _check_versions(path: Path, proto: onnx.ModelProto) -> None:
+    import onnx
+
+    if not proto.HasField("graph") or not proto.ir_version or not proto.graph.output:
+        raise InputError(f"{path} is no ONNX model", why="it holds no graph", do=_AGAIN)
+    if proto.ir_version > onnx.IR_VERSION:
+        raise InputError(
+            f"{path} cannot be read",
+            why=f"it is of IR version {proto.ir_version}; onnx {onnx.__version__} knows versions to {onnx.IR_VERSION}",
+            do="install a newer onnx, or export the model with an older opset",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx") and not _OLDEST <= entry.version <= newest:
+            raise InputError(
+                f"{path} cannot be read",
+                why=f"it is of opset {entry.version}; opsets {_OLDEST} to {newest} are known",
+                do="export the model with a newer opset, or install a newer onnx",
+            )
+
+
+def _check(path: Path) -> None:
+    """onnx's own checker; an operator that it has no schema for is named later, with all the others."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=False)
+    except Exception as error:
+        reason = str(error)
+        if "No Op registered for" in reason or "No opset import for domain" in reason:
+            return
+        raise InputError(f"{path} is no valid ONNX model", why=_first_line(error), do=_AGAIN) from error
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[Any, str]]:
+    """Every tensor of a model, also in attributes, branches and functions, with the name of what holds it."""
+    graphs: list[Any] = [proto.graph]
+    nodes: list[Any] = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes += graph.node
+            for tensor in graph.initializer:
+                yield tensor, tensor.name
+            for sparse in graph.sparse_initializer:
+                yield sparse.values, sparse.values.name
+                yield sparse.indices, sparse.values.name
+            continue
+        node = nodes.pop()
+        for attribute in node.attribute:
+            graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+                yield tensor, tensor.name or node.name or node.op_type
+
+
+def _check_data(path: Path, tensor: onnx.TensorProto, owner: str) -> None:
+    """External data lie in the file's folder, and have the length that type and shape ask for."""
+    import onnx
+    import onnx_ir as ir
+
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location, folder = entries.get("location", ""), path.parent.resolve()
+    target = path.parent / location
+    outside = Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location or not location
+    if outside or not target.resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path} is refused: its data lie outside its folder",
+            why=f"the tensor {owner!r} is to be read from {location!r}",
+            where=str(folder),
+            do="put the data beside the file, or save the model again as one file",
+        )
+    if not target.is_file():
+        raise InputError(
+            f"the data of {path} are missing",
+            why=f"the tensor {owner!r} is to be read from {location!r}",
+            where=str(folder),
+            do="copy the data file into the same folder",
+        )
+    try:
+        offset, length = int(entries.get("offset") or 0), entries.get("length")
+        bits = ir.DataType(tensor.data_type).bitwidth
+        wanted = -(-bits * _count(tensor.dims) // 8)
+        stored = int(length) if length is not None else target.stat().st_size - offset
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the data of {path} cannot be read", why=f"{owner!r}: {error}", do=_AGAIN) from error
+    if offset < 0 or stored != wanted or offset + wanted > target.stat().st_size:
+        raise InputError(
+            f"the data of {path} are cut off or of another model",
+            why=f"the tensor {owner!r} needs {wanted} bytes from byte {offset} on; "
+            f"{location!r} has {target.stat().st_size} bytes, {stored} of them listed for it",
+            where=str(target),
+            do=_AGAIN,
+        )
+
+
+def _count(dims: Any) -> int:
+    count = 1
+    for size in dims:
+        if size < 0:
+            raise ValueError(f"a size of {size}")
+        count *= size
+    return count
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{type(error).__name__}: {str(cause).strip().split(chr(10), 1)[0][:200]}"

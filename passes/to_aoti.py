@@ -1,0 +1,107 @@
+"""The way out to AOTInductor: a program becomes compiled code in one file, which torch alone loads and runs.
+
+Inductor traces the operators of jetvit: on a CPU into the ATen operations of their references, on a GPU into their
+Triton kernels, which the file carries compiled. So whoever loads it needs neither jetvit nor the model's own package.
+Weights are in the file as well; torch appends them to the code where they are more than 2 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from jetvit.patterns.errors import InputError, RewriteError
+
+OWN = ("aten", "prims", "quantized", "_c10d_functional")
+"""Operators that torch has without any other package."""
+
+
+def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
+    """Compile a program for the device that its weights are on, and write it as an AOTInductor package.
+
+    `torch._inductor.aoti_load_package(path)` loads it, with the same version of torch and on the same kind of
+    processor. Sizes that the program leaves open stay open. The others are checked only where the environment has
+    AOTI_RUNTIME_CHECK_INPUTS=1: without it, an input of another size gives wrong results, or is read beyond its end.
+
+    Args:
+        program: the program, with example inputs; it is not changed.
+        path: a file that ends in .pt2.
+    Raises:
+        InputError: no C++ compiler, or a program without example inputs.
+        RewriteError: Inductor cannot compile it, or what it made needs operators of another package.
+    """
+    if program.example_inputs is None:
+        raise InputError(
+            "the program cannot be compiled",
+            why="it has no example inputs, which AOTInductor takes its layouts from",
+            do="export the model again with torch.export.export",
+        )
+    require_compiler()
+    # Not in Inductor's cache, which would keep a copy of the weights of every model that was ever compiled.
+    with tempfile.TemporaryDirectory(prefix="jetvit-aoti-") as folder:
+        files = _compile(program, folder)
+        foreign = _operators_outside(files)
+        if foreign:
+            raise RewriteError(
+                "the compiled model would not run with torch alone",
+                why=f"it calls {', '.join(foreign)}",
+                do="export it with target='pt2', and load it where these operators are registered",
+            )
+        from torch._inductor.package import package_aoti
+
+        package_aoti(os.fspath(path), {"model": [*files]})
+
+
+def require_compiler() -> None:
+    """Refuse with advice where Inductor finds no C++ compiler.
+
+    Raises:
+        InputError: there is none.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise InputError(
+            "AOTInductor needs a C++ compiler",
+            why=f"none was found; {os.environ['CXX']!r} is what CXX names" if "CXX" in os.environ else "g++ is missing",
+            do="install one (apt-get install g++, dnf install gcc-c++, xcode-select --install), or set CXX to its name",
+        ) from error
+
+
+def _compile(program: ExportedProgram, folder: str) -> list[str]:
+    """The files of a package, in `folder`."""
+    from torch._inductor import aot_compile
+
+    args, kwargs = program.example_inputs
+    options = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
+    try:
+        with torch.no_grad():
+            files: Any = aot_compile(program.module(check_guards=False), args, kwargs, options=options)
+    except Exception as error:  # Inductor raises whatever its lowerings and the compiler meet
+        text = " ".join(str(error).split())
+        raise RewriteError(
+            "AOTInductor cannot compile the model",
+            why=f"{type(error).__name__}: {text[:400]}",
+            do="check that torch.compile takes it; export it with target='pt2' or 'onnx' otherwise",
+        ) from error
+    return list(files)
+
+
+def _operators_outside(files: list[str]) -> list[str]:
+    """The operators that the compiled code calls by name and that torch alone does not have."""
+    found = set()
+    for file in (Path(each) for each in files):
+        if file.suffix == ".json" and not file.stem.endswith("_metadata"):
+            data = json.loads(file.read_text(encoding="utf-8"))
+            for entry in data.get("nodes", []) if isinstance(data, dict) else []:
+                found.add(str(entry["node"]["target"]).removeprefix("torch.ops."))
+    return sorted(name for name in found if name.split(".")[0].split("::")[0] not in OWN)

@@ -1,0 +1,9 @@
+"""The way out to ONNX: an exported program becomes a file that any runtime reads.
+
+`onnx_model` makes the model, `write_onnx` checks and writes it; `convention` says how the operators stand in it.
+"""
+
+from jetvit.passes.to_onnx.export import onnx_model
+from jetvit.passes.to_onnx.write import EXTERNAL_ABOVE, write_onnx
+
+__all__ = ["EXTERNAL_ABOVE", "onnx_model", "write_onnx"]

@@ -1,0 +1,125 @@
+"""Through ONNX and back: neither what a model computes nor what a plan means depends on the format of the file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+import jetvit
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.passes.capture import export_model
+from jetvit.passes.from_onnx import read_onnx
+from jetvit.passes.plain_outputs import with_plain_outputs
+from jetvit.passes.to_onnx.export import onnx_model
+from jetvit.passes.to_onnx.write import write_onnx
+from jetvit.patterns.site import AttentionSite
+from tests.zoo import CASES, found
+
+# Extra tokens before and after, RoPE, a DPT head, packed and separate projections, fused and decomposed attention.
+QUICK = ("hf_dinov3_sdpa", "hf_yolos_eager", "hf_depth_anything_sdpa", "timm_vit_fused", "timm_vit_qk_norm_unfused")
+CHOICES = (
+    Choice("full"),
+    Choice("window", window=(2, 2)),
+    Choice("window", window=(3, 2)),
+    Choice("linear"),
+    Choice("linear", conv_size=3),
+    Choice("linear", conv_size=5, feature_map="relu_centred"),
+    Choice("linear", feature_map="hedgehog"),
+)
+HIDDEN = 4
+
+
+def plan_for(sites: Sequence[AttentionSite], choices: Sequence[Choice]) -> Plan:
+    """The choices in turn, with drawn kernels: made from the image at the sites that lie even, fixed at the others."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    entries = []
+    for index, (site, choice) in enumerate(zip(sites, itertools.cycle(choices), strict=False)):
+        entries.append(SitePlan(site.name, choice))
+        if choice.conv_size:
+            channels = site.num_heads * site.head_dim
+            taps = channels * choice.conv_size**2
+            shapes = {"w1": (HIDDEN, channels), "b1": (HIDDEN,), "w2": (taps, HIDDEN), "b2": (taps,)}
+            for part in shapes if index % 2 == 0 else ("b2",):
+                weights[f"{site.name}.linear_attention.{part}"] = torch.randn(shapes[part], generator=generator)
+    return Plan(tuple(entries), Fingerprint.of(sites), weights=weights)
+
+
+def in_onnx_runtime(path: Path, images: Tensor) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(each) for each in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
+
+
+def run(program: ExportedProgram, *args: Any, **kwargs: Any) -> list[Tensor]:
+    with torch.no_grad():
+        return [leaf for leaf in pytree.tree_leaves(program.module()(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open: bool, folder: Path) -> None:
+    """A plan before the export, after it, and through another file: one function, and one answer of the matcher."""
+    case = CASES[name]
+    args, kwargs = case.inputs(batch=2)
+    shapes = case.dynamic_shapes(args, kwargs) if is_open else None
+    program = export_model(with_plain_outputs(case.build()), args, kwargs, shapes)
+    sites = jetvit.find_attention(program)
+    plan = plan_for(sites, choices)
+    before = jetvit.optimize(program, plan=plan)
+    expected = run(before, *args, **kwargs)
+
+    rewritten = jetvit.export(before, target="onnx", opset=opset, path=folder / "rewritten.onnx")
+    assert_same(in_onnx_runtime(rewritten, *args), expected)
+
+    write_onnx(onnx_model(program, opset=opset), folder / "original.onnx")  # without the exact rewrites of `export`
+    original = read_onnx(folder / "original.onnx")
+    assert [site.name for site in jetvit.find_attention(original)] == [site.name for site in sites]
+    after = jetvit.optimize(original, plan=plan)
+    assert_same(run(after, *args), expected)
+    from_file = jetvit.export(after, target="onnx", opset=opset, path=folder / "after.onnx")
+    assert_same(in_onnx_runtime(from_file, *args), expected)
+
+    again = read_onnx(rewritten)
+    done = {entry.name for entry in jetvit.find_attention(before).rewritten}
+    assert {entry.name for entry in jetvit.find_attention(again).rewritten} == done
+    assert_same(run(jetvit.optimize(again, plan=plan), *args), expected)
+    if is_open and case.oblong is not None and case.dynamic == "image":
+        args, kwargs = case.inputs(batch=3, size=case.oblong)
+        expected = run(before, *args, **kwargs)
+        assert_same(in_onnx_runtime(rewritten, *args), expected)
+        assert_same(run(after, *args), expected)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(QUICK), st.lists(st.sampled_from(CHOICES), min_size=1, max_size=4), st.sampled_from([18, 23]),
+    st.booleans(),
+)  # fmt: skip
+def test_a_plan_is_one_function_on_every_road(
+    tmp_path: Path, name: str, choices: list[Choice], opset: int, is_open: bool
+) -> None:
+    check_round_trips(name, choices, opset, is_open, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("name", [case.name for case in found()])
+def test_every_model_goes_there_and_back(name: str, opset: int, is_open: bool, tmp_path: Path) -> None:
+    check_round_trips(name, CHOICES[1:5], opset, is_open, tmp_path)

@@ -6,7 +6,7 @@ the models here with each other and with nothing else.
 
     python -m benchmarks.search_nyuv2 --data DIR [--seeds 1] [-o FILE]
 
-DIR (or JETVIT_DATA) holds vit_tiny_patch16_224.safetensors and nyuv2/{train,val}/{images,depths}. About half an hour on
+DIR (or JETVIT_DATA) holds vit_tiny_patch16_224.safetensors and nyuv2/{train,val}/{images,depths}. About an hour on
 two cores; it may be killed and started again.
 """
 

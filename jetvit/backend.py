@@ -9,15 +9,19 @@ parameters that it was compiled for are checked at every call.
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule
 
+from jetvit import kernels
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
 from jetvit.passes.capture import capture_dynamo
@@ -107,7 +111,8 @@ def _compile_inner(
         from torch._inductor.compile_fx import compile_fx
 
         settings = {**list_mode_options(mode or "default"), **settings}
-        return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
+        with torch.compiler.config.patch(cache_key_tag=f"{torch.compiler.config.cache_key_tag}jetvit {_kernels_digest()}"):
+            return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
     _refuse_mode(mode, inner)
     if isinstance(inner, str):
         try:
@@ -120,6 +125,16 @@ def _compile_inner(
                 do=f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(names)}",
             ) from error
     return inner(module, list(example_inputs), **({"options": settings} if settings else {}))
+
+
+@functools.cache
+def _kernels_digest() -> str:
+    """A digest of the operators' code. torch keeps compiled graphs on disk by the names of the operators in them, and
+    would go on with the code of an older jetvit."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(kernels.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _refuse_mode(mode: str | None, inner: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models from what a user names: a HuggingFace folder, a timm name, a factory of their own, a `.pt2` or `.onnx` file."""
+"""Models from what a user names: a HuggingFace folder, a timm name, their own factory, a `.pt2` or an `.onnx` file."""
 
 from __future__ import annotations
 

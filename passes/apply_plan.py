@@ -59,7 +59,7 @@ class ApplyPlan:
         generators = {site.name: _generator(site, choice, weights) for site, choice in work}
         replaced = 0
         if weights and not match.absent:
-            check_base({match.rename(name): sample for name, sample in self.plan.base_samples.items()}, graph.values())
+            notes += _check_base(self.plan, match, graph)
             replaced = _replace_base(graph, weights, {name for site in generators for name in generator_names(site)})
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name])
@@ -210,6 +210,18 @@ def rewritten_choice(entry: Rewritten) -> Choice:
         return Choice("window", window=(node.args[8], node.args[9]))
     conv_size, eps, feature_map = node.args[12:15]
     return Choice("linear", conv_size=conv_size, eps=eps, feature_map=feature_map)
+
+
+def _check_base(plan: Plan, match: NameMatch, graph: RewritableGraph) -> list[str]:
+    """Refuse a model with other weights than the plan was made on; what could not be compared is a note."""
+    samples = {match.rename(name): sample for name, sample in plan.base_samples.items()}
+    absent = check_base(samples, graph.values())
+    if not absent:
+        return []
+    others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    note = f"the model has no {absent[0]}{others} to compare with the weights that the plan was made on; the rest agrees"
+    log.warning("%s", note)
+    return [note]
 
 
 def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -> list[str]:

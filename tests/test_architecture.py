@@ -28,7 +28,10 @@ MAY_IMPORT = {
     | {"jetvit.passes", "jetvit.patterns", "jetvit.cost_model", "jetvit.kernels"},
 }  # fmt: skip
 # Imported inside the function that needs it: `import jetvit` must work where it is missing.
-OPTIONAL = {"triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "torch_tensorrt", "accelerate", "scipy", "sklearn"}
+OPTIONAL = {
+    *("triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch_tensorrt"),
+    *("accelerate", "scipy", "sklearn"),
+}
 
 
 def files(room: str) -> list[Path]:

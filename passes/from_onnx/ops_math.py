@@ -41,11 +41,16 @@ def add(call: Call) -> Tensor:
 @operator("Mul")
 def mul(call: Call) -> Tensor:
     """a · b; an empty tensor times zero, which exporters write for β = 0, is zero and provably so."""
-    for value, other in (call.node.inputs, reversed(call.node.inputs)):
+    for index in (0, 1):
+        value, other = call.node.inputs[index], call.node.inputs[1 - index]
         producer = value.producer() if value is not None else None
-        if producer is not None and producer.op_type == "ConstantOfShape" and call.number_of(other) == 0:
-            filled = call.tensor(list(call.node.inputs).index(value))
-            return torch.zeros(filled.shape, dtype=filled.dtype)
+        filled = producer is not None and (
+            producer.op_type == "ConstantOfShape"
+            or (producer.op_type == "Expand" and call.number_of(producer.inputs[0]) == 0)
+        )
+        if filled and call.number_of(other) == 0:
+            x = call.tensor(index)
+            return torch.zeros(x.shape, dtype=x.dtype)
     return torch.mul(*_commuted(call))
 
 

@@ -135,11 +135,11 @@ def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[Number] 
 def _picked(before: Number, after: Number, scale: Number | None, transform: str, rounding: str) -> Tensor:
     """Which entries of an axis are picked."""
     places = torch.arange(after, dtype=torch.float32)
-    step = torch.sym_float(before) / after if scale is None else 1.0 / scale
+    ratio = torch.sym_float(after) / before if scale is None else scale
     if transform in ("half_pixel", "pytorch_half_pixel"):
-        places = (places + 0.5) * step - 0.5
+        places = (places + 0.5) / ratio - 0.5
     elif transform == "asymmetric":
-        places = places * step
+        places = places / ratio
     elif transform == "align_corners":
         places = places * (torch.sym_float(before - 1) / torch.sym_max(after - 1, 1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from jetvit.passes.to_onnx.body import Body, Grid, Shape
@@ -82,11 +83,11 @@ def _by_taps(body: Body, v: ir.Value, kernel: ir.Value, grid: Grid, size: int, c
     x = body.reshape(v, 0, grid.height, grid.width, channels)
     x = body.pad(x, [0, half, half, 0], [0, half, half, 0])
     taps = body.transpose(body.reshape(kernel, -1, 1, 1, channels, size * size), 4, 0, 1, 2, 3)
-    out = None
+    products = []
     for dy in range(size):
         row = body.slice(x, dy, body.add(grid.height, dy), 1)
         for dx in range(size):
             tap = body.op("Gather", taps, body.constant(dy * size + dx), axis=0)
-            product = body.op("Mul", body.slice(row, dx, body.add(grid.width, dx), 2), tap)
-            out = product if out is None else body.op("Add", out, product)
+            products.append(body.op("Mul", body.slice(row, dx, body.add(grid.width, dx), 2), tap))
+    out = functools.reduce(lambda total, product: body.op("Add", total, product), products)
     return body.reshape(out, 0, -1, channels)

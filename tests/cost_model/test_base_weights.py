@@ -79,6 +79,19 @@ def test_a_missing_and_a_misshapen_weight_are_named():
         check_base({"w": torch.zeros(5)}, {"w": torch.zeros(3)})
 
 
+def test_a_tenth_may_be_absent():
+    base = {f"w{i}": torch.randn(50, generator=torch.Generator().manual_seed(i)) for i in range(20)}
+    samples = sample_base(base)
+    assert check_base(samples, base) == []
+    few = {name: tensor for name, tensor in base.items() if name not in ("w3", "w7")}
+    assert check_base(samples, few) == ["w3", "w7"]
+    with pytest.raises(PlanError, match="2 others of 20") as error:
+        check_base(samples, {name: tensor for name, tensor in few.items() if name != "w0"})
+    assert error.value.where == "w0"
+    with pytest.raises(PlanError, match="is not the one"):  # those that are there are compared all the same
+        check_base(samples, {**few, "w19": -base["w19"]})
+
+
 def test_a_record_is_short_and_spread():
     record = base_record(weights())
     assert len(record) == 8

@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_inductor_cache
 
 import jetvit
 from jetvit.backend import BackendOptions
@@ -149,6 +151,25 @@ def test_inductor(name: str, with_plan: bool) -> None:
     expected = planned(program, inputs, plan) if plan is not None else model(*inputs[0], **inputs[1])
     result = compiled(model, "inductor", plan=plan)(*inputs[0], **inputs[1])
     assert_close(result, expected, 2e-2 if "autocast" in name else 1e-5)
+
+
+def test_graphs_that_torch_keeps_are_not_those_of_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps compiled graphs on disk by the operators' names: after an upgrade it would run the old code."""
+    model, (args, kwargs), program = exported("sdpa")
+    plan = plan_of(jetvit.find_attention(program), (WINDOW,))
+
+    def hits() -> int:
+        torch.compiler.reset()
+        counters.clear()
+        with torch.no_grad():
+            compiled(model, "inductor", plan=plan)(*args, **kwargs)
+        return counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+
+    with fresh_inductor_cache():
+        assert hits() == 0
+        assert hits() > 0
+        monkeypatch.setattr("jetvit.backend._kernels_digest", lambda: "of an older version")
+        assert hits() == 0
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
     plan = mixed_plan(jetvit.find_attention(program))
     rewritten = jetvit.optimize(program, plan=plan)
     with torch.no_grad():
-        expected = [tensors(rewritten.module()(images)) for images in batches]
+        expected = [[each.detach() for each in tensors(rewritten.module()(images))] for images in batches]
     torch.save(batches, folder / "inputs.pt")
     shared = {
         "model": name + ("" if key == "vit_tiny" and data is not None else " (random weights)"),

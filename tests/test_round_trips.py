@@ -98,7 +98,9 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
     again = read_onnx(rewritten)
     done = {entry.name for entry in jetvit.find_attention(before).rewritten}
     assert {entry.name for entry in jetvit.find_attention(again).rewritten} == done
-    assert_same(run(jetvit.optimize(again, plan=plan), *args), expected)
+    if done:  # else the file holds full attention with merged projections, and the plan is for separate ones
+        again = jetvit.optimize(again, plan=plan)
+    assert_same(run(again, *args), expected)
     if is_open and case.oblong is not None and case.dynamic == "image":
         args, kwargs = case.inputs(batch=3, size=case.oblong)
         expected = run(before, *args, **kwargs)

@@ -1,11 +1,12 @@
 """Every target of `jetvit export` on three models: size of the file, and how far its results are from PyTorch's.
 
 ViT-Tiny (real weights where they are), DINOv3-S and DepthAnythingV2-S (random weights: an error of rounding needs no
-others), batch, height and width open, with a plan of linear attention with a convolution, windows and two full blocks.
-Each file is run at several sizes, `.pt2` and AOTInductor packages in a process of their own (the latter without
-jetvit), ONNX in ONNX Runtime. The error is the largest difference from the rewritten model in eager PyTorch over the
-largest result. TensorRT is not there: its rows say how many operators of the graph that it would get have a converter,
-and the error is that of this graph's ONNX twin in ONNX Runtime.
+others) with open batch, height and width (DepthAnything's head takes the size as numbers: its batch alone), and a plan
+of linear attention with convolutions, windows and full blocks. Each file is run at several sizes, `.pt2` and
+AOTInductor packages in a process of their own (the latter without jetvit), ONNX in ONNX Runtime. The error is the
+largest difference from the rewritten model in eager PyTorch over the largest result. TensorRT is not there: its rows
+say how many operators of the graph that it would get have a converter, and the error is that of this graph's ONNX twin
+in ONNX Runtime.
 
     python -m benchmarks.targets [--data DIR] [--models vit_tiny dinov3_s] [-o FILE]
 """
@@ -43,7 +44,6 @@ CHOICES = (
     *(Choice("window", window=(5, 6)), Choice("linear", conv_size=5), Choice("linear", feature_map="hedgehog")),
 )
 HIDDEN = 32  # of the generators of the convolutions' kernels
-OPEN = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 COLUMNS = (
     *("model", "parameters_m", "target", "opset", "file_mb", "seconds", "max_error", "ran_in", "shapes", "note"),
     *("command", "date", "device", "threads", "torch", "onnxruntime", "jetvit"),
@@ -104,10 +104,12 @@ def depth_anything_s(data: Path | None) -> nn.Module:
     )  # fmt: skip
 
 
-MODELS: Mapping[str, tuple[str, Callable[[Path | None], nn.Module], int]] = {
-    "vit_tiny": ("ViT-Tiny", vit_tiny, 16),
-    "dinov3_s": ("DINOv3-S", dinov3_s, 16),
-    "depth_anything_s": ("DepthAnythingV2-S", depth_anything_s, 14),
+SIZES = ((2, 3, 256, 320), (1, 3, 208, 352), (3, 3, 288, 240))
+# Name, how it is built, batches of images to run it on.
+MODELS: Mapping[str, tuple[str, Callable[[Path | None], nn.Module], Sequence[tuple[int, ...]]]] = {
+    "vit_tiny": ("ViT-Tiny", vit_tiny, SIZES),
+    "dinov3_s": ("DINOv3-S", dinov3_s, SIZES),
+    "depth_anything_s": ("DepthAnythingV2-S", depth_anything_s, ((2, 3, 224, 280), (1, 3, 224, 280), (3, 3, 224, 280))),
 }
 TARGETS = ("pt2", "aoti", "onnx 18", "onnx 23", "tensorrt")
 
@@ -130,12 +132,12 @@ def mixed_plan(sites: Sequence[AttentionSite]) -> Plan:
 
 def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
     """One row a target of one model."""
-    name, build, patch = MODELS[key]
+    name, build, shapes = MODELS[key]
     torch.manual_seed(0)
     model = with_plain_outputs(build(data).eval())
-    shapes = [(2, 3, 16 * patch, 20 * patch), (1, 3, 13 * patch, 22 * patch), (3, 3, 18 * patch, 15 * patch)]
     batches = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
-    program = export_model(model, (batches[0],), {}, (OPEN,))
+    varied = {axis: Dim.DYNAMIC for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1}
+    program = export_model(model, (batches[0],), {}, (varied,))
     plan = mixed_plan(jetvit.find_attention(program))
     rewritten = jetvit.optimize(program, plan=plan)
     with torch.no_grad():

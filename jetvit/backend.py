@@ -111,7 +111,8 @@ def _compile_inner(
         from torch._inductor.compile_fx import compile_fx
 
         settings = {**list_mode_options(mode or "default"), **settings}
-        with torch.compiler.config.patch(cache_key_tag=f"{torch.compiler.config.cache_key_tag}jetvit {_kernels_digest()}"):
+        tag = f"{torch.compiler.config.cache_key_tag}jetvit {_kernels_digest()}"
+        with torch.compiler.config.patch(cache_key_tag=tag):
             return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
     _refuse_mode(mode, inner)
     if isinstance(inner, str):

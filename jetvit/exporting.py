@@ -47,6 +47,7 @@ def export(
     opset: int | None = None,
     custom_ops: bool = False,
     plugins: bool = False,
+    max_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Rewrite a model for inference and write it as a file; without a plan only exact rewrites are made.
 
@@ -70,6 +71,7 @@ def export(
         opset: onnx: the version of its standard operators, 18 (the default) or 23.
         custom_ops: onnx: leave the operators of jetvit as nodes of their own, for a runtime that knows them.
         plugins: tensorrt: the operators of jetvit run as plugins.
+        max_shapes: tensorrt: the largest shape of an input by its name, where sizes are open without a bound.
     Returns:
         The path.
     Raises:
@@ -78,7 +80,7 @@ def export(
         PlanError: the plan does not fit the model.
         RewriteError: the target cannot express the model, or the file does not compute what the program does.
     """
-    job = ExportJob.parse(target, path, opset=opset, custom_ops=custom_ops, plugins=plugins)
+    job = ExportJob.parse(target, path, opset=opset, custom_ops=custom_ops, plugins=plugins, max_shapes=max_shapes)
     plan = load_plan(plan)
     if isinstance(model, nn.Module) and not isinstance(model, OptimizedModule):
         model = with_plain_outputs(model)
@@ -105,7 +107,7 @@ TARGETS = {
         Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`"),
         Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package; it needs torch alone"),
         Target("onnx", ".onnx", ("opset", "custom_ops"), "any ONNX runtime"),
-        Target("tensorrt", ".pt2", ("plugins",), "torch_tensorrt.load, on a GPU of this kind"),
+        Target("tensorrt", ".pt2", ("plugins", "max_shapes"), "torch_tensorrt.load, on a GPU of this kind"),
     )
 }
 
@@ -136,7 +138,7 @@ class ExportJob:
 
     @classmethod
     def parse(cls, target: str, path: str | os.PathLike[str], **options: Any) -> ExportJob:
-        """A job from what a user asks for; an option that is None or False was not given.
+        """A job from what a user asks for; an option that is None, False or empty was not given.
 
         Raises:
             InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
@@ -148,7 +150,7 @@ class ExportJob:
                 do=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TARGETS)}",
             )
         kind = TARGETS[target]
-        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        given = {name: value for name, value in options.items() if value not in (None, False, {})}
         for name in given:
             if name not in kind.options:
                 takers = [each.name for each in TARGETS.values() if name in each.options]
@@ -214,10 +216,10 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int = 18, custom_op
     write_onnx(onnx_model(program, opset=opset, custom_ops=custom_ops), path)
 
 
-def _write_tensorrt(program: ExportedProgram, path: Path, plugins: bool = False) -> None:
+def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> None:
     from jetvit.passes.tensorrt.compiler import write_tensorrt
 
-    write_tensorrt(program, path, plugins=plugins)
+    write_tensorrt(program, path, **options)
 
 
 def _read_pt2(path: Path, program: ExportedProgram) -> Run:
@@ -255,7 +257,7 @@ def _read_onnx(path: Path, program: ExportedProgram, opset: int = 18, custom_ops
     return run
 
 
-def _read_tensorrt(path: Path, program: ExportedProgram, plugins: bool = False) -> str:
+def _read_tensorrt(path: Path, program: ExportedProgram, **options: Any) -> str:
     from jetvit.passes.tensorrt.compiler import require_tensorrt
 
     require_tensorrt().load(str(path))

@@ -32,7 +32,11 @@ from torch.export.pt2_archive.constants import (
 from jetvit.patterns.errors import InputError
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
-SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
+SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|torch|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
+METHODS = {
+    *("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt"),
+    *("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_sqrt"),  # of torch, in guards on resampled grids
+}
 
 
 @contextmanager
@@ -227,7 +231,7 @@ def _is_arithmetic(text: str) -> bool:
         if not isinstance(node, allowed):
             return False
         if isinstance(node, ast.Attribute):
-            plain = node.attr in ("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt")
+            plain = node.attr in METHODS
         elif isinstance(node, ast.Constant):
             plain = bool(re.fullmatch(r"\w+|\d*\.?\d*(e[+-]?\d+)?", str(node.value).lstrip("-"), re.ASCII))
         elif isinstance(node, ast.Name):

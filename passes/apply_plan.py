@@ -219,7 +219,7 @@ def _check_base(plan: Plan, match: NameMatch, graph: RewritableGraph) -> list[st
     if not absent:
         return []
     others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    note = f"the model has no {absent[0]}{others} to compare with the weights that the plan was made on; the rest agrees"
+    note = f"the plan's samples of {absent[0]}{others} could not be compared: the model has none of that name"
     log.warning("%s", note)
     return [note]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from jetvit.commands.options import add_model_options
 from jetvit.commands.rewriting import rewrite_and_write
@@ -50,11 +51,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--custom-ops", action="store_true", help="onnx: leave jetvit's operators as they are, without a body"
     )
     parser.add_argument("--plugins", action="store_true", help="tensorrt: run jetvit's operators as plugins")
+    parser.add_argument(
+        "--max-shape",
+        type=_shape,
+        action="append",
+        default=[],
+        metavar="INPUT=BxCxHxW",
+        help="tensorrt with --dynamic: the largest shape of an input; can be repeated",
+    )
     add_model_options(parser, dynamic=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the file and print what was done."""
-    job = ExportJob.parse(args.target, args.out, opset=args.opset, custom_ops=args.custom_ops, plugins=args.plugins)
+    job = ExportJob.parse(
+        args.target,
+        args.out,
+        opset=args.opset,
+        custom_ops=args.custom_ops,
+        plugins=args.plugins,
+        max_shapes=dict(args.max_shape),
+    )
     for line in rewrite_and_write(args, job):
         print(line)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, shape = text.partition("=")
+    if not re.fullmatch(r"\w+=[1-9]\d*(x[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: write it like pixel_values=8x3x1024x2048")
+    return name, tuple(map(int, shape.split("x")))

@@ -17,6 +17,8 @@ from jetvit.passes.to_onnx.functions import add_functions
 from jetvit.passes.to_onnx.names import axis_names, input_names, output_names, rename
 from jetvit.passes.to_onnx.translation import translation_table
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.regions import GraphView
+from jetvit.patterns.storage import written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,8 +42,8 @@ def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = 
         custom_ops: leave the operators of jetvit as nodes without a body, for a runtime that has them as plugins;
             otherwise each calls a local function of standard operators, which any runtime can run.
     Raises:
-        InputError: another opset, an operator that ONNX has no translation for, an output that is a plain number, or
-            onnx is not installed.
+        InputError: another opset, an operator that ONNX has no translation for, an output that is a plain number, a
+            buffer that the program writes to, or onnx is not installed.
     """
     if opset not in OPSETS:
         raise InputError(
@@ -51,6 +53,7 @@ def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = 
         )
     require_onnx()
     _check_outputs(program)
+    _check_state(program)
     exported = _export(program, opset)
     exported.rename_axes(axis_names(list(exported.model.graph.inputs)))
     model = exported.model
@@ -91,6 +94,20 @@ def _check_outputs(program: ExportedProgram) -> None:
                 why=f"one of its outputs is {spec.arg.value!r}, which is no tensor",
                 do="let the model return tensors only",
             )
+
+
+def _check_state(program: ExportedProgram) -> None:
+    """Refuse a program that changes itself from call to call: the exporter would drop the change without a word."""
+    buffers = program.graph_signature.inputs_to_buffers
+    changed = dict(program.graph_signature.buffers_to_mutate)  # of a program that was decomposed
+    places = [node.name for node in written(GraphView(program.graph_module))]
+    changed |= {name: buffers[name] for name in places if name in buffers}
+    if changed:
+        raise InputError(
+            "the program cannot be written in ONNX",
+            why=f"it writes to its buffer {next(iter(changed.values()))}; an ONNX model keeps nothing between calls",
+            do="let the model compute the buffer once, before it is captured, or choose another target than ONNX",
+        )
 
 
 def _export(program: ExportedProgram, opset: int) -> Any:

@@ -138,3 +138,24 @@ def test_files_beside_the_file_take_their_places_first(tmp_path: Path):
         assert not (tmp_path / "m.onnx.data").exists()
     assert (out.read_text(), (tmp_path / "m.onnx.data").read_text()) == ("new", "weights")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("shape", ["8x3x64x96", "images=8x3x0", "images=", "=8x3"])
+def test_a_largest_shape_that_is_none(refused: Run, tmp_path: Path, shape: str):  # noqa: F811
+    words = ("export", *TINY, *SIZE, "--target", "tensorrt", "--max-shape", shape, "-o", tmp_path / "m.pt2")
+    assert "write it like pixel_values=8x3x1024x2048" in refused(*words, status=2).err
+
+
+def test_largest_shapes_reach_the_target(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    given = {}
+    monkeypatch.setattr(exporting, "_require", lambda target: None)
+    monkeypatch.setitem(exporting.READERS, "tensorrt", lambda *_, **__: "it is not there")
+
+    def write(program: Any, path: Path, **options: Any) -> None:
+        given.update(options)
+        path.write_bytes(b"engine")
+
+    monkeypatch.setitem(exporting.WRITERS, "tensorrt", write)
+    words = ("export", *TINY, *SIZE, "--target", "tensorrt", "--max-shape", "x=8x3x64x96", "-o", tmp_path / "m.pt2")
+    assert run(*words).status == 0
+    assert given == {"max_shapes": {"x": (8, 3, 64, 96)}}

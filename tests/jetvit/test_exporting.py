@@ -139,6 +139,7 @@ def test_the_model_is_not_touched(tmp_path: Path) -> None:
         ({"target": "aoti", "path": "m.pt2", "opset": 18}, "the target 'aoti' takes no option 'opset'", "leave it out"),
         ({"path": "m.pt2", "custom_ops": True}, "the target 'pt2' takes no option 'custom_ops'", "leave it out"),
         ({"target": "onnx", "path": "m.onnx", "plugins": True}, "the target 'onnx' takes no option 'plugins'", ""),
+        ({"path": "m.pt2", "max_shapes": {"x": (8, 3)}}, "the target 'pt2' takes no option 'max_shapes'", ""),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], what: str, do: str) -> None:

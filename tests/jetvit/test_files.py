@@ -188,6 +188,20 @@ def test_an_archive_that_would_run_code_is_refused(
     assert reason in refusal.value.why
 
 
+def test_guards_on_resampled_grids_are_arithmetic(archive: Path, tmp_path: Path):
+    """What torch writes where a model scales its position embeddings by the size of the image."""
+    guard = "math.ceil((((-0.5) + torch.sym_float(L['args'][0].size()[0])) / 16.0)) >= -9"
+
+    def scaled(program: Any) -> None:
+        program["guards_code"] = [guard]
+
+    load_exported(forge(archive, tmp_path / "scaled.pt2", "models/model.json", edit(scaled)))
+    for evil in ("torch.load('f')", "torch.hub.load('a', 'b')", "torch.sym_float.__globals__"):
+        guard = evil
+        with pytest.raises(InputError, match="would run code"):
+            load_exported(forge(archive, tmp_path / "evil.pt2", "models/model.json", edit(scaled)))
+
+
 def test_pickled_example_inputs_are_refused_unread(archive: Path, tmp_path: Path):
     mark = tmp_path / "mark"
     buffer = io.BytesIO()

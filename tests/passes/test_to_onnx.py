@@ -338,6 +338,22 @@ def test_a_number_is_no_output() -> None:
         onnx_model(export(Number(), torch.randn(2)))
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_program_that_changes_itself_is_refused(decomposed: bool) -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1.0)
+            return x * self.calls
+
+    program = torch.export.export(Counter(), (torch.ones(2),))
+    with pytest.raises(InputError, match="writes to its buffer calls"):
+        onnx_model(program.run_decompositions() if decomposed else program)
+
+
 def test_an_output_that_is_none_is_left_out() -> None:
     class Nothing(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Any]:

@@ -49,6 +49,7 @@ format: $(STAMP)  ## let ruff mend what it can
 
 bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchmarks/results
 	$(BIN)/python -m benchmarks.find_sites
+	$(BIN)/python -m benchmarks.targets
 	$(BIN)/python -m benchmarks.calibrate
 	$(BIN)/python -m benchmarks.cost_model
 	$(BIN)/python -m benchmarks.whole_plans

@@ -121,6 +121,19 @@ def ablation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_sources(results)])
 
 
+def targets_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """What the files of every target weigh, how long they take to write, and their errors."""
+    lines = ["| model | target | file | written in | largest error | run in |", "|---|---|---|---|---|---|"]
+    for _, record in results:
+        for row in record["rows"]:
+            target = f"{row['target']} {row['opset']}".strip()
+            size = f"{float(row['file_mb']):.0f} MB" if row["file_mb"] else "not written"
+            seconds = f"{float(row['seconds']):.0f} s" if row["seconds"] else ""
+            ran = row["ran_in"] + (f" ({row['note']})" if row["note"] else "")
+            lines.append(f"| {row['model']} | {target} | {size} | {seconds} | {row['max_error']} | {ran} |")
+    return "\n".join([*lines, "", *_sources(results)])
+
+
 def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Time to find the sites of a graph."""
     lines = ["| layers | graph nodes | sites found | time to find them |", "|---|---|---|---|"]
@@ -244,6 +257,7 @@ def _goals(comparison: Comparison) -> str:
 TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "calibrate": calibrate_table,
     "find_sites": find_sites_table,
+    "targets": targets_table,
     "kernels": kernels_table,
     "cost_model": cost_model_table,
     "cost_model_gemm": cost_model_gemm_table,

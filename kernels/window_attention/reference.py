@@ -80,12 +80,15 @@ def masked_windows(
     """
     grid_h, grid_w = q.shape[1:3]
     (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
-    y = torch.arange(count_h * side_h, device=q.device).unflatten(0, (count_h, 1, side_h, 1))
-    x = torch.arange(count_w * side_w, device=q.device).unflatten(0, (1, count_w, 1, side_w))
-    token = (y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)).flatten(2).flatten(0, 1)
+    # Sums of ranges, [count_h, count_w, side_h, side_w]: a reshape of one range would index by quotients and remainders
+    # of symbolic sizes, which Inductor takes minutes to simplify.
+    y = torch.arange(count_h, device=q.device)[:, None] * side_h + torch.arange(side_h, device=q.device)
+    x = torch.arange(count_w, device=q.device)[:, None] * side_w + torch.arange(side_w, device=q.device)
+    y, x = y[:, None, :, None], x[None, :, None, :]
+    token = y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)
     real = ((y < grid_h) & (x < grid_w)).flatten(2).flatten(0, 1)
     mask = F.pad(real, (0, extra_k.shape[1]), value=True)[None]
-    own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
+    own_q, own_k, own_v = (part.flatten(1, 2)[:, token].flatten(3, 4).flatten(1, 2) for part in (q, k, v))
     out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
     y = torch.arange(grid_h, device=q.device)[:, None]
     x = torch.arange(grid_w, device=q.device)

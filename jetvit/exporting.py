@@ -136,6 +136,11 @@ class ExportJob:
     path: Path
     options: Mapping[str, Any]
 
+    @property
+    def loads_with(self) -> str:
+        """What takes the file."""
+        return "a runtime that has jetvit's operators" if self.options.get("custom_ops") else self.target.load
+
     @classmethod
     def parse(cls, target: str, path: str | os.PathLike[str], **options: Any) -> ExportJob:
         """A job from what a user asks for; an option that is None, False or empty was not given.
@@ -195,11 +200,19 @@ class ExportJob:
             size = sum(each.stat().st_size for each in path.parent.iterdir())
             if isinstance(run, str) or inputs is None:
                 return Written(size, None, run if isinstance(run, str) else "the program has no example inputs")
-            args, kwargs = inputs
+            expected = _run_program(program, inputs)
             with torch.no_grad():
-                expected = tensors(_with_own_buffers(program.module())(*args, **kwargs))
-                found = run(args, kwargs)
-            return Written(size, _largest_error(found, expected, self.target.name))
+                found = run(*_copy(inputs))
+            try:
+                return Written(size, _largest_error(found, expected, self.target.name))
+            except RewriteError as error:
+                if _differ(_run_program(program, inputs), expected):
+                    raise InputError(
+                        "the model does not compute the same twice",
+                        why="it draws random numbers, so that no file can be compared with it",
+                        do="put it in eval mode, and leave functional dropout out",
+                    ) from error
+                raise
 
 
 # --- the targets ------------------------------------------------------------------------------------------------------
@@ -284,6 +297,34 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def _run_program(program: ExportedProgram, inputs: Inputs) -> list[Tensor]:
+    """What a program yields; neither its buffers nor the inputs are changed.
+
+    Raises:
+        InputError: it does not take such inputs.
+    """
+    args, kwargs = _copy(inputs)
+    try:
+        with torch.no_grad():
+            return tensors(_with_own_buffers(program.module())(*args, **kwargs))
+    except (AssertionError, RuntimeError) as error:  # a guard, or an operator that meets a shape that it cannot take
+        shapes = ", ".join("×".join(map(str, each.shape)) for each in tensors(inputs))
+        raise InputError(
+            f"the program does not take inputs of {shapes}",
+            why=reason(error),
+            do="give inputs of sizes that it was captured for",
+        ) from error
+
+
+def _copy(inputs: Inputs) -> Inputs:
+    """Inputs that a model may write to."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
+
+
+def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(ours, theirs, strict=True))
+
+
 def _with_own_buffers(module: nn.Module) -> nn.Module:
     """The module, whose buffers were another's: a run may write to them."""
     for each in module.modules():
@@ -333,7 +374,7 @@ def _largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], target: 
         raise RewriteError(
             f"the file written for {target} does not compute what the program does",
             why=wrong,
-            do="export with target='pt2', and report this with the model",
+            do="report this with the model" + ("" if target == "pt2" else "; target='pt2' may do"),
         )
     return worst
 

@@ -338,7 +338,7 @@ def _load_program(
     if len(named) > 1:
         raise InputError(
             "the program takes more than a batch of images",
-            why=f"its inputs are {', '.join(name or '(by position)' for name, _ in named)}",
+            why=f"its inputs are {', '.join(program.graph_signature.user_inputs)}",
             where=spec,
             do="export it with one image tensor, and other inputs as keywords that are no tensors",
         )

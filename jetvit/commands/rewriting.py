@@ -42,7 +42,7 @@ def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]
         yield f"the file was not run here: {written.why_not_run}"
     else:
         yield f"largest error of the file on a batch of drawn images: {written.error:.1e} of the largest output"
-    yield f"wrote {job.path}, {written.size / 1e6:.1f} MB; it loads with {job.target.load}"
+    yield f"wrote {job.path}, {written.size / 1e6:.1f} MB; it loads with {job.loads_with}"
 
 
 def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
@@ -63,7 +63,8 @@ def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> 
     done = f", {len(sites.rewritten)} rewritten already" if sites.rewritten else ""
     yield f"{len(sites)} attention sites{done}{refused}"
     if plan is None:
-        yield "no plan was given: every site keeps full attention, and only exact rewrites were made"
+        kept = "every other site keeps" if sites.rewritten else "every site keeps"
+        yield f"no plan was given: {kept} full attention, and only exact rewrites were made"
     else:
         yield "by the plan: " + ", ".join(f"{count} {label}" for label, count in count_choices(plan, sites).items())
     inexact_or_tidy = (ApplyPlan.name, Normalize.name, CleanUp.name)

@@ -170,6 +170,12 @@ def run(args: argparse.Namespace) -> None:
     processes = processes_here()  # before the model is loaded: it settles which GPU --device cuda is
     costs = None if args.table is None else load_table(args.table)
     subject = load_subject(args)
+    if not subject.dtype.is_floating_point:
+        raise InputError(
+            f"the model takes {subject.dtype} images",
+            why="a search trains on normalised images, which are floating-point numbers",
+            do="export the model from behind the normalisation of its images",
+        )
     refuse_rewritten(subject)
     pictures = subject.images(args)  # for how they are normalised
     refuse_nan_weights(subject.model)

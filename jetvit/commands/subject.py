@@ -42,6 +42,8 @@ class Subject:
 
     def call(self, images: Tensor) -> Batch:
         """The (args, kwargs) of a call on normalised images."""
+        if not self.dtype.is_floating_point:
+            images = images.round()
         return self.loaded.inputs(images.to(self.device, self.dtype))
 
     def example(self) -> Batch:
@@ -51,7 +53,11 @@ class Subject:
     def images(self, args: argparse.Namespace) -> ImageFolder:
         """The folder of --images at this size, normalised by --mean and --std or as the model says."""
         mean, std = self._normalisation()
-        if self.loaded.mean is None and (args.mean is None or args.std is None):
+        if not self.dtype.is_floating_point:
+            note(f"the model takes {self.dtype} images: they are given as they are, from 0 to 255")
+            if args.mean or args.std:
+                raise InputError("--mean and --std are for images of floating-point numbers", do="leave them out")
+        elif self.loaded.mean is None and (args.mean is None or args.std is None):
             note("the model does not say how its images are normalised: ImageNet's values are taken; see --mean, --std")
         if args.std is not None and min(args.std) <= 0:
             raise InputError(
@@ -82,6 +88,8 @@ class Subject:
         return batches
 
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        if not self.dtype.is_floating_point:  # such a model scales the bytes of a picture itself
+            return (0.0,) * 3, (1 / 255,) * 3
         return self.loaded.mean or IMAGENET_MEAN, self.loaded.std or IMAGENET_STD
 
 
@@ -172,6 +180,13 @@ def _image_of(program: ExportedProgram, args: argparse.Namespace) -> Tensor:
     for node in program.graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" and node.name in names else None
         if isinstance(value, Tensor) and value.ndim == 4:
+            if value.shape[1] != 3 and isinstance(value.shape[1], int):
+                shape = "×".join(str(length) if isinstance(length, int) else "any" for length in value.shape)
+                raise InputError(
+                    f"{args.model} takes no images of [batch, 3, height, width]",
+                    why=f"its input {node.name} is {shape}",
+                    do="export the model with images of three channels, which stand before height and width",
+                )
             return value
     raise InputError(f"{args.model} takes no images", why="none of its inputs is [batch, channel, height, width]")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument
+from torch.export.graph_signature import ConstantArgument, TensorArgument
 
 from jetvit.passes.to_onnx.functions import add_functions
 from jetvit.passes.to_onnx.names import axis_names, input_names, output_names, rename
@@ -88,10 +88,12 @@ def require_onnx() -> None:
 def _check_outputs(program: ExportedProgram) -> None:
     """Refuse a number among the outputs, on which the exporter breaks; it leaves out a None."""
     for spec in program.graph_signature.output_specs:
-        if isinstance(spec.arg, ConstantArgument) and spec.arg.value is not None:
+        constant = isinstance(spec.arg, ConstantArgument)
+        if (spec.arg.value is not None) if constant else not isinstance(spec.arg, TensorArgument):
+            what = repr(spec.arg.value) if constant else f"{spec.arg.name}, a size"
             raise InputError(
                 "the program cannot be written in ONNX",
-                why=f"one of its outputs is {spec.arg.value!r}, which is no tensor",
+                why=f"one of its outputs is {what}, which is no tensor",
                 do="let the model return tensors only",
             )
 

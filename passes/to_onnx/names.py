@@ -28,6 +28,8 @@ def input_names(program: ExportedProgram) -> list[str]:
         pairs = dict(zip(called, args, strict=False)) | kwargs
         found = {leaf: name for top, value in pairs.items() for leaf, name in _leaves(value, top)}
         names = [found.get(index, name) for index, name in enumerate(names)]
+    read = program.graph_module.meta.get("onnx_input_names")  # of the file that the program was read from
+    names = list(read) if read is not None and len(read) == len(names) else names
     return [name for name, spec in zip(names, specs, strict=True) if not isinstance(spec.arg, ConstantArgument)]
 
 

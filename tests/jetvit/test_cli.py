@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 
 from jetvit.api import find_attention
 from jetvit.cli import main
+from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
 from jetvit.images import synthetic_images
 from jetvit.models import load_model
+from jetvit.patterns.errors import InputError
 from tests.search.test_calibration import device_costs, on_gpu
 from tests.zoo import CASES
 
@@ -532,3 +535,42 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]):
         err = capsys.readouterr().err
         assert "Traceback" in err
         assert "error: no file none.pt2" in err
+
+
+# --- models of other inputs -------------------------------------------------------------------------------------------
+
+
+class OfBytes(nn.Module):
+    """Scales the bytes of a picture itself."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.float() / 255
+
+
+def test_bytes_of_a_picture_are_not_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    program = torch.export.export(OfBytes(), (torch.zeros(1, 3, 32, 48, dtype=torch.uint8),))
+    torch.export.save(program, tmp_path / "bytes.pt2")
+    args = argparse.Namespace(model=str(tmp_path / "bytes.pt2"), weights=None, model_arg=[], dtype=None, device="cpu")
+    args.batch = args.size = args.mean = args.std = args.limit = None
+    subject = load_subject(args)
+    (drawn,), _ = subject.example()
+    assert drawn.dtype is torch.uint8
+    assert len(drawn.unique()) > 50
+    pixels = torch.randint(0, 256, (32, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    args.images = tmp_path / "photos"
+    args.images.mkdir()
+    Image.fromarray(pixels.numpy()).save(args.images / "a.png")
+    ((batch,), _), *_ = subject.batches(subject.images(args), lambda *_: None)
+    torch.testing.assert_close(batch[0], pixels.permute(2, 0, 1), rtol=0, atol=0)
+    assert "from 0 to 255" in capsys.readouterr().err
+    args.mean = (0.5, 0.5, 0.5)
+    with pytest.raises(InputError, match="--mean and --std"):
+        subject.images(args)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32, 48), (1, 32, 48, 3)])
+def test_other_layouts_of_images_are_refused(refused: Run, tmp_path: Path, shape: tuple[int, ...]):
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(shape),)), tmp_path / "m.pt2")
+    outcome = refused("optimize", tmp_path / "m.pt2", "-o", tmp_path / "n.pt2")
+    assert "takes no images of [batch, 3, height, width]" in outcome.err
+    assert "×".join(map(str, shape)) in outcome.err

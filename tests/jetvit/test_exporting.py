@@ -257,3 +257,40 @@ def test_onnx_with_operators_that_no_runtime_has(tmp_path: Path) -> None:
     assert path.is_file()
     with pytest.raises(InputError, match="opset 7"):
         jetvit.export(model, *inputs[0], target="onnx", path=tmp_path / "m.onnx", opset=7)
+
+
+class WritesToItsInput(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2) + 1
+
+
+class Random(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+
+def test_a_model_that_writes_to_its_input(tmp_path: Path) -> None:
+    image = torch.ones(1, 3)
+    jetvit.export(WritesToItsInput(), image, path=tmp_path / "m.pt2")
+    assert torch.equal(image, torch.ones(1, 3))
+
+
+def test_a_model_of_random_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not compute the same twice"):
+        jetvit.export(Random(), torch.ones(1, 3), path=tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_that_a_program_does_not_take(tmp_path: Path) -> None:
+    program = torch.export.export(nn.ReLU(), (torch.ones(1, 3),))
+    job = ExportJob.parse("pt2", tmp_path / "m.pt2")
+    with pytest.raises(InputError, match="does not take inputs of 1×4"):
+        job.write(program, ((torch.ones(1, 4),), {}))
+
+
+def test_the_names_of_a_files_inputs_are_kept(tmp_path: Path) -> None:
+    program = torch.export.export(nn.ReLU(), (torch.ones(1, 3),))
+    program.graph_module.meta["onnx_input_names"] = ["input.1"]  # as reading a file leaves them
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = jetvit.export(program, target="onnx", path=tmp_path / "m.onnx")
+    assert [each.name for each in onnxruntime.InferenceSession(path).get_inputs()] == ["input.1"]

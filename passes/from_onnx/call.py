@@ -97,21 +97,14 @@ class Call:
 
     def as_tensor(self, value: Tensor | Known) -> Tensor:
         """A value as a tensor: one that is the same everywhere is filled, others are constants of the program."""
-        if isinstance(value, Tensor):
-            return value
-        items, shape = value.list(), tuple(value.shape)
-        if items and all(item is items[0] or _equal(item, items[0]) for item in items):
-            return torch.full(shape, items[0], dtype=value.dtype)
-        if value.is_static:
-            return self.weights.table(value)
-        return torch.stack([torch.full((), item, dtype=value.dtype) for item in items]).reshape(shape)
+        return as_tensor(value, self.weights)
 
     def operand(self, index: int, rank: int | None = None) -> Any:
         """An input of an elementwise operator: a number where it is a known one, else a tensor.
 
         Args:
             index: which input.
-            rank: of the result; a number that would add axes to it is made a tensor.
+            rank: of the other operands; a number that would add axes to them is made a tensor.
         """
         value = self.inputs[index]
         if isinstance(value, Known) and value.items.size == 1 and (rank is None or len(value.shape) <= rank):
@@ -155,6 +148,18 @@ class Call:
             return [int(axis) for axis in self.ints(index)]
         axes = self.attribute(name)
         return None if axes is None else [int(axis) for axis in axes]
+
+
+def as_tensor(value: Tensor | Known, weights: Weights) -> Tensor:
+    """A value as a tensor: one that is the same everywhere is filled, others are constants of the program."""
+    if isinstance(value, Tensor):
+        return value
+    items, shape = value.list(), tuple(value.shape)
+    if items and all(item is items[0] or _equal(item, items[0]) for item in items):
+        return torch.full(shape, items[0], dtype=value.dtype)
+    if value.is_static:
+        return weights.table(value)
+    return torch.stack([torch.full((), item, dtype=value.dtype) for item in items]).reshape(shape)
 
 
 def array(items: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from jetvit.passes.from_onnx import (
     ops_resize,
     ops_shape,
 )
-from jetvit.passes.from_onnx.call import ON_NUMBERS, OPERATORS, Call
+from jetvit.passes.from_onnx.call import ON_NUMBERS, OPERATORS, Call, as_tensor
 from jetvit.passes.from_onnx.scopes import scope_of
 from jetvit.passes.from_onnx.values import DTYPES, Known, UnsupportedError, Value, known
 from jetvit.passes.from_onnx.weights import Scope, Weights
@@ -41,6 +42,8 @@ _REFUSED = {
     "RandomNormal": "random numbers", "RandomNormalLike": "random numbers", "RandomUniform": "random numbers",
     "RandomUniformLike": "random numbers", "Bernoulli": "random numbers", "Multinomial": "random numbers",
 }  # fmt: skip
+_RESERVED = {"self", "torch", "math", "operator", "device", "inf", "nan", "NoneType", "pytree", "fx_pytree"}
+"""Names that mean something in the Python code of a traced program: no argument may hide them."""
 _CONTROL = {("", "If"), ("", "Constant")}
 
 
@@ -68,7 +71,8 @@ class ImportedModel(Scope):
         names = [f"input_{index}" for index in range(len(inputs_of(graph)))]
         for index, value in enumerate(inputs_of(graph)):
             name = re.sub(r"\W", "_", str(value.name))
-            names[index] = name if name.isidentifier() and name not in names else names[index]
+            usable = name.isidentifier() and not keyword.iskeyword(name) and name not in _RESERVED
+            names[index] = name if usable and name not in names else names[index]
         parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         self.forward = forward  # type: ignore[method-assign]
@@ -79,8 +83,7 @@ class ImportedModel(Scope):
         values: dict[ir.Value, Value] = dict(zip(inputs_of(self._graph), inputs, strict=True))
         self._run(self._graph, values)
         outputs = {str(value.name): self._read(value, values) for value in self._graph.outputs}
-        call = Call(next(iter(self._graph)), [], 0, self._weights, values)
-        return {name: call.as_tensor(value) for name, value in outputs.items() if value is not None}
+        return {name: as_tensor(value, self._weights) for name, value in outputs.items() if value is not None}
 
     def _run(self, graph: ir.Graph, values: dict[ir.Value, Value]) -> None:
         for node in graph:
@@ -137,7 +140,7 @@ class ImportedModel(Scope):
         function = ops_jetvit.rewritten if domain == DOMAIN else OPERATORS[domain, node.op_type]
         scope = scope_of(node)
         if scope:
-            module = self._weights.scope(scope)
+            module, scope = self._weights.scope(scope)
             self.calls[scope, self._counts[scope]] = node
             self._counts[scope] += 1
             answer = module(functools.partial(function, call))
@@ -148,6 +151,8 @@ class ImportedModel(Scope):
     def _constant(self, node: ir.Node) -> Value:
         (attribute,) = node.attributes.values()
         if attribute.name == "value":
+            if node.outputs[0].const_value is None:  # an output of the graph, which is not lifted to an initializer
+                node.outputs[0].const_value = attribute.value
             return self._weights.value(node.outputs[0])
         numbers = {"value_int": torch.int64, "value_ints": torch.int64, "value_float": torch.float32,
                    "value_floats": torch.float32}  # fmt: skip

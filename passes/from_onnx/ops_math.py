@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jetvit.passes.from_onnx.call import MICROSOFT, Call, operator
-from jetvit.passes.from_onnx.values import DTYPES, UnsupportedError
+from jetvit.passes.from_onnx.values import DTYPES, UnsupportedError, broadcast_shape
 
 
-def _rank(call: Call) -> int:
-    return max(len(value.shape) for value in call.inputs if value is not None)
+def _operand(call: Call, index: int) -> Any:
+    """A number, unless its own axes are more than all others have: they are axes of the result."""
+    others = [value for place, value in enumerate(call.inputs) if place != index and value is not None]
+    return call.operand(index, max((len(value.shape) for value in others), default=0))
 
 
 def _pair(call: Call) -> tuple[Any, Any]:
     """Two operands, at least one of them a tensor."""
-    a, b = call.operand(0, _rank(call)), call.operand(1, _rank(call))
+    a, b = _operand(call, 0), _operand(call, 1)
     return (call.tensor(0), b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else (a, b)
 
 
@@ -50,7 +52,9 @@ def mul(call: Call) -> Tensor:
         )
         if filled and call.number_of(other) == 0:
             x = call.tensor(index)
-            return torch.zeros(x.shape, dtype=x.dtype)
+            factor = call.inputs[1 - index]
+            assert factor is not None
+            return torch.zeros(broadcast_shape(x.shape, factor.shape), dtype=x.dtype)
     return torch.mul(*_commuted(call))
 
 
@@ -82,7 +86,7 @@ def power(call: Call) -> Tensor:
 @operator("Mod")
 def mod(call: Call) -> Tensor:
     """The remainder, with the sign of b; of a for `fmod`."""
-    a, b = call.tensor(0), call.operand(1, _rank(call))
+    a, b = call.tensor(0), _operand(call, 1)
     return torch.fmod(a, b) if call.attribute("fmod", 0) else torch.remainder(a, b)
 
 
@@ -230,7 +234,7 @@ def cast(call: Call) -> Tensor:
 @operator("Where")
 def where(call: Call) -> Tensor:
     """A choice for each entry."""
-    a, b = call.operand(1, _rank(call)), call.operand(2, _rank(call))
+    a, b = _operand(call, 1), _operand(call, 2)
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         a, b = call.tensor(1), call.tensor(2)
     return torch.where(call.tensor(0), a, b)

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 
 from jetvit.passes.from_onnx.call import Call, array, fits, on_numbers
-from jetvit.passes.from_onnx.values import DTYPES, SYMBOLS, Known, Number, known, product, target_shape, trunc_divide
+from jetvit.passes.from_onnx.values import (
+    DTYPES,
+    SYMBOLS,
+    Known,
+    Number,
+    known,
+    product,
+    settled,
+    target_shape,
+    trunc_divide,
+)
 
 
 def _is_symbol(*items: Number) -> bool:
@@ -99,8 +109,10 @@ def comparison(call: Call) -> Known | None:
 @on_numbers(*UNARY)
 def unary(call: Call) -> Known | None:
     """Elementwise."""
-    value = call.known(0)
-    return _map(UNARY[call.node.op_type], value.dtype, value.items)
+    value, function = call.known(0), UNARY[call.node.op_type]
+    if call.node.op_type in ("Floor", "Ceil", "Round"):
+        return _map(lambda a: function(settled(a, value.dtype)), value.dtype, value.items)
+    return _map(function, value.dtype, value.items)
 
 
 @on_numbers("Mod")
@@ -115,8 +127,14 @@ def mod(call: Call) -> Known | None:
 @on_numbers("Cast")
 def cast(call: Call) -> Known | None:
     """To another type."""
-    dtype = DTYPES.get(call.attribute("to"))
-    return None if dtype is None else known(call.known(0).items, dtype)
+    dtype, value = DTYPES.get(call.attribute("to")), call.known(0)
+    if dtype is None:
+        return None
+    if dtype.is_floating_point:
+        return known(value.items, dtype)
+    items = np.empty_like(value.items)
+    items.reshape(-1)[:] = [settled(item, value.dtype) for item in value.list()]
+    return known(items, dtype)
 
 
 @on_numbers("Where")

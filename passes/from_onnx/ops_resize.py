@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jetvit.passes.from_onnx.call import Call, operator
-from jetvit.passes.from_onnx.values import Number, UnsupportedError, same_number
+from jetvit.passes.from_onnx.values import Number, UnsupportedError, fixed, same_number, small_ratio
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_BY_SCALE: dict[str, Callable[..., Tensor]] = {
+    "linear": torch.ops.aten.upsample_linear1d.default, "bilinear": torch.ops.aten.upsample_bilinear2d.default,
+    "trilinear": torch.ops.aten.upsample_trilinear3d.default, "bicubic": torch.ops.aten.upsample_bicubic2d.default,
+}  # fmt: skip
+_BY_SCALE_ANTIALIASED: dict[str, Callable[..., Tensor]] = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
+}
+"""Functions that are told a size and also the scales, which place the samples."""
 
 
 @operator("Resize", "Upsample")
@@ -40,18 +52,17 @@ def resize(call: Call) -> Tensor:
     return _smooth(call, x, target, factors, str(mode), transform)
 
 
-def _targets(call: Call, x: Tensor) -> tuple[list[Number] | None, list[Number]]:
+def _targets(call: Call, x: Tensor) -> tuple[list[float] | None, list[Number]]:
     """(scales, sizes) of all axes; scales only where the file gives them, for then they are not size over size."""
     if call.node.op_type == "Upsample":
         given = call.ints(1) if call.opset >= 9 else call.attribute("scales")
-        return _all(call, x, given, [1.0] * x.ndim), _scaled(x, _all(call, x, given, [1.0] * x.ndim))
+        return _scaled(x, _all(call, x, given, [1.0] * x.ndim))
     by_scale, by_size = (1, None) if call.opset < 11 else (2, 3)
     if by_size is not None and call.has(by_size):
         return None, _all(call, x, call.ints(by_size), list(x.shape))
     if not call.has(by_scale):
         raise UnsupportedError("neither scales nor sizes are given")
-    scales = _all(call, x, call.ints(by_scale), [1.0] * x.ndim)
-    return scales, _scaled(x, scales)
+    return _scaled(x, _all(call, x, call.ints(by_scale), [1.0] * x.ndim))
 
 
 def _all(call: Call, x: Tensor, given: list[Number], default: list[Number]) -> list[Number]:
@@ -62,20 +73,25 @@ def _all(call: Call, x: Tensor, given: list[Number], default: list[Number]) -> l
     return result
 
 
-def _scaled(x: Tensor, scales: list[Number]) -> list[Number]:
+def _scaled(x: Tensor, scales: list[Number]) -> tuple[list[float], list[Number]]:
+    """Scales as numbers, and sizes rounded as ONNX Runtime has it: down, after a product in single precision.
+
+    An open axis stays open where that product is exact for every size; else it is fixed, for no formula of whole
+    numbers gives what rounding does.
+    """
+    factors = [fixed(scale) for scale in scales]
     sizes: list[Number] = []
-    for size, scale in zip(x.shape, scales, strict=True):
-        if isinstance(scale, float) and scale.is_integer():
-            sizes.append(size * int(scale))
-        elif isinstance(scale, float) and scale > 0 and (1 / scale).is_integer():
-            sizes.append(size // int(1 / scale))
+    for size, scale in zip(x.shape, factors, strict=True):
+        over, under = small_ratio(scale)
+        if under:
+            sizes.append(size * over // under)
         else:
-            sizes.append(torch.sym_int(torch.sym_float(size) * scale))
-    return sizes
+            sizes.append(int(np.floor(np.float32(int(size)) * np.float32(scale))))
+    return factors, sizes
 
 
 def _smooth(
-    call: Call, x: Tensor, target: list[Number], factors: list[Number] | None, mode: str, transform: str
+    call: Call, x: Tensor, target: list[Number], factors: list[float] | None, mode: str, transform: str
 ) -> Tensor:
     rank, antialias = x.ndim - 2, bool(call.attribute("antialias", 0))
     outside = bool(call.attribute("exclude_outside", 0))
@@ -98,25 +114,26 @@ def _smooth(
         raise UnsupportedError(f"mode {mode!r} over {rank} axes with exclude_outside {int(outside)}")
     if antialias and (rank != 2 or align):
         raise UnsupportedError("antialias over other than two axes, or with align_corners")
-    if factors is not None and not align and not antialias:
-        if all(isinstance(factor, float) for factor in factors):
-            return F.interpolate(x, scale_factor=factors, mode=name, align_corners=False)
-        if any(not _is_ratio(factor) for factor in factors):
-            raise UnsupportedError("scales that depend on the size of the input")
+    if factors is not None and not align:
+        if _rounds_alike(x, target, factors):
+            return F.interpolate(x, scale_factor=factors, mode=name, align_corners=False, antialias=antialias)
+        table = _BY_SCALE_ANTIALIASED if antialias else _BY_SCALE
+        return table[name](x, target, False, *factors)
     return F.interpolate(x, size=target, mode=name, align_corners=align, antialias=antialias)
 
 
-def _is_ratio(factor: Number) -> bool:
-    """True if a scale is a whole number, so that size over size is the same scale."""
-    return isinstance(factor, float) and factor.is_integer()
+def _rounds_alike(x: Tensor, target: list[Number], factors: list[float]) -> bool:
+    """True if PyTorch, which rounds a size in double precision, gets the same ones."""
+    triples = zip(x.shape[2:], target, factors, strict=True)
+    return all(small_ratio(factor)[1] or int(int(before) * factor) == after for before, after, factor in triples)
 
 
-def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[Number] | None, transform: str) -> Tensor:
+def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[float] | None, transform: str) -> Tensor:
     """F.interpolate where the same entries are picked, else each axis by its own indices."""
     rounding = call.attribute("nearest_mode", "round_prefer_floor")
     if call.opset < 11:
         rounding = "floor"
-    whole = factors is not None and all(_is_ratio(factor) for factor in factors)
+    whole = factors is not None and all(factor.is_integer() for factor in factors)
     known = all(
         isinstance(a, int) and isinstance(b, int) and a % b == 0 for a, b in zip(target, x.shape[2:], strict=True)
     )
@@ -128,7 +145,9 @@ def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[Number] 
         return F.interpolate(x, size=target, mode="nearest-exact")  # no tie where it grows
     for index, size in enumerate(target):
         scale = factors[index] if factors is not None else None
-        x = x.index_select(index + 2, _picked(x.shape[index + 2], size, scale, transform, rounding))
+        # Before opset 11 there was no nearest_mode; ONNX Runtime then rounds up along an axis that shrinks.
+        chosen = "ceil" if call.opset < 11 and scale is not None and scale < 1 else rounding
+        x = x.index_select(index + 2, _picked(x.shape[index + 2], size, scale, transform, chosen))
     return x
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from jetvit.passes.from_onnx.values import (
     same_number,
     target_shape,
 )
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @operator("Shape")
@@ -114,22 +117,29 @@ def squeeze(call: Call) -> Tensor:
     x, axes = call.tensor(0), call.axes(1)
     if axes is None:
         axes = [dim for dim, length in enumerate(x.shape) if same_number(length, 1)]
-    if len(axes) == 1 and (entry := _entry(call, axes[0] % x.ndim)) is not None:
+    if len(axes) == 1 and (entry := _entry(call, call.node.inputs[0], axes[0] % x.ndim)) is not None:
         return entry
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
         x = x.squeeze(axis)
     return x
 
 
-def _entry(call: Call, dim: int) -> Tensor | None:
-    """One entry of an axis, if it has been cut out before its axis is dropped: how exporters write `unbind`."""
-    cut = call.node.inputs[0]
+def _entry(call: Call, cut: ir.Value | None, dim: int) -> Tensor | None:
+    """One entry of an axis, if it has been cut out before its axis is dropped: how exporters write `unbind`.
+
+    ONNX Runtime's optimizer moves transpositions in between: the axis is dropped before them, as for the other entries.
+    """
     before = cut.producer() if cut is not None else None
     if cut is None or before is None or not before.inputs or before.inputs[0] is None:
         return None
     x, part = call.values.get(before.inputs[0]), call.values.get(cut)
     if not isinstance(x, Tensor) or not isinstance(part, Tensor) or part.ndim != x.ndim:
         return None
+    if before.op_type == "Transpose" and before.domain in ("", "ai.onnx"):
+        perm = list(before.attributes.get_ints("perm", list(range(x.ndim))[::-1]))
+        entry = _entry(call, before.inputs[0], perm[dim])
+        rest = [axis for axis in perm if axis != perm[dim]]
+        return entry.permute([axis - (axis > perm[dim]) for axis in rest]) if entry is not None else None
     if before.op_type == "Split":
         axis = before.attributes.get_int("axis", 0) % x.ndim
         parts = [call.values.get(value) for value in before.outputs]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, is_concrete_int
 
 from jetvit.passes.from_onnx import scopes
 from jetvit.passes.from_onnx.interpreter import ImportedModel, check_operators, dtype_of, inputs_of
@@ -59,6 +59,8 @@ def read_onnx(path: str | os.PathLike[str]) -> ExportedProgram:
     chosen, openings = _choose_sizes(module, graph, file)
     program = _export(module, chosen, openings, file)
     _tell_fixed(program, chosen, openings, graph, file)
+    # For whoever writes the program to a file again: a placeholder cannot have every name that an input can.
+    program.graph_module.meta["onnx_input_names"] = [str(value.name) for value in inputs_of(graph)]
     _write_traces(program, module, graph)
     program.graph.eliminate_dead_code()  # what a peephole has passed over
     program.graph_module.recompile()
@@ -73,7 +75,7 @@ def _candidates(graph: ir.Graph) -> Iterator[tuple[Sizes, Open]]:
     """Sizes for the inputs, and which axes are left open, the most open first."""
     values = inputs_of(graph)
     every = [_axes(value) for value in values]
-    image = any(len(axes) == 4 and not all(isinstance(axis, int) for axis in axes[2:]) for axes in every)
+    image = any(len(axes) == 4 and any(isinstance(axes[index], str) for index in _plane(axes)) for axes in every)
     batch = any(axes and not isinstance(axes[0], int) for axes in every)
     squares = [(side, side) for side in dict.fromkeys((*_guessed_sides(graph), *SQUARES))]
     for count in (2, 1) if batch else (2,):
@@ -91,6 +93,14 @@ def _axes(value: ir.Value) -> list[int | str]:
     ]
 
 
+_CHANNELS = (1, 3, 4)
+
+
+def _plane(axes: list[int | str]) -> tuple[int, int]:
+    """Which axes of four are height and width: the last two, or the middle ones if the channels come last."""
+    return (1, 2) if axes[3] in _CHANNELS and axes[1] not in _CHANNELS else (2, 3)
+
+
 def _filled(
     every: list[list[int | str]], batch: int, place: tuple[int, int], is_open: tuple[bool, bool]
 ) -> tuple[Sizes, Open]:
@@ -106,7 +116,9 @@ def _filled(
                 if index == 0:
                     named[axis] = batch, is_open[0]
                 elif len(axes) == 4:
-                    named[axis] = (3, False) if index == 1 else (place[index - 2], is_open[1])
+                    plane = _plane(axes)
+                    inside = index in plane
+                    named[axis] = (place[plane.index(index)], is_open[1]) if inside else (3, False)
                 else:
                     named[axis] = next(spare), True
             own.append(axis if isinstance(axis, int) else named[axis][0])
@@ -196,7 +208,7 @@ def _tell_fixed(program: ExportedProgram, examples: list[Tensor], openings: Open
         fixed = [
             f"axis {index} ({axis}) at {example.shape[index]}"
             for index, axis in enumerate(_axes(value))
-            if isinstance(axis, str) and isinstance(shape[index], int)
+            if isinstance(axis, str) and is_concrete_int(shape[index])
         ]
         if fixed:
             log.warning("%s: the graph works for one size of %s only: fixed %s", file, value.name, ", ".join(fixed))

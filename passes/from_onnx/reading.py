@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,13 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         import onnxscript  # noqa: F401  # its rewriter is needed later on: better told now
     except ImportError as error:
         raise InputError("reading ONNX needs the packages onnx and onnxscript", why=str(error), do=_INSTALL) from error
+    with path.open("rb") as stream:
+        if stream.read(2) == b"PK":
+            raise InputError(
+                f"{path} is no ONNX model",
+                why="it is a zip archive, as programs saved by torch.export are",
+                do="call it .pt2 if it is such a program",
+            )
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's own DecodeError, or whatever reading the bytes raises
@@ -43,7 +50,8 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     _check_versions(path, proto)
     for tensor, owner in _tensors(proto):
         _check_data(path, tensor, owner)
-    _check(path)
+    _check(path, proto)
+    _check_outputs(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
@@ -90,17 +98,49 @@ def _check_versions(path: Path, proto: onnx.ModelProto) -> None:
             )
 
 
-def _check(path: Path) -> None:
+def _check(path: Path, proto: onnx.ModelProto) -> None:
     """onnx's own checker; an operator that it has no schema for is named later, with all the others."""
     import onnx
 
+    if bare := _without_shape(proto.graph.input):
+        raise InputError(
+            f"{path} does not tell the shape of its inputs",
+            why=f"the input {bare[0]!r} has none, not even a number of axes",
+            do="export the model again with shapes; open axes may have names in place of numbers",
+        )
     try:
-        onnx.checker.check_model(str(path), full_check=False)
+        if not _without_shape(proto.graph.output):
+            onnx.checker.check_model(str(path), full_check=False)
+        elif all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor, _ in _tensors(proto)):
+            # The checker wants outputs to have shapes, though nothing needs them; it does not compare them either.
+            filled = onnx.ModelProto()
+            filled.CopyFrom(proto)
+            for value in filled.graph.output:
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.shape.SetInParent()
+            onnx.checker.check_model(filled, full_check=False)
     except Exception as error:
         reason = str(error)
         if "No Op registered for" in reason or "No opset import for domain" in reason:
             return
         raise InputError(f"{path} is no valid ONNX model", why=_first_line(error), do=_AGAIN) from error
+
+
+def _without_shape(values: Iterable[onnx.ValueInfoProto]) -> list[str]:
+    tensors = [value for value in values if value.type.HasField("tensor_type")]
+    return [value.name for value in tensors if not value.type.tensor_type.HasField("shape")]
+
+
+def _check_outputs(path: Path, proto: onnx.ModelProto) -> None:
+    """Outputs are told apart by their names."""
+    names = [value.name for value in proto.graph.output]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{path} gives the same value out more than once",
+            why=f"listed twice among its outputs: {', '.join(twice)}",
+            do="export the model with each output once, or under names of their own",
+        )
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[Any, str]]:

@@ -29,11 +29,16 @@ _SCOPED = 24  # steps along the graph on which a neighbour's module may be told
 
 def mark(graph: ir.Graph) -> bool:
     """Write the module of every node into its metadata; False if the file tells of none."""
-    scopes = {node: scope for node in graph.all_nodes() if (scope := _scope(node)) is not None}
+    scopes = {node: _valid(scope) for node in graph.all_nodes() if (scope := _scope(node)) is not None}
     paths, owners = set(scopes.values()), {name.rpartition(".")[0] for name in graph.initializers}
     for node, scope in scopes.items():
         node.metadata_props[SCOPE] = scope if SCOPES in node.metadata_props else _first_run(scope, paths, owners)
     return any(scopes.values())
+
+
+def _valid(scope: str) -> str:
+    """A path of modules that the tracer takes: no part is empty, and "@", by which it counts calls, is in none."""
+    return ".".join(re.sub(r"[^\w-]+", "_", part) for part in scope.split(".") if part)
 
 
 def _first_run(scope: str, paths: set[str], owners: set[str]) -> str:
@@ -87,7 +92,7 @@ def _scope(node: ir.Node) -> str | None:
 def _from_path(name: str) -> str:
     """The module in a path such as "/blocks/blocks.0/attn/qkv/MatMul": here "blocks.0.attn.qkv"."""
     scope: list[str] = []
-    for part in name.strip("/").split("/")[:-1]:
+    for part in filter(None, name.strip("/").split("/")[:-1]):  # optimizers leave empty parts
         if scope and part.startswith(scope[-1] + "."):
             scope[-1] = part
         else:

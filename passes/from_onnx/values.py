@@ -6,11 +6,13 @@ where an axis is dynamic, so that the program that is traced reads like one writ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -21,6 +23,8 @@ MAX_KNOWN = 64
 """Entries of a known value; what is larger is a tensor."""
 MAX_READ = 4096
 """Entries of a constant whose numbers may be looked at."""
+_SMALL = 256
+"""A number whose product with any size of an axis is exact in single precision."""
 
 # The numbers of TensorProto.DataType, the same for every release of ONNX.
 DTYPES = {
@@ -92,7 +96,38 @@ def rounded(item: Number, dtype: torch.dtype) -> Number:
     if dtype.is_floating_point:
         with np.errstate(over="ignore"):
             return float(_FLOATS.get(dtype, np.float64)(item))
-    return int(item)
+    if isinstance(item, float) and not math.isfinite(item):
+        raise UnsupportedError(f"{item} as {dtype}")
+    limits = torch.iinfo(dtype)
+    return (int(item) - limits.min) % (1 << limits.bits) + limits.min  # what does not fit wraps around
+
+
+def small_ratio(number: float) -> tuple[int, int]:
+    """A number as a fraction with small terms; (0, 0) if it is none, such as 5/6 in any precision."""
+    over, under = number.as_integer_ratio() if math.isfinite(number) else (0, 0)
+    return (over, under) if 0 < over <= _SMALL and under <= _SMALL else (0, 0)
+
+
+def settled(item: Number, dtype: torch.dtype) -> Number:
+    """A symbol that is about to be rounded to a whole number, fixed if the file's precision decides what it becomes.
+
+    48 · 5/6 is 40 in single precision, and less than 40 in the double precision that symbols have.
+    """
+    if not isinstance(item, torch.SymFloat):
+        return item
+    factors = [float(atom) for atom in item.node.expr.atoms(sympy.Float)]
+    if all(factor.is_integer() or small_ratio(abs(factor))[1] for factor in factors):
+        return item
+    return rounded(fixed(item), dtype)
+
+
+def fixed(item: Number) -> float:
+    """A number, with the axes fixed that it is computed from: a guard on it alone would leave them open."""
+    if isinstance(item, SYMBOLS):
+        environment = item.node.shape_env
+        for symbol in item.node.expr.free_symbols:
+            int(environment.create_symintnode(symbol, hint=None))
+    return float(item)
 
 
 def as_int(item: Number) -> Number:

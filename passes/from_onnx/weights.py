@@ -6,6 +6,7 @@ its name comes from the bias beside it or from the module that reads it, so that
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -155,31 +156,32 @@ class Weights:
         path, _, last = name.rpartition(".")
         return getattr(self.root.get_submodule(path), last)
 
-    def scope(self, path: str) -> nn.Module:
-        """The module of an FQN, made where it is missing."""
-        module = self.root
+    def scope(self, path: str) -> tuple[nn.Module, str]:
+        """The module of an FQN, made where it is missing, and where it is: a part that is taken gets another name."""
+        module, parts = self.root, []
         for part in path.split(".") if path else []:
-            child = module._modules.get(part)
-            if child is None:
-                part = part if not hasattr(module, part) else f"{part}_"
-                child = module._modules.get(part)
-            if child is None:
-                child = Scope()
-                module.add_module(part, child)
+            # Taken by a tensor or by an attribute of nn.Module, or no name that Python code may write.
+            while part not in module._modules and (hasattr(module, part) or keyword.iskeyword(part)):
+                part += "_"
+            if part not in module._modules:
+                module.add_module(part, Scope())
+            child = module._modules[part]
+            assert child is not None
             module = child
-        return module
+            parts.append(part)
+        return module, ".".join(parts)
 
     def _register(self, name: str, tensor: Tensor, is_parameter: bool) -> str:
         """Put a tensor into the modules under a name, numbered if that is taken by another; returns its FQN."""
         base, count = _clean(name), 0
         while True:
-            fqn = f"{base}_{count}" if count else base
-            path, _, last = fqn.rpartition(".")
-            module = self.scope(path)
+            path, _, last = (f"{base}_{count}" if count else base).rpartition(".")
+            module, path = self.scope(path)
+            fqn = f"{path}.{last}" if path else last
             if fqn in self._taken:
                 if _identical(self._taken[fqn], tensor):
                     return fqn
-            elif not hasattr(module, last):
+            elif not hasattr(module, last) and not keyword.iskeyword(last):
                 break
             count += 1
         if is_parameter:
@@ -303,8 +305,10 @@ def _linear(node: ir.Node) -> Linear | None:
 def _matrix(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
     """A constant matrix of floats, and whether a Transpose swaps its axes."""
     swapped = False
-    if value is not None and (producer := value.producer()) is not None and producer.op_type == "Transpose":
-        value, swapped = producer.inputs[0], True
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "Transpose" and producer.domain in ("", "ai.onnx"):
+        perm = producer.attributes.get("perm")  # left out: all axes in reverse; [0, 1] changes nothing
+        value, swapped = producer.inputs[0], perm is None or list(perm.value) == [1, 0]
     if value is None or value.const_value is None or len(to_shape(value)) != 2:
         return None
     return (value, swapped) if _dtype(value).is_floating_point else None

@@ -138,6 +138,109 @@ def test_a_linear_layer_gets_its_names_back(tmp_path: Path) -> None:
     assert outputs["y"].shape == (5, 3)
 
 
+@pytest.mark.parametrize("perm", [None, [1, 0], [0, 1]])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_a_turned_weight_is_one_whose_axes_are_swapped(op: str, perm: list[int] | None, tmp_path: Path) -> None:
+    matrix = weight("w", 4, 4)
+    nodes = [node("Transpose", "w", "t", **({} if perm is None else {"perm": perm})), node(op, "x t", "y")]
+    program = read_onnx(save(tmp_path / "m.onnx", nodes, [matrix], {"x": [2, 4]}, {"y": [2, 4]}))
+    x, right = torch.randn(2, 4), torch.from_numpy(onnx.numpy_helper.to_array(matrix).copy())
+    assert targets(program)["aten.linear.default"] == 1
+    torch.testing.assert_close(program.module()(x)["y"], x @ (right if perm == [0, 1] else right.t()))
+
+
+@pytest.mark.parametrize(("name", "module"), [
+    ("/blocks.0/attn/MatMulScaleFusion//fused/Relu", "blocks.0.attn.MatMulScaleFusion.fused"),
+    ("/a..b/./Relu", "a.b"), ("/a@0/b c/Relu", "a_0.b_c"), ("/training/class/Relu", "training_.class_"),
+])  # fmt: skip
+def test_a_name_that_is_no_path_of_modules_becomes_one(name: str, module: str, tmp_path: Path) -> None:
+    nodes = [node("Relu", "x", "h", name), node("Relu", "h", "y", name)]
+    program = read_onnx(save(tmp_path / "m.onnx", nodes, [], {"x": [2]}, {"y": [2]}))
+    calls = [each for each in program.graph.nodes if each.op == "call_function"]
+    assert [list(each.meta["nn_module_stack"].values())[-1][0] for each in calls] == [module] * 2
+    assert name in calls[1].meta["stack_trace"]
+    assert program.module()(torch.ones(2))["y"].shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["in", "self", "torch", "None", "x.1", "1"])
+def test_an_input_has_any_name(name: str, tmp_path: Path) -> None:
+    nodes = [node("MatMul", f"{name} w", "y")]
+    program = read_onnx(save(tmp_path / "m.onnx", nodes, [weight("w", 4, 3)], {name: [2, 4]}, {"y": [2, 3]}))
+    assert program.graph_module.meta["onnx_input_names"] == [name]
+    assert program.module()(torch.ones(2, 4))["y"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("forward", "training.weight"), ("a.class", "class")])
+def test_a_weight_has_any_name(names: tuple[str, str], tmp_path: Path) -> None:
+    first, second = (weight(name, 4, 4) for name in names)
+    nodes = [node("MatMul", f"x {names[0]}", "h"), node("MatMul", f"h {names[1]}", "y")]
+    program = read_onnx(save(tmp_path / "m.onnx", nodes, [first, second], {"x": [2, 4]}, {"y": [2, 4]}))
+    x = torch.randn(2, 4)
+    product = x.numpy() @ onnx.numpy_helper.to_array(first) @ onnx.numpy_helper.to_array(second)
+    torch.testing.assert_close(program.module()(x)["y"].detach(), torch.from_numpy(product))
+
+
+def test_a_graph_may_have_no_nodes(tmp_path: Path) -> None:
+    program = read_onnx(save(tmp_path / "m.onnx", [], [], {"x": [2]}, {"x": [2]}))
+    assert program.module()(torch.ones(2))["x"].tolist() == [1, 1]
+
+
+def test_a_constant_may_be_an_output(tmp_path: Path) -> None:
+    constant = node("Constant", "", "y", value=weight("w", 2, 3))
+    program = read_onnx(save(tmp_path / "m.onnx", [constant], [], {"x": [2]}, {"y": [2, 3]}))
+    expected = onnx.numpy_helper.to_array(constant.attribute[0].t)
+    np.testing.assert_array_equal(program.module()(torch.ones(2))["y"].detach(), expected)
+
+
+def test_an_output_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Relu", "x", "y")], [], {"x": [2]}, {"y": [2]})
+    model = onnx.load(path)
+    model.graph.output.append(model.graph.output[0])
+    onnx.save(model, path)
+    assert refused(path).why.endswith(": y")
+
+
+def test_an_output_may_have_no_shape(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx", size_threshold=0)
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    assert read_onnx(path).module()(torch.ones(2, 4))["y"].shape == (2, 3)
+    onnx.save(model, path, save_as_external_data=True, location="data.bin", size_threshold=0)
+    assert read_onnx(path).module()(torch.ones(2, 4))["y"].shape == (2, 3)
+    model = onnx.load(path)
+    model.graph.node[0].input.append("nobody")
+    onnx.save(model, path)
+    assert "no valid ONNX model" in refused(path).what
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    assert "'x' has none" in refused(path).why
+
+
+@pytest.mark.parametrize("shape", [["b", "h", "w", 3], ["b", 64, "w", 1], ["b", 3, "h", "w"], ["b", "c", "h", "w"]])
+def test_channels_come_second_or_last(shape: list[Any], tmp_path: Path) -> None:
+    last = shape[-1] in (1, 3)
+    nodes = [node("Transpose", "x", "t", perm=[0, 3, 1, 2] if last else [0, 1, 2, 3]),
+             node("Conv", "t w", "y", strides=[8, 8])]  # fmt: skip
+    constants = [weight("w", 4, shape[-1] if last else 3, 8, 8)]
+    program = read_onnx(save(tmp_path / "m.onnx", nodes, constants, {"x": shape}, {"y": ["b", 4, "r", "s"]}))
+    sizes = [{"b": 3, "c": 3, "h": 40, "w": 48}.get(size, size) for size in shape]
+    assert program.module()(torch.ones(sizes))["y"].shape == (3, 4, 8 if 64 in shape else 5, 6)
+
+
+def test_a_scale_that_no_formula_rounds_fixes_the_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = [node("Resize", "x none scales", "y", mode="linear")]
+    for factor, is_open in ((5 / 6, False), (1.5, True)):
+        constants = [numbers("none", dtype=np.float32), numbers("scales", 1, 1, factor, 1, dtype=np.float32)]
+        path = save(tmp_path / "m.onnx", nodes, constants, {"x": ["b", 3, "h", "w"]}, {"y": ["b", 3, "r", "w"]})
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            program = read_onnx(path)
+        assert ("axis 2 (h) at 224" in caplog.text) is not is_open
+        height = 47 if is_open else 224
+        assert program.module()(torch.ones(3, 3, height, 50))["y"].shape == (3, 3, int(height * factor), 50)
+
+
 def test_an_attention_is_found_by_its_name(tmp_path: Path) -> None:
     program = read_onnx(attention(tmp_path / "m.onnx"))
     (site,) = find_sites(ExportedGraph(program))
@@ -154,6 +257,26 @@ def test_an_attention_without_names_is_called_by_its_position(tmp_path: Path) ->
     (site,) = find_sites(ExportedGraph(read_onnx(attention(tmp_path / "m.onnx", named=False))))
     assert site.name == "layers.0.attn"
     assert site.projections.packed is not None
+
+
+def test_an_attention_is_found_whose_axes_an_optimizer_has_moved(tmp_path: Path) -> None:
+    """Of a batch of one: k loses its axis of three before it is turned, q and v after."""
+    path = attention(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    index = next(index for index, each in enumerate(model.graph.node) if each.output[0] == "turned")
+    rest = [each for each in model.graph.node[index:] if each.output[0] not in ("turned", "q", "k", "v", "kt")]
+    del model.graph.node[index:]
+    model.graph.initializer.extend([numbers("ones", 1, 1, 1), numbers("zero", 0), numbers("two_", 2)])
+    model.graph.node.extend([
+        node("Split", "split ones", "cut_q cut_k cut_v", axis=2),
+        *(node("Transpose", f"cut_{name}", f"turned_{name}", perm=[2, 0, 3, 1, 4]) for name in "qv"),
+        *(node("Squeeze", f"turned_{name} zero", name) for name in "qv"),
+        node("Squeeze", "cut_k two_", "flat_k"), node("Transpose", "flat_k", "kt", perm=[0, 2, 3, 1]), *rest,
+    ])  # fmt: skip
+    onnx.save(model, path)
+    (site,) = find_sites(ExportedGraph(read_onnx(path)))
+    assert (site.name, site.num_heads, site.head_dim) == ("blocks.0.attn", 2, 8)
 
 
 def test_a_fixed_count_of_tokens_fixes_the_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -298,6 +421,28 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     ):
         broken.write_bytes(content)
         refused(broken)
+
+
+def test_an_archive_of_a_program_is_told_by_its_content(tmp_path: Path) -> None:
+    torch.export.save(read_onnx(linear(tmp_path / "m.onnx")), tmp_path / "m.pt2")
+    error = refused((tmp_path / "m.pt2").rename(tmp_path / "m2.onnx"))
+    assert "zip archive" in error.why
+    assert ".pt2" in error.do
+
+
+def test_a_size_that_no_formula_rounds_is_fixed(tmp_path: Path) -> None:
+    """48 · 5/6 is 40 in single precision, and 39.99… in double."""
+    nodes = [node("Shape", "x", "size", start=1), node("Cast", "size", "float", to=FLOAT),
+             node("Mul", "float factor", "product"), node("Cast", "product", "whole", to=INT),
+             node("Shape", "x", "batch", end=1), node("Concat", "batch whole", "shape", axis=0),
+             node("ConstantOfShape", "shape", "y")]  # fmt: skip
+    for factor, sizes, is_open in ((5 / 6, 48, False), (5 / 6, "n", False), (0.5, "n", True)):
+        constants = [numbers("factor", factor, dtype=np.float32)]
+        program = read_onnx(save(tmp_path / "m.onnx", nodes, constants, {"x": ["b", sizes]}, {"y": ["b", "m"]}))
+        ((example,), _) = program.example_inputs
+        size = 50 if is_open else example.shape[1]
+        expected = int(np.float32(size) * np.float32(factor))
+        assert program.module()(torch.ones(3, size))["y"].shape == (3, expected)
 
 
 @pytest.mark.parametrize("seed", range(20))

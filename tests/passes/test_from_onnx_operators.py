@@ -276,6 +276,54 @@ def test_resize(data: st.DataObject) -> None:
     check(pairs)
 
 
+@pytest.mark.parametrize(("mode", "options"), [
+    ("linear", {}), ("linear", {"antialias": 1}), ("cubic", {}), ("cubic", {"antialias": 1, "cubic_coeff_a": -0.5}),
+    ("nearest", {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+    ("nearest", {"nearest_mode": "round_prefer_ceil"}),
+])  # fmt: skip
+@pytest.mark.parametrize(("side", "scale"), [(48, 5 / 6), (47, 5 / 6), (10, 0.7), (20, 1.15), (9, 0.5)])
+def test_a_scale_is_multiplied_in_single_precision(mode: str, options: dict[str, Any], side: int, scale: float) -> None:
+    x, scales = array(1, 2, side, side), np.array([1, 1, scale, scale], np.float32)
+    options = options | ({"exclude_outside": 1} if "antialias" in options else {})
+    check(both("Resize", {"x": x}, {"roi": None, "scales": scales}, mode=mode, **options))
+
+
+@pytest.mark.parametrize("factors", [(0.5, 0.5), (0.4, 2.0), (1.7, 0.7), (5 / 6, 1.0)])
+def test_the_first_resize_rounds_up_where_it_shrinks(factors: tuple[float, float]) -> None:
+    scales = np.array([1, 1, *factors], np.float32)
+    check(both("Resize", {"x": array(1, 2, 12, 10)}, {"scales": scales}, opset=10, mode="nearest"), 0)
+
+
+@pytest.mark.parametrize("name", ["Add", "Mul", "Sub", "Div", "Pow", "Mod", "Equal", "Less"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_constant_adds_its_axes(name: str, turned: bool) -> None:
+    x, number = np.abs(array(2, 3)) + 1, np.full((1, 1, 1), 2, np.float32)
+    options = {"fmod": 1} if name == "Mod" else {}
+    if turned:
+        pairs = both(name, {}, {"c": number, "d": np.ones((1, 1), np.float32)}, **options)
+    else:
+        pairs = both(name, {"x": x}, {"c": number}, **options)
+    assert pairs[0][1].shape == ((1, 1, 1) if turned else (1, 2, 3))
+    check(pairs)
+
+
+@pytest.mark.parametrize("shapes", [((1, 1, 1), (1,)), ((1,), (1, 1, 1)), ((1, 1, 1), (1, 1, 1)), ((), (1, 1, 1))])
+def test_a_choice_between_constants_has_their_axes(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    a, b = np.full(shapes[0], 2, np.float32), np.full(shapes[1], 3, np.float32)
+    check(both("Where", {"x": array(2, 3) > 0}, {"a": a, "b": b}))
+
+
+@pytest.mark.parametrize(("name", "dtype", "a", "b"), [
+    ("Sub", np.uint8, 3, 5), ("Add", np.int8, 100, 100), ("Mul", np.int32, 2**30, 6), ("Sub", np.uint32, 1, 2),
+])  # fmt: skip
+def test_constants_wrap_around(name: str, dtype: Any, a: int, b: int) -> None:
+    check(both(name, {}, {"a": np.array([a], dtype), "b": np.array([b], dtype)}), 0)
+
+
+def test_a_cast_of_a_constant_wraps_around() -> None:
+    check(both("Cast", {}, {"a": ints(200, -129, 5)}, to=onnx.TensorProto.INT8), 0)
+
+
 @LAW
 @given(st.data())
 def test_attention(data: st.DataObject) -> None:

@@ -1,8 +1,9 @@
 """Every target of `jetvit export` on three models: size of the file, and how far its results are from PyTorch's.
 
 ViT-Tiny (real weights where they are), DINOv3-S and DepthAnythingV2-S (random weights: an error of rounding needs no
-others) with open batch, height and width (DepthAnything's head takes the size as numbers: its batch alone), and a plan
-of linear attention with convolutions, windows and full blocks. Each file is run at several sizes, `.pt2` and
+others) with open batch, height and width (the batch alone for DepthAnything, whose head takes the size as numbers, and
+for AOTInductor, which compiles windows of open sizes for many minutes on a CPU), and a plan of linear attention with
+convolutions, windows and full blocks. Each file is run at several sizes, `.pt2` and
 AOTInductor packages in a process of their own (the latter without jetvit), ONNX in ONNX Runtime. The error is the
 largest difference from the rewritten model in eager PyTorch over the largest result. TensorRT is not there: its rows
 say how many operators of the graph that it would get have a converter, and the error is that of this graph's ONNX twin
@@ -136,23 +137,23 @@ def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     model = with_plain_outputs(build(data).eval())
     batches = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
-    varied = {axis: Dim.DYNAMIC for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1}
-    program = export_model(model, (batches[0],), {}, (varied,))
-    plan = mixed_plan(jetvit.find_attention(program))
-    rewritten = jetvit.optimize(program, plan=plan)
-    with torch.no_grad():
-        expected = [[each.detach() for each in tensors(rewritten.module()(images))] for images in batches]
-    torch.save(batches, folder / "inputs.pt")
     shared = {
         "model": name + ("" if key == "vit_tiny" and data is not None else " (random weights)"),
         "parameters_m": round(sum(each.numel() for each in model.parameters()) / 1e6, 1),
-        "shapes": " ".join("×".join(map(str, shape)) for shape in shapes),
     }
+    one_size = [torch.cat([batches[0], batches[0].flip(0).roll(5, 3)])[:count] for count in (2, 1, 3)]
     for target in TARGETS:
         kind, _, opset = target.partition(" ")
+        calls = one_size if kind == "aoti" else batches
+        varied = {axis: Dim.DYNAMIC for axis in range(4) if len({each.shape[axis] for each in calls}) > 1}
+        program = export_model(model, (calls[0],), {}, (varied,))
+        plan = mixed_plan(jetvit.find_attention(program))
+        rewritten = jetvit.optimize(program, plan=plan)
+        with torch.no_grad():
+            expected = [[each.detach() for each in tensors(rewritten.module()(images))] for images in calls]
         start = time.perf_counter()
         if kind == "tensorrt":
-            row, found = tensorrt(rewritten, folder, batches)
+            row, found = tensorrt(rewritten, folder, calls)
         else:
             path = folder / f"{key}{opset}.{'onnx' if kind == 'onnx' else 'pt2'}"
             options = {"opset": int(opset)} if opset else {}
@@ -160,11 +161,18 @@ def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
             size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
             row = {"file_mb": round(size / 1e6, 1), "seconds": round(time.perf_counter() - start, 1)}
             if kind == "onnx":
-                row["ran_in"], found = "ONNX Runtime", in_onnx_runtime(path, batches)
+                row["ran_in"], found = "ONNX Runtime", in_onnx_runtime(path, calls)
             else:
                 row["ran_in"] = "torch alone" if kind == "aoti" else "torch and jetvit"
-                found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder)
-        yield {**shared, "target": kind, "opset": opset, **row, "max_error": f"{largest_error(found, expected):.1e}"}
+                found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder, calls)
+        yield {
+            **shared,
+            "target": kind,
+            "opset": opset,
+            "shapes": " ".join("×".join(map(str, images.shape)) for images in calls),
+            **row,
+            "max_error": f"{largest_error(found, expected):.1e}",
+        }
 
 
 def tensorrt(program: ExportedProgram, folder: Path, batches: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
@@ -180,8 +188,9 @@ def tensorrt(program: ExportedProgram, folder: Path, batches: Sequence[Tensor]) 
     return {"ran_in": "its ONNX twin in ONNX Runtime", "note": note}, in_onnx_runtime(path, batches)
 
 
-def elsewhere(code: str, path: Path, folder: Path) -> list[list[Tensor]]:
+def elsewhere(code: str, path: Path, folder: Path, batches: Sequence[Tensor]) -> list[list[Tensor]]:
     """The results of a file that a fresh process loads, started where no checkout is."""
+    torch.save(batches, folder / "inputs.pt")
     found = folder / "outputs.pt"
     subprocess.run([sys.executable, "-c", code, path, folder / "inputs.pt", found], cwd=folder, check=True)
     return [tensors(each) for each in torch.load(found)]

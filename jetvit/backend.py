@@ -112,7 +112,7 @@ def _compile_inner(
 
         settings = {**list_mode_options(mode or "default"), **settings}
         tag = f"{torch.compiler.config.cache_key_tag}jetvit {_kernels_digest()}"
-        with torch.compiler.config.patch(cache_key_tag=tag):
+        with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
             return cast(Compiled, compile_fx(module, list(example_inputs), config_patches=settings))
     _refuse_mode(mode, inner)
     if isinstance(inner, str):

@@ -9,7 +9,7 @@ largest difference from the rewritten model in eager PyTorch over the largest re
 say how many operators of the graph that it would get have a converter, and the error is that of this graph's ONNX twin
 in ONNX Runtime.
 
-    python -m benchmarks.targets [--data DIR] [--models vit_tiny dinov3_s] [-o FILE]
+    python -m benchmarks.targets [--data DIR] [--models vit_tiny dinov3_s] [--targets aoti] [-o FILE]
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def mixed_plan(sites: Sequence[AttentionSite]) -> Plan:
     return Plan(tuple(chosen), Fingerprint.of(sites), weights=weights)
 
 
-def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
+def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TARGETS) -> Iterator[dict[str, Any]]:
     """One row a target of one model."""
     name, build, shapes = MODELS[key]
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def rows(key: str, data: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
         "parameters_m": round(sum(each.numel() for each in model.parameters()) / 1e6, 1),
     }
     one_size = [torch.cat([batches[0], batches[0].flip(0).roll(5, 3)])[:count] for count in (2, 1, 3)]
-    for target in TARGETS:
+    for target in targets:
         kind, _, opset = target.partition(" ")
         calls = one_size if kind == "aoti" else batches
         varied = {axis: Dim.DYNAMIC for axis in range(4) if len({each.shape[axis] for each in calls}) > 1}
@@ -216,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("JETVIT_DATA"), help="the folder of weights")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: all)")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="(default: all)")
     parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
     args = parser.parse_args(argv)
     import onnxruntime
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for key in args.models:
-            for row in rows(key, Path(args.data) if args.data else None, Path(folder)):
+            for row in rows(key, Path(args.data) if args.data else None, Path(folder), args.targets):
                 found.append(row)
                 print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     shared = {**environment(), "onnxruntime": onnxruntime.__version__}

@@ -144,9 +144,7 @@ def _refusal(node: Node, known: Release, lowered: _Lowered) -> str | None:
         return None
     op = name_of(node.target)
     if op == "operator.getitem":
-        parent = node.args[0]
-        assert isinstance(parent, Node)
-        return None if parent in lowered.constants else _refusal(parent, known, lowered)
+        return None  # one result of an operator that is asked itself
     candidates = known.converters.get(op, ())
     if not candidates:
         by = next((by for name, by in known.own.items() if name in (op, op.rpartition(".")[0])), None)

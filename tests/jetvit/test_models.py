@@ -413,7 +413,7 @@ def test_a_program_of_two_images_is_refused(tmp_path: Path):
     torch.export.save(program, tmp_path / "m.pt2")
     error = refusal(str(tmp_path / "m.pt2"))
     assert error.what == "the program takes more than a batch of images"
-    assert error.why == "its inputs are (by position), y"
+    assert error.why == "its inputs are x, y"
 
 
 def test_an_onnx_file_becomes_a_program(tmp_path: Path):

@@ -108,7 +108,7 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
         assert_same(run(after, *args), expected)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(QUICK), st.lists(st.sampled_from(CHOICES), min_size=1, max_size=4), st.sampled_from([18, 23]),
     st.booleans(),

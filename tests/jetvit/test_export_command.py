@@ -42,6 +42,7 @@ def test_pt2(run: Run, plan: Path, tmp_path: Path):  # noqa: F811
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_aoti_runs_where_jetvit_is_not(run: Run, plan: Path, tmp_path: Path):  # noqa: F811
     program, out = tmp_path / "fast.pt2", tmp_path / "compiled.pt2"
     assert run("optimize", *TINY, *SIZE, "--batch", "2", "--plan", plan, "-o", program).status == 0

@@ -119,6 +119,16 @@ def test_a_plan_is_one_function_on_every_road(
     check_round_trips(name, choices, opset, is_open, tmp_path)
 
 
+def test_a_mask_that_the_exporter_folds_hides_nothing(tmp_path: Path) -> None:
+    """Opset 23 keeps the mask of an Attention operator, as a table of truth values called after a node."""
+    case = CASES["hf_depth_anything_sdpa"]
+    args, kwargs = case.inputs(batch=2)
+    program = export_model(with_plain_outputs(case.build()), args, kwargs)
+    write_onnx(onnx_model(program, opset=23), tmp_path / "model.onnx")
+    sites = jetvit.find_attention(read_onnx(tmp_path / "model.onnx"))
+    assert [site.name for site in sites] == list(case.names)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
 @pytest.mark.parametrize("opset", [18, 23])

@@ -233,7 +233,10 @@ class Weights:
 
     def _is_filled(self, value: ir.Value, tensor: Tensor) -> bool:
         """True of a table that the exporter folded and that holds one number, such as a mask that hides nothing."""
-        if value in self._names or not self.is_made_up(value) or tensor.ndim < 2 or tensor.numel() == 0:
+        if tensor.ndim < 2 or tensor.numel() == 0:
+            return False
+        # No weight is made of truth values, whatever its name: the exporter may call a mask after a node of its own.
+        if tensor.dtype is not torch.bool and (value in self._names or not self.is_made_up(value)):
             return False
         return bool((tensor == tensor.reshape(-1)[0]).all())
 

@@ -29,6 +29,7 @@ from torch.export.pt2_archive.constants import (
     WEIGHTS_DIR,
 )
 
+from jetvit.cost_model.whole_file import move_together
 from jetvit.patterns.errors import InputError
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
@@ -53,7 +54,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     try:
         yield temporary
-        _sync(temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,7 +66,8 @@ def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a fresh path of the same name in a hidden folder beside `path`; what is there takes its place at the end.
 
     For writers that keep the name of a file in it, or that put other files beside it: these are renamed first. A block
-    that raises leaves the old files, or none. A symbolic link is followed: the file behind it is replaced.
+    that raises leaves the old files, or none, and so does one of them that cannot be renamed. A symbolic link is
+    followed: the file behind it is replaced.
 
     Raises:
         InputError: as `atomic_path`.
@@ -74,9 +77,7 @@ def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield folder / target.name
         others = sorted(each for each in folder.iterdir() if each.name != target.name)
-        for written in (*others, folder / target.name):
-            _sync(written)
-            written.replace(target.with_name(written.name))
+        move_together([*others, folder / target.name], target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,12 +118,6 @@ def writable(path: str | os.PathLike[str]) -> Path:
             do="choose another folder, or change its permissions",
         )
     return target
-
-
-def _sync(written: Path) -> None:
-    """Put a file on the disk: else a crash soon after its renaming could leave an empty one."""
-    with written.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:

@@ -10,7 +10,7 @@ import copy
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -102,12 +102,12 @@ class ExportedGraph(RewritableGraph):
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
         graph = self.module.graph
-        name = _free(name, {*self._state, *self._constants})
+        name = free_name(name, {*self._state, *self._constants})
         trained = isinstance(tensor, torch.nn.Parameter)
         first = next(node for node in graph.nodes if node not in self._specs or not _is_tensor_spec(self._specs[node]))
         with graph.inserting_before(first):
             identifier = ("p_" if trained else "b_") + re.sub(r"\W", "_", name)
-            node = graph.placeholder(_free(identifier, {str(node.target) for node in self._specs}))
+            node = graph.placeholder(free_name(identifier, {str(node.target) for node in self._specs}))
         node.meta["val"] = self.fake(tensor)
         self._state[name] = tensor
         self.tensor_names[node] = name  # type: ignore[index]
@@ -202,7 +202,7 @@ class DynamoGraph(RewritableGraph):
         return self.inputs.get(node) if self.owns_weights else None
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> Node:
-        attribute = _free("jetvit_" + re.sub(r"\W", "_", name), set(dir(self.module)))
+        attribute = free_name("jetvit_" + re.sub(r"\W", "_", name), set(dir(self.module)))
         self.module.register_buffer(attribute, tensor)
         graph = self.module.graph
         first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
@@ -219,9 +219,9 @@ class DynamoGraph(RewritableGraph):
         return {self.tensor_names[node]: value for node, value in self.inputs.items()}
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
+def free_name(name: str, taken: Container[str], first: int = 1) -> str:
+    """The name, with a number from `first` on where it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(first))
     return name if name not in taken else next(each for each in numbered if each not in taken)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import jetvit
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice
 from jetvit.passes.capture import export_model
 from jetvit.passes.from_onnx import read_onnx
 from jetvit.passes.plain_outputs import with_plain_outputs
 from jetvit.passes.to_onnx.export import onnx_model
 from jetvit.passes.to_onnx.write import write_onnx
-from jetvit.patterns.site import AttentionSite
+from tests.passes.plans import with_kernels
 from tests.zoo import CASES, found
 
 # Extra tokens before and after, RoPE, a DPT head, packed and separate projections, fused and decomposed attention.
@@ -37,23 +36,6 @@ CHOICES = (
     Choice("linear", conv_size=5, feature_map="relu_centred"),
     Choice("linear", feature_map="hedgehog"),
 )
-HIDDEN = 4
-
-
-def plan_for(sites: Sequence[AttentionSite], choices: Sequence[Choice]) -> Plan:
-    """The choices in turn, with drawn kernels: made from the image at the sites that lie even, fixed at the others."""
-    generator = torch.Generator().manual_seed(0)
-    weights: dict[str, Tensor] = {}
-    entries = []
-    for index, (site, choice) in enumerate(zip(sites, itertools.cycle(choices), strict=False)):
-        entries.append(SitePlan(site.name, choice))
-        if choice.conv_size:
-            channels = site.num_heads * site.head_dim
-            taps = channels * choice.conv_size**2
-            shapes = {"w1": (HIDDEN, channels), "b1": (HIDDEN,), "w2": (taps, HIDDEN), "b2": (taps,)}
-            for part in shapes if index % 2 == 0 else ("b2",):
-                weights[f"{site.name}.linear_attention.{part}"] = torch.randn(shapes[part], generator=generator)
-    return Plan(tuple(entries), Fingerprint.of(sites), weights=weights)
 
 
 def in_onnx_runtime(path: Path, images: Tensor) -> list[Tensor]:
@@ -80,7 +62,7 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
     shapes = case.dynamic_shapes(args, kwargs) if is_open else None
     program = export_model(with_plain_outputs(case.build()), args, kwargs, shapes)
     sites = jetvit.find_attention(program)
-    plan = plan_for(sites, choices)
+    plan = with_kernels(sites, choices)
     before = jetvit.optimize(program, plan=plan)
     expected = run(before, *args, **kwargs)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from jetvit.kernels.autocast import without_autocast
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.rope import rotate
-from jetvit.kernels.window_attention.windows import balanced_windows
+from jetvit.kernels.window_attention.windows import balanced_windows, window_runs
 
 
 def window_attention_reference(
@@ -36,7 +34,7 @@ def window_attention_reference(
         (q_before, q_grid, q_after), (k_before, k_grid, k_after), (v_before, v_grid, v_after) = (
             x.split(sizes, dim=1) for x in (q, k, v)
         )
-        extra_out = _attend(torch.cat([q_before, q_after], dim=1), k, v, None, scale)
+        extra_out = attend(torch.cat([q_before, q_after], dim=1), k, v, None, scale)
         before_out, after_out = extra_out.split([sizes[0], sizes[2]], dim=1)
         # A graph with a symbolic grid cannot ask whether the last window is short: it masks always.
         static = isinstance(grid_h, int) and isinstance(grid_w, int)
@@ -61,14 +59,15 @@ def sliced_windows(
     The short last row and column of windows are attended to apart, so that nothing is padded and nothing masked.
     """
     rows = []
-    for y, side_h in _runs(q.shape[1], window_h):
+    for y, side_h in window_runs(q.shape[1], window_h):
         row = []
-        for x, side_w in _runs(q.shape[2], window_w):
-            own_q, own_k, own_v = (_to_windows(part[:, y, x], side_h, side_w) for part in (q, k, v))
+        for x, side_w in window_runs(q.shape[2], window_w):
+            own = [part[:, y.start : y.stop, x.start : x.stop] for part in (q, k, v)]
+            own_q, own_k, own_v = (to_windows(part, side_h, side_w) for part in own)
             out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
-            row.append(_to_grid(out, q[:, y, x].shape, side_h, side_w))
+            row.append(to_grid(out, own[0].shape, side_h, side_w))
         rows.append(row)
-    return _join([_join(row, dim=2) for row in rows], dim=1)
+    return join([join(row, dim=2) for row in rows], dim=1)
 
 
 def masked_windows(
@@ -78,37 +77,36 @@ def masked_windows(
 
     Tokens are gathered by index, because a reshape of a padded grid guards on whether the padding is empty.
     """
-    grid_h, grid_w = q.shape[1:3]
-    (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
-    # Sums of ranges, [count_h, count_w, side_h, side_w]: a reshape of one range would index by quotients and remainders
-    # of symbolic sizes, which Inductor takes minutes to simplify.
-    y = torch.arange(count_h, device=q.device)[:, None] * side_h + torch.arange(side_h, device=q.device)
-    x = torch.arange(count_w, device=q.device)[:, None] * side_w + torch.arange(side_w, device=q.device)
-    y, x = y[:, None, :, None], x[None, :, None, :]
-    token = y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)
-    real = ((y < grid_h) & (x < grid_w)).flatten(2).flatten(0, 1)
+    token, real, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
     mask = F.pad(real, (0, extra_k.shape[1]), value=True)[None]
-    own_q, own_k, own_v = (part.flatten(1, 2)[:, token].flatten(3, 4).flatten(1, 2) for part in (q, k, v))
+    own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
     out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
-    y = torch.arange(grid_h, device=q.device)[:, None]
-    x = torch.arange(grid_w, device=q.device)
-    place = ((y // side_h * count_w + x // side_w) * side_h + y % side_h) * side_w + x % side_w
     return out.flatten(1, 2)[:, place]
 
 
-def _runs(size: int, window: int) -> Iterator[tuple[slice, int]]:
-    """The stretches of an axis in which all windows have one side: (tokens, side)."""
-    count, side = balanced_windows(size, window)
-    short = (count - 1) * side
-    if size - short == side:
-        short = size
-    if short > 0:
-        yield slice(0, short), side
-    if short < size:
-        yield slice(short, size), size - short
+def window_places(
+    grid_h: int, grid_w: int, window_h: int, window_w: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the tokens of a grid of any size stand in its windows, all of one size, the last ones filled up.
+
+    Returns token [window, place], the number of the token at a place of a window; real [window, place], False where
+    the window is filled up; and place [grid_h, grid_w], the place of a token among those of all windows in a row.
+    """
+    (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
+    y = torch.arange(count_h * side_h, device=device).unflatten(0, (count_h, 1, side_h, 1))
+    x = torch.arange(count_w * side_w, device=device).unflatten(0, (1, count_w, 1, side_w))
+    token = (y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)).flatten(2).flatten(0, 1)
+    # Not `&`, whose operands TensorRT wants to know as boolean before they are computed.
+    real = torch.logical_and(y < grid_h, x < grid_w).flatten(2).flatten(0, 1)
+    y = torch.arange(grid_h, device=device)[:, None]
+    x = torch.arange(grid_w, device=device)
+    row, column = y // side_h, x // side_w
+    # No remainders: exporters to ONNX take no symbolic divisor there.
+    place = ((row * count_w + column) * side_h + y - row * side_h) * side_w + x - column * side_w
+    return token, real, place
 
 
-def _to_windows(x: Tensor, side_h: int, side_w: int) -> Tensor:
+def to_windows(x: Tensor, side_h: int, side_w: int) -> Tensor:
     """[batch, height, width, head, dim] to [batch, window, token, head, dim]."""
     batch, height, width, heads, dim = x.shape
     count_h, count_w = height // side_h, width // side_w
@@ -116,8 +114,8 @@ def _to_windows(x: Tensor, side_h: int, side_w: int) -> Tensor:
     return x.reshape(batch, count_h * count_w, side_h * side_w, heads, dim)
 
 
-def _to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
-    """The inverse of `_to_windows`, to [batch, height, width, head, dim] = `shape`."""
+def to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
+    """The inverse of `to_windows`, to [batch, height, width, head, dim] = `shape`."""
     batch, height, width, heads, dim = shape
     x = x.reshape(batch, height // side_h, width // side_w, side_h, side_w, heads, dim)
     return x.transpose(2, 3).reshape(shape)
@@ -135,15 +133,15 @@ def _attend_windows(
     v = torch.cat([v, extra_v[:, None].expand(-1, windows, -1, -1, -1)], dim=2)
     if mask is not None:
         mask = mask.expand(batch, -1, -1).flatten(0, 1)[:, None, None]
-    out = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
+    out = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
     return out.unflatten(0, (batch, windows))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Softmax attention of [batch, token, head, dim]; `mask` [batch, 1, 1, key] is True where a key takes part."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
-def _join(parts: list[Tensor], dim: int) -> Tensor:
+def join(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

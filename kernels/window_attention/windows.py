@@ -12,3 +12,16 @@ def balanced_windows(size: int, window: int) -> tuple[int, int]:
     """
     count = (size + window - 1) // window
     return count, (size + count - 1) // count
+
+
+def window_runs(size: int, window: int) -> list[tuple[range, int]]:
+    """The stretches of an axis of `size` tokens in which all windows have one side: (tokens, side).
+
+    There are one or two: the last window may be shorter than the others. `size` is a number.
+    """
+    count, side = balanced_windows(size, window)
+    short = (count - 1) * side
+    if size - short == side:
+        return [(range(size), side)]
+    runs = [(range(short), side), (range(short, size), size - short)]
+    return [(tokens, side) for tokens, side in runs if tokens]

@@ -9,8 +9,6 @@ symbolic sizes. Casts are the references' own: sums of linear attention are fp32
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +17,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, convolve_by_taps
 from jetvit.kernels.rope import rotate
-from jetvit.kernels.window_attention.windows import balanced_windows
+from jetvit.kernels.window_attention.reference import attend, join, to_grid, to_windows, window_places
+from jetvit.kernels.window_attention.windows import window_runs
 
 
 def full_attention(
@@ -35,7 +34,7 @@ def full_attention(
 ) -> Tensor:
     """`jetvit::full_attention` as one SDPA."""
     q, k = _rotated(q, k, rope_y, rope_x, extra_before)
-    return _attend(q, k, v, None, scale).contiguous()
+    return attend(q, k, v, None, scale).contiguous()
 
 
 def window_attention(
@@ -59,10 +58,10 @@ def window_attention(
     place = _Place(q, grid_h, grid_w, extra_before)
     extra_k, extra_v = place.extra(k), place.extra(v)
     static = isinstance(grid_h, int) and isinstance(grid_w, int)
-    attend = _sliced_windows if static else _masked_windows
-    grid = attend(place.grid(q), place.grid(k), place.grid(v), extra_k, extra_v, window_h, window_w, scale)
+    attend_windows = _sliced_windows if static else _masked_windows
+    grid = attend_windows(place.grid(q), place.grid(k), place.grid(v), extra_k, extra_v, window_h, window_w, scale)
     extra_q = place.extra(q)
-    extra = None if extra_q is None else _attend(extra_q, k, v, None, scale)
+    extra = None if extra_q is None else attend(extra_q, k, v, None, scale)
     return place.join(grid.flatten(1, 2), extra).contiguous()
 
 
@@ -131,7 +130,7 @@ class _Place:
             parts.append(x[:, : self.before])
         if not isinstance(self.after, int) or self.after > 0:
             parts.append(x[:, self.before + self.grid_h * self.grid_w :])
-        return _join(parts, dim=1) if parts else None
+        return join(parts, dim=1) if parts else None
 
     def join(self, grid: Tensor, extra: Tensor | None) -> Tensor:
         """The grid tokens [batch, token, head, dim] with the extra ones around them again."""
@@ -153,12 +152,6 @@ def _rotated(q: Tensor, k: Tensor, rope_y: Tensor, rope_x: Tensor, extra_before:
     return q.to(dtype), k.to(dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Softmax attention of [batch, token, head, dim]; `mask` [batch, 1, 1, key] is True where a key takes part."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
-
-
 def _attend_windows(
     q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, mask: Tensor | None, scale: float
 ) -> Tensor:
@@ -167,7 +160,7 @@ def _attend_windows(
     if extra_k is not None and extra_v is not None:
         k = torch.cat([k, extra_k.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
         v = torch.cat([v, extra_v.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
-    out = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
+    out = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
     return out.unflatten(0, (batch, windows))
 
 
@@ -183,15 +176,15 @@ def _sliced_windows(
 ) -> Tensor:
     """Attention of q, k, v [batch, grid_h, grid_w, head, dim] in windows, those of one shape in one SDPA."""
     rows = []
-    for top, height, side_h in _runs(q.shape[1], window_h):
+    for y, side_h in window_runs(q.shape[1], window_h):
         row = []
-        for left, width, side_w in _runs(q.shape[2], window_w):
-            parts = [_cut(_cut(x, 1, top, height), 2, left, width) for x in (q, k, v)]
-            own_q, own_k, own_v = (_to_windows(part, side_h, side_w) for part in parts)
+        for x, side_w in window_runs(q.shape[2], window_w):
+            parts = [_cut(_cut(part, 1, y), 2, x) for part in (q, k, v)]
+            own_q, own_k, own_v = (to_windows(part, side_h, side_w) for part in parts)
             out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
-            row.append(_to_grid(out, parts[0].shape, side_h, side_w))
-        rows.append(_join(row, dim=2))
-    return _join(rows, dim=1)
+            row.append(to_grid(out, parts[0].shape, side_h, side_w))
+        rows.append(join(row, dim=2))
+    return join(rows, dim=1)
 
 
 def _masked_windows(
@@ -205,49 +198,13 @@ def _masked_windows(
     scale: float,
 ) -> Tensor:
     """The same by one graph for every grid: tokens are gathered by index, short windows filled up and masked."""
-    grid_h, grid_w = q.shape[1:3]
-    (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
-    y = torch.arange(count_h * side_h, device=q.device).unflatten(0, (count_h, 1, side_h, 1))
-    x = torch.arange(count_w * side_w, device=q.device).unflatten(0, (1, count_w, 1, side_w))
-    token = (y.clamp(max=grid_h - 1) * grid_w + x.clamp(max=grid_w - 1)).flatten(2).flatten(0, 1)
-    mask = torch.logical_and(y < grid_h, x < grid_w).flatten(2).flatten(0, 1)
+    token, mask, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
     if extra_k is not None:
         mask = torch.cat([mask, mask.new_ones(()).expand(mask.shape[0], extra_k.shape[1])], dim=1)
     mask = mask.unsqueeze(0).expand(q.shape[0], -1, -1).flatten(0, 1)[:, None, None]
     own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
     out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
-    y = torch.arange(grid_h, device=q.device)[:, None]
-    x = torch.arange(grid_w, device=q.device)
-    row, column = y // side_h, x // side_w
-    # No remainders: exporters to ONNX take no symbolic divisor there.
-    place = ((row * count_w + column) * side_h + y - row * side_h) * side_w + x - column * side_w
     return out.flatten(1, 2)[:, place]
-
-
-def _runs(size: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """The stretches of an axis in which all windows have one side: (first token, tokens, side)."""
-    count, side = balanced_windows(size, window)
-    last = size - (count - 1) * side
-    if last == side:
-        yield 0, size, side
-        return
-    if count > 1:
-        yield 0, size - last, side
-    yield size - last, last, last
-
-
-def _to_windows(x: Tensor, side_h: int, side_w: int) -> Tensor:
-    """[batch, height, width, head, dim] to [batch, window, token, head, dim]."""
-    batch, height, width, heads, dim = x.shape
-    x = x.reshape(batch, height // side_h, side_h, width // side_w, side_w, heads, dim).transpose(2, 3)
-    return x.reshape(batch, (height // side_h) * (width // side_w), side_h * side_w, heads, dim)
-
-
-def _to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
-    """The inverse of `_to_windows`, to [batch, height, width, head, dim] = `shape`."""
-    batch, height, width, heads, dim = shape
-    x = x.reshape(batch, height // side_h, width // side_w, side_h, side_w, heads, dim)
-    return x.transpose(2, 3).reshape(shape)
 
 
 def _convolve(x: Tensor, kernel: Tensor, size: int) -> Tensor:
@@ -258,9 +215,5 @@ def _convolve(x: Tensor, kernel: Tensor, size: int) -> Tensor:
     return out.permute(0, 2, 3, 1)
 
 
-def _cut(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return x if length == x.shape[dim] else x.narrow(dim, start, length)
-
-
-def _join(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _cut(x: Tensor, dim: int, tokens: range) -> Tensor:
+    return x if len(tokens) == x.shape[dim] else x.narrow(dim, tokens.start, len(tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jetvit.passes.graph import free_name
 from jetvit.passes.to_onnx.body import Body, Shape
 from jetvit.passes.to_onnx.convention import DOMAIN, INT, TENSOR, Call, input_names, parameters, read_call
 from jetvit.passes.to_onnx.linear import linear_attention
@@ -51,7 +52,7 @@ def add_functions(model: ir.Model) -> int:
         shape = _shape(node, call)
         key = (call.operator, shape, tuple((name, _known(value)) for name, value in call.arguments.items()))
         if key not in made:
-            name = _free(_name(call), {function.name for function in made.values()})
+            name = free_name(_name(call), {function.name for function in made.values()}, first=2)
             made[key] = _function(name, node, call, shape, opset)
             model.functions[made[key].identifier()] = made[key]
         node.op_type = made[key].name
@@ -72,14 +73,6 @@ def _name(call: Call) -> str:
     if call.operator == "window_attention":
         return f"{call.operator}_{arguments['window_h']}x{arguments['window_w']}"
     return f"{call.operator}_{'plain' if arguments['rope_y'] is None else 'rope'}"
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
 
 
 def _function(name: str, node: ir.Node, call: Call, shape: Shape, opset: int) -> ir.Function:

@@ -11,6 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from jetvit.passes.graph import free_name
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -97,14 +99,14 @@ def rename(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
     for value, name in zip(graph.outputs, outputs, strict=True):
         # An output cannot be called as an input is.
         taken = {each for _, each in named}
-        named.append((value, name if name not in taken else _free(f"{name}_out", taken)))
+        named.append((value, name if name not in taken else free_name(f"{name}_out", taken)))
     names = {name: value for value, name in named}
     everything = [*graph.inputs, *graph.initializers.values()]
     everything += [out for node in ir.traversal.RecursiveGraphIterator(graph) for out in node.outputs]
     taken = {str(value.name) for value in everything} | set(names)
     for value in everything:
         if value.name in names and names[value.name] is not value:
-            free = _free(value.name, taken)
+            free = free_name(value.name, taken)
             taken.add(free)
             _call(graph, value, free)
     for value, name in named:
@@ -120,11 +122,3 @@ def _call(graph: ir.Graph, value: ir.Value, name: str) -> None:
     value.name = name
     if held:
         graph.initializers[name] = value
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number = 1
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jetvit.kernels.window_attention.windows import balanced_windows
+from jetvit.kernels.window_attention.windows import window_runs
 from jetvit.passes.to_onnx.body import Body, Grid, Shape
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def _sliced_windows(
     heads, dim = shape.heads, shape.head_dim
     qkv = [body.reshape(x, 0, grid.height, grid.width, heads, dim) for x in qkv]
     rows = []
-    for y, side_h in _runs(grid.height, windows[0]):
+    for y, side_h in window_runs(grid.height, windows[0]):
         row = []
-        for x, side_w in _runs(grid.width, windows[1]):
+        for x, side_w in window_runs(grid.width, windows[1]):
             count_h, count_w = len(y) // side_h, len(x) // side_w
             own = []
             for part in qkv:
@@ -140,16 +140,6 @@ def _sliced_windows(
             row.append(body.reshape(out, -1, len(y), len(x), heads, dim))
         rows.append(body.concat(row, 2))
     return body.reshape(body.concat(rows, 1), 0, grid.tokens, heads, dim)
-
-
-def _runs(size: int, window: int) -> list[tuple[range, int]]:
-    """The stretches of an axis in which all windows have one side: (tokens, side)."""
-    count, side = balanced_windows(size, window)
-    short = (count - 1) * side
-    if size - short == side:
-        return [(range(size), side)]
-    runs = [(range(short), side), (range(short, size), size - short)]
-    return [run for run in runs if len(run[0])]
 
 
 def _masked_windows(

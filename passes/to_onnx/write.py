@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jetvit.cost_model.whole_file import move_together
 from jetvit.patterns.errors import InputError, RewriteError
 
 if TYPE_CHECKING:
@@ -71,29 +72,7 @@ def write_onnx(
             raise RewriteError(
                 "the ONNX model is not valid", why=str(error).strip().splitlines()[0], do="report it with the model"
             ) from error
-        new_data = folder / data.name if external else None
-        for new in (written, *([new_data] if new_data else [])):
-            with new.open("rb+") as stream:
-                os.fsync(stream.fileno())  # else a crash soon after the rename could leave an empty file
-        _replace(written, target, new_data, data)
+        move_together([*([folder / data.name] if external else []), written], target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return (target, data) if external else (target,)
-
-
-def _replace(written: Path, target: Path, new_data: Path | None, data: Path) -> None:
-    """Move the weights and then the model to their places; if the model cannot be moved, the old weights come back."""
-    if new_data is None:
-        written.replace(target)
-        return
-    old = new_data.with_name("old")
-    if data.exists():
-        data.replace(old)
-    try:
-        new_data.replace(data)
-        written.replace(target)
-    except OSError:
-        data.unlink(missing_ok=True)
-        if old.exists():
-            old.replace(data)
-        raise

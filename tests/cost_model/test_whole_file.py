@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jetvit.cost_model import whole_file
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.whole_file import move_together, write_whole
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -32,7 +32,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 WRITES = """
 import sys
 from pathlib import Path
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.whole_file import move_together, write_whole
 print("begin", flush=True)
 while True:
     for letter in (b"a", b"b"):
@@ -53,3 +53,35 @@ def test_killed_while_it_writes_it_leaves_a_whole_file(tmp_path: Path):
     data = file.read_bytes()
     assert len(data) == 3_000_000
     assert set(data) in ({ord("a")}, {ord("b")})
+
+
+@pytest.mark.parametrize("failing", ["model", "weights", "more"])
+@pytest.mark.parametrize("before", [True, False], ids=["old", "none"])
+def test_files_are_moved_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, before: bool
+) -> None:
+    names = ("more", "weights", "model")
+    staged = tmp_path / ".staged"
+    staged.mkdir()
+    for name in names:
+        (staged / name).write_text("new")
+        if before:
+            (tmp_path / name).write_text("old")
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if self == staged / failing:
+            raise OSError("disk full")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            move_together([staged / name for name in names], tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir() if file.is_file()} == (
+        dict.fromkeys(names, "old") if before else {}
+    )
+    for name in names:
+        (staged / name).write_text("newer")
+    move_together([staged / name for name in names], tmp_path)
+    assert {(tmp_path / name).read_text() for name in names} == {"newer"}

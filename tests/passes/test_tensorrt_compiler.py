@@ -15,7 +15,7 @@ from jetvit.cost_model import Choice
 from jetvit.passes.tensorrt import compile_tensorrt, prepare, register, require_tensorrt, write_tensorrt
 from jetvit.passes.tensorrt.plugins import PLUGINS
 from jetvit.patterns.errors import InputError
-from tests.passes.tensorrt_plans import rewritten
+from tests.passes.plans import rewritten
 from tests.passes.tensorrt_release import Release
 
 PLAN = (Choice("window", window=(3, 4)), Choice("linear", feature_map="hedgehog"))

@@ -20,7 +20,7 @@ from jetvit.passes.tensorrt.converters import FILE, name_of, op_of, release
 from jetvit.passes.tensorrt.coverage import decomposition_table
 from jetvit.passes.tensorrt.validators import VALIDATORS
 from jetvit.patterns.errors import InputError
-from tests.passes.tensorrt_plans import MIXED, rewritten
+from tests.passes.plans import MIXED, rewritten
 from tests.zoo import CASES, found
 
 aten = torch.ops.aten

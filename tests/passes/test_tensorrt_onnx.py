@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from jetvit.cost_model import Choice
 from jetvit.passes.plain_outputs import plain_program
 from jetvit.passes.tensorrt import prepare
-from tests.passes.tensorrt_plans import MIXED, rewritten
+from tests.passes.plans import MIXED, rewritten
 from tests.zoo import CASES
 
 pytest.importorskip("onnx")

@@ -20,7 +20,7 @@ from jetvit.passes.pipeline import run_pipeline
 from jetvit.passes.tensorrt import prepare
 from jetvit.patterns.errors import RewriteError
 from tests.passes.models import assert_close, by_road, count, nodes_of
-from tests.passes.tensorrt_plans import MIXED, rewritten, with_kernels
+from tests.passes.plans import MIXED, rewritten, with_kernels
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import PATCH, SIZE, Attention, TinyViT, sdpa

@@ -34,6 +34,7 @@ from jetvit.patterns.errors import InputError
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
 SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|torch|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
+_AGAIN = "copy it again if it was cut off, or write it with torch.export.save or `jetvit optimize`"
 METHODS = {
     *("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt"),
     *("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_sqrt"),  # of torch, in guards on resampled grids
@@ -133,6 +134,15 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}", do="check the path of the .pt2 file")
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start != b"PK":
+        onnx = start[:1] == b"\x08"  # the first field of a model, its IR version
+        raise InputError(
+            f"{path} is no program of torch.export",
+            why="it begins as an ONNX model does" if onnx else "it is empty" if not start else "it is no zip archive",
+            do="call it .onnx if it is such a model" if onnx else _AGAIN,
+        )
     try:
         reader = PT2ArchiveReader(str(path))
         names = reader.get_file_names()
@@ -140,7 +150,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why=_first_line(error),
-            do="copy it again if it was cut off, or write it with torch.export.save or `jetvit optimize`",
+            do=_AGAIN,
         ) from error
     reason = _runs_code(path, reader, names)
     if reason:

@@ -428,6 +428,7 @@ def _marked(axes: Axes, marker: Axis) -> Axes:
     aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec,
     aten.upsample_bicubic2d.default, aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default,
     aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec, aten.pixel_shuffle.default,
+    aten._upsample_bicubic2d_aa.default, aten._upsample_bilinear2d_aa.default,
 )  # fmt: skip
 def map2d(walk: LayoutWalk, node: Node) -> Value:
     """A two-dimensional map in, a two-dimensional map out: what is spatial before is spatial after."""

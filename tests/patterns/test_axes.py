@@ -271,7 +271,7 @@ def test_broadcast(tensor: Labelled, data: st.DataObject) -> None:
     assert ax.broadcast([other, tensor.axes]) == tensor.axes
 
 
-@pytest.mark.parametrize("kinds", itertools.pairwise(["weight", "unknown", "feature", "input", "row"]), ids=str)
+@pytest.mark.parametrize("kinds", [*itertools.pairwise(["weight", "unknown", "feature", "input", "row"])], ids=str)
 def test_the_better_known_axis_wins(kinds: tuple[str, str]) -> None:
     low, high = (ax.fresh(4, kind) for kind in kinds)
     assert ax.join(low, high) == ax.join(high, low) == high

@@ -69,3 +69,25 @@ def test_moved_keys_are_refused(move):
     image = torch.randn(2, 3, 32, 32)
     assert not find_sites(capture(Moved(move).eval(), (image,)))
     assert len(find_sites(capture(Moved(lambda x: x).eval(), (image,)))) == 1
+
+
+class Resized(nn.Module):
+    """A map of patches, resized by one of ATen's own names of an operator, before it becomes tokens."""
+
+    def __init__(self, resize) -> None:
+        super().__init__()
+        self.patches, self.qkv, self.resize = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), resize
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.resize(self.patches(image), [3, 5], False).permute(0, 2, 3, 1).flatten(1, 2)
+        q, k, v = (x.unflatten(-1, (2, 8)).transpose(1, 2) for x in self.qkv(tokens).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_the_grid_is_that_of_the_resized_map(name):
+    """`F.interpolate` exports as `.vec`; a file that was read from ONNX has `.default`."""
+    for operator in (f"upsample_{name}2d", f"_upsample_{name}2d_aa"):
+        model = Resized(getattr(torch.ops.aten, operator).default)
+        (site,) = find_sites(capture(model.eval(), (torch.randn(2, 3, 32, 48),)))
+        assert site.grid == (3, 5)

@@ -8,6 +8,7 @@ Weights are in the file as well; torch appends them to the code where they are m
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
 
+from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
+from jetvit.passes.regions import submodules
 from jetvit.patterns.errors import InputError, RewriteError
 
 OWN = ("aten", "prims", "quantized", "_c10d_functional")
@@ -82,10 +86,12 @@ def _compile(program: ExportedProgram, folder: str) -> list[str]:
     from torch._inductor import aot_compile
 
     args, kwargs = program.example_inputs
+    module = program.module(check_guards=False)
+    _count_windows(module)
     options = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     try:
         with torch.no_grad():
-            files: Any = aot_compile(program.module(check_guards=False), args, kwargs, options=options)
+            files: Any = aot_compile(module, args, kwargs, options=options)
     except Exception as error:  # Inductor raises whatever its lowerings and the compiler meet
         text = " ".join(str(error).split())
         raise RewriteError(
@@ -94,6 +100,31 @@ def _compile(program: ExportedProgram, folder: str) -> list[str]:
             do="check that torch.compile takes it; export it with target='pt2' or 'onnx' otherwise",
         ) from error
     return list(files)
+
+
+def _count_windows(module: GraphModule) -> None:
+    """On a CPU, count the windows of grids of symbolic size once, for all layers that have the same ones."""
+    for part in submodules(module):
+        counted: dict[Any, tuple[Node, Node]] = {}
+        for node in part.graph.find_nodes(op="call_function", target=torch.ops.jetvit.window_attention.default):
+            q, (grid_h, grid_w, _, *window, _) = node.args[0], node.args[5:]
+            device = q.meta["val"].device
+            if device.type != "cpu" or not (isinstance(grid_h, Node) or isinstance(grid_w, Node)):
+                continue
+            key = (*map(_value, (grid_h, grid_w)), *window)
+            with part.graph.inserting_before(node):
+                if key not in counted:
+                    both = part.graph.call_function(count_windows, (grid_h, grid_w, *window, device))
+                    counted[key] = tuple(part.graph.call_function(operator.getitem, (both, i)) for i in range(2))
+                new = part.graph.call_function(window_attention_counted, (*counted[key], *node.args))
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new)
+            part.graph.erase_node(node)
+        part.recompile()
+
+
+def _value(size: Any) -> str:
+    return str(size.meta["val"] if isinstance(size, Node) else size)
 
 
 def _operators_outside(files: list[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,27 @@ def window_attention_reference(
     scale: float,
 ) -> Tensor:
     """What `jetvit::window_attention` computes; the operator's own docstring has the contract."""
+    # A graph with a symbolic grid cannot ask whether the last window is short: it masks always.
+    static = isinstance(grid_h, int) and isinstance(grid_w, int)
+    inside = sliced_windows if static else masked_windows
+    return attend_in_windows(inside, q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)
+
+
+def attend_in_windows(
+    inside: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope_y: Tensor,
+    rope_x: Tensor,
+    grid_h: int,
+    grid_w: int,
+    extra_before: int,
+    window_h: int,
+    window_w: int,
+    scale: float,
+) -> Tensor:
+    """The operator with what is inside of windows computed by `inside`: `sliced_windows`, or one of its like."""
     with without_autocast(q.device):
         if not is_absent(rope_y):
             q, k = (x.to(v.dtype) for x in rotate(q, k, rope_y, rope_x, extra_before))
@@ -36,9 +59,7 @@ def window_attention_reference(
         )
         extra_out = attend(torch.cat([q_before, q_after], dim=1), k, v, None, scale)
         before_out, after_out = extra_out.split([sizes[0], sizes[2]], dim=1)
-        # A graph with a symbolic grid cannot ask whether the last window is short: it masks always.
-        static = isinstance(grid_h, int) and isinstance(grid_w, int)
-        grid_out = (sliced_windows if static else masked_windows)(
+        grid_out = inside(
             q_grid.unflatten(1, (grid_h, grid_w)),
             k_grid.unflatten(1, (grid_h, grid_w)),
             v_grid.unflatten(1, (grid_h, grid_w)),
@@ -64,7 +85,7 @@ def sliced_windows(
         for x, side_w in window_runs(q.shape[2], window_w):
             own = [part[:, y.start : y.stop, x.start : x.stop] for part in (q, k, v)]
             own_q, own_k, own_v = (to_windows(part, side_h, side_w) for part in own)
-            out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
+            out = attend_to_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
             row.append(to_grid(out, own[0].shape, side_h, side_w))
         rows.append(row)
     return join([join(row, dim=2) for row in rows], dim=1)
@@ -80,7 +101,7 @@ def masked_windows(
     token, real, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
     mask = F.pad(real, (0, extra_k.shape[1]), value=True)[None]
     own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
-    out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
+    out = attend_to_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
     return out.flatten(1, 2)[:, place]
 
 
@@ -121,7 +142,7 @@ def to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
     return x.transpose(2, 3).reshape(shape)
 
 
-def _attend_windows(
+def attend_to_windows(
     q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
     """Attention of each window [batch, window, token, head, dim] to its keys and the extra [batch, token, head, dim].

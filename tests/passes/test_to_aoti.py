@@ -23,9 +23,10 @@ from torch.export import ExportedProgram
 import jetvit
 from jetvit.cost_model import Choice
 from jetvit.files import load_exported
+from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes import to_aoti
 from jetvit.passes.plain_outputs import plain_program
-from jetvit.passes.to_aoti import require_compiler, write_aoti
+from jetvit.passes.to_aoti import _count_windows, require_compiler, write_aoti
 from jetvit.patterns import InputError, RewriteError
 from tests.passes.models import FULL, LINEAR, WINDOW, plan_of
 from tests.zoo import CASES
@@ -118,7 +119,7 @@ def code_of(package: Path) -> str:
         pytest.param("dict_to_dataclass", [FULL, LINEAR], True, id="open sizes"),
         pytest.param("sdpa", [WINDOW], True, marks=pytest.mark.slow, id="windows of open sizes"),
         pytest.param("hf_dinov3_sdpa", [WINDOW, LINEAR], False, marks=pytest.mark.slow, id="DINOv3"),
-        pytest.param("hf_dinov3_sdpa", [CONVOLVED, FULL], True, marks=pytest.mark.slow, id="DINOv3 of open sizes"),
+        pytest.param("hf_dinov3_sdpa", [CONVOLVED, WINDOW], True, marks=pytest.mark.slow, id="DINOv3 of open sizes"),
         pytest.param("hf_depth_anything_sdpa", [WINDOW, LINEAR], False, marks=pytest.mark.slow, id="DepthAnything"),
     ],
 )
@@ -147,6 +148,29 @@ def test_a_package_needs_torch_alone(
     with pytest.raises(InputError, match="AOTInductor package") as refusal:
         load_exported(package)
     assert "aoti_load_package" in refusal.value.do
+
+
+@pytest.mark.parametrize(
+    ("choices", "open_sizes", "counts"),
+    [([WINDOW], True, 1), ([WINDOW, Choice("window", window=(3, 2))], True, 2), ([WINDOW], False, 0)],
+    ids=["one window", "two windows", "one size"],
+)
+def test_windows_of_open_sizes_are_counted_once_for_all_layers(
+    choices: list[Choice], open_sizes: bool, counts: int
+) -> None:
+    """Inductor takes more than a quarter of an hour over windows whose number is a quotient of the image's sizes."""
+    program = rewritten("sdpa", choices, open_sizes)
+    module = program.module()
+    _count_windows(module)
+    targets = [node.target for node in module.graph.nodes]
+    windows = len(program.graph.find_nodes(op="call_function", target=torch.ops.jetvit.window_attention.default))
+    assert windows == 2
+    assert targets.count(count_windows) == counts
+    assert targets.count(window_attention_counted) == (windows if open_sizes else 0)
+    case = CASES["sdpa"]
+    sizes = [{}, {"batch": 3, "size": case.oblong}] if open_sizes else [{}]
+    for args, kwargs in (case.inputs(**each) for each in sizes):
+        torch.testing.assert_close(module(*args, **kwargs), program.module()(*args, **kwargs), rtol=0, atol=1e-5)
 
 
 def small_program(function: Callable[[Tensor], Tensor]) -> ExportedProgram:

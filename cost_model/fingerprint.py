@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jetvit.patterns.site import AttentionSite
 
 DYNAMIC = "dynamic"
+_INPUTS = {"packed", "q", "k", "v"}
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,22 @@ class SiteShape:
     def difference(self, other: SiteShape) -> str | None:
         """The first field of this shape (the plan's) that `other` (the model's) has otherwise, in words.
 
-        A dynamic token count agrees with every count: the same model is captured with and without symbols.
+        A dynamic token count agrees with every count: the same model is captured with and without symbols. One packed
+        projection agrees with three that it may have been put together from, and with none that is known: a bias that
+        a graph computes is folded in a file, where the projection is then seen.
         """
         for field in ("num_heads", "head_dim", "extra_before", "extra_after", "rope"):
             ours, theirs = getattr(self, field), getattr(other, field)
             if ours != theirs and not (field.startswith("extra_") and DYNAMIC in (ours, theirs)):
                 return _differs(self.name, field, ours, theirs)
-        for role in sorted({*self.projections, *other.projections}):
-            mine, its = self.projections.get(role), other.projections.get(role)
-            if mine != its:
-                return _differs(self.name, f"the {role} projection", _matrix(mine), _matrix(its))
+        mine, its = dict(self.projections), dict(other.projections)
+        if mine.keys() != its.keys():
+            mine, its = _packed(mine), _packed(its)
+            if not (mine.keys() & _INPUTS and its.keys() & _INPUTS):
+                mine, its = ({role: size for role, size in each.items() if role == "out"} for each in (mine, its))
+        for role in sorted({*mine, *its}):
+            if mine.get(role) != its.get(role):
+                return _differs(self.name, f"the {role} projection", _matrix(mine.get(role)), _matrix(its.get(role)))
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +168,15 @@ def _tokens(count: Any) -> int | str:
         return DYNAMIC
     # A SymInt is no int and no float; int() of it would put a guard on the graph.
     return int(count) if isinstance(count, int | float) else DYNAMIC
+
+
+def _packed(projections: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The same with q, k and v as one product, where they have one input."""
+    separate = [projections.get(role) for role in ("q", "k", "v")]
+    if None in separate or len({inputs for _, inputs in filter(None, separate)}) != 1:
+        return projections
+    rest = {role: size for role, size in projections.items() if role not in ("q", "k", "v")}
+    return rest | {"packed": (sum(out for out, _ in filter(None, separate)), projections["q"][1])}
 
 
 def _matrix(shape: tuple[int, int] | None) -> str:

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.cost_model import Choice
+from jetvit.exporting import tensors
 from jetvit.passes.capture import export_model
 from jetvit.passes.from_onnx import read_onnx
 from jetvit.passes.plain_outputs import with_plain_outputs
 from jetvit.passes.to_onnx.export import onnx_model
 from jetvit.passes.to_onnx.write import write_onnx
+from jetvit.patterns import InputError
 from tests.passes.plans import with_kernels
 from tests.zoo import CASES, found
 
@@ -38,21 +39,32 @@ CHOICES = (
 )
 
 
-def in_onnx_runtime(path: Path, images: Tensor) -> list[Tensor]:
+# What is in a region of autocast is bf16, which opset 18 has few operators for, and ONNX Runtime few on a CPU; torch's
+# exporter writes no module of a node there, so that sites have other names in the file.
+CONVOLUTION_IN_AUTOCAST = ("autocast_model", "autocast_model_sdpa", "softmax_outside_autocast")
+AUTOCAST = (*CONVOLUTION_IN_AUTOCAST, "autocast_attention", "autocast_sdpa")
+# In the file the indices of an unfold over an open size have lost the grid.
+LOST = {("unfold_patches", True)}
+
+
+def in_onnx_runtime(path: Path, *args: Any, **kwargs: Any) -> list[Tensor]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(each) for each in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
+    given = {
+        value.name: leaf.numpy() for value, leaf in zip(session.get_inputs(), tensors((args, kwargs)), strict=True)
+    }
+    return [torch.from_numpy(each) for each in session.run(None, given)]
 
 
 def run(program: ExportedProgram, *args: Any, **kwargs: Any) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in pytree.tree_leaves(program.module()(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        return tensors(program.module()(*args, **kwargs))
 
 
-def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-4) -> None:
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open: bool, folder: Path) -> None:
@@ -67,27 +79,30 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
     expected = run(before, *args, **kwargs)
 
     rewritten = jetvit.export(before, target="onnx", opset=opset, path=folder / "rewritten.onnx")
-    assert_same(in_onnx_runtime(rewritten, *args), expected)
+    assert_same(in_onnx_runtime(rewritten, *args, **kwargs), expected)
 
     write_onnx(onnx_model(program, opset=opset), folder / "original.onnx")  # without the exact rewrites of `export`
     original = read_onnx(folder / "original.onnx")
+    if (name, is_open) in LOST:
+        assert [site.name for site in jetvit.find_attention(original).rejected] == [site.name for site in sites]
+        return
     assert [site.name for site in jetvit.find_attention(original)] == [site.name for site in sites]
     after = jetvit.optimize(original, plan=plan)
-    assert_same(run(after, *args), expected)
+    assert_same(run(after, *tensors((args, kwargs))), expected)
     from_file = jetvit.export(after, target="onnx", opset=opset, path=folder / "after.onnx")
-    assert_same(in_onnx_runtime(from_file, *args), expected)
+    assert_same(in_onnx_runtime(from_file, *args, **kwargs), expected)
 
     again = read_onnx(rewritten)
     done = {entry.name for entry in jetvit.find_attention(before).rewritten}
     assert {entry.name for entry in jetvit.find_attention(again).rewritten} == done
     if done:  # else the file holds full attention with merged projections, and the plan is for separate ones
         again = jetvit.optimize(again, plan=plan)
-    assert_same(run(again, *args), expected)
+    assert_same(run(again, *tensors((args, kwargs))), expected)
     if is_open and case.oblong is not None and case.dynamic == "image":
         args, kwargs = case.inputs(batch=3, size=case.oblong)
         expected = run(before, *args, **kwargs)
-        assert_same(in_onnx_runtime(rewritten, *args), expected)
-        assert_same(run(after, *args), expected)
+        assert_same(in_onnx_runtime(rewritten, *args, **kwargs), expected)
+        assert_same(run(after, *tensors((args, kwargs))), expected)
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -111,9 +126,38 @@ def test_a_mask_that_the_exporter_folds_hides_nothing(tmp_path: Path) -> None:
     assert [site.name for site in sites] == list(case.names)
 
 
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [
+        ("hf_vit_eager", 18),  # a mask of zeros that the exporter folds, called after a node of its own
+        ("timm_dinov3_qkv_bias_unfused", 23),  # a bias that the model puts together, and the exporter folds
+        ("dict_to_dataclass", 18),
+    ],
+)
+def test_what_the_exporter_folds_is_one_function_too(name: str, opset: int, tmp_path: Path) -> None:
+    check_round_trips(name, CHOICES[1:5], opset, False, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
 @pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("name", [case.name for case in found()])
+@pytest.mark.parametrize("name", [case.name for case in found() if case.name not in AUTOCAST])
 def test_every_model_goes_there_and_back(name: str, opset: int, is_open: bool, tmp_path: Path) -> None:
     check_round_trips(name, CHOICES[1:5], opset, is_open, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_regions_of_autocast_go_there_and_back(name: str, opset: int, is_open: bool, tmp_path: Path) -> None:
+    case = CASES[name]
+    args, kwargs = case.inputs(batch=2)
+    program = export_model(case.build(), args, kwargs, case.dynamic_shapes(args, kwargs) if is_open else None)
+    before = jetvit.optimize(program, plan=with_kernels(jetvit.find_attention(program), CHOICES[1:5]))
+    if opset == 18 and name in CONVOLUTION_IN_AUTOCAST:
+        with pytest.raises(InputError, match="ONNX opset 18 has no Conv in bf16"):
+            jetvit.export(before, target="onnx", opset=opset, path=tmp_path / "model.onnx")
+        return
+    path = jetvit.export(before, target="onnx", opset=opset, path=tmp_path / "model.onnx")
+    assert_same(run(read_onnx(path), *tensors((args, kwargs))), run(before, *args, **kwargs), tolerance=3e-2)

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from jetvit.passes.from_onnx import scopes
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -25,6 +27,7 @@ def normalize(model: ir.Model) -> int:
     from onnxscript.rewriter import RewriteRuleSet
 
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _split_constants(model.graph)
     _constants_last(model.graph)
     operators = {node.op_type for node in model.graph.all_nodes()}
     rules: list[Any] = []
@@ -40,6 +43,26 @@ def normalize(model: ir.Model) -> int:
     count = int(RewriteRuleSet(rules).apply_to_model(model)) if rules else 0
     log.debug("%d idioms put together", count)
     return count
+
+
+def _split_constants(graph: ir.Graph) -> None:
+    """Give a constant that bears several names back to each of them.
+
+    TorchScript's exporter keeps tensors of equal values once, such as the biases of a model that was never trained, and
+    calls them by their other names through Identity nodes.
+    """
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "Identity" or node.domain != "" or node.outputs[0].is_graph_output():
+            continue
+        constant, old = node.inputs[0], node.outputs[0]
+        if constant is None or not constant.is_initializer() or scopes.is_made_up(old.name):
+            continue
+        new = ir.Value(name=old.name, type=constant.type, shape=constant.shape, const_value=constant.const_value)
+        old.replace_all_uses_with(new)
+        graph.remove(node, safe=True)
+        graph.register_initializer(new)
 
 
 def _constants_last(graph: ir.Graph) -> None:

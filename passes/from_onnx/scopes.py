@@ -64,9 +64,12 @@ def is_made_up(name: str | None) -> bool:
 
 
 def parameters(graph: ir.Graph) -> frozenset[str]:
-    """The FQNs of the exported model's parameters and buffers, as far as the file lists them."""
+    """The FQNs of the exported model's parameters and buffers, as far as the file tells them."""
     listed = re.findall(r": (?:PARAMETER|BUFFER) target='([^']+)'", graph.metadata_props.get(SIGNATURE, ""))
-    return frozenset(listed)
+    marked = [
+        name for name, value in graph.initializers.items() if value.metadata_props.get(KIND) in ("PARAMETER", "BUFFER")
+    ]
+    return frozenset((*listed, *marked))
 
 
 def stack_trace(node: ir.Node, file: str, index: int) -> str:

@@ -15,6 +15,7 @@ from torch import SymInt, Tensor
 from torch.fx import Node
 
 MAX_RANK = 8
+MAX_TOPK = 3840
 _CASTS = {
     *(torch.float32, torch.int32, torch.int64, torch.bool, torch.int8, torch.float16, torch.bfloat16),
 }
@@ -130,6 +131,19 @@ def full_size(node: Node) -> str | None:
     return "an axis has length 0" if 0 in node.args[1] else None
 
 
+def few_of_many(node: Node) -> str | None:
+    count = node.args[1]
+    if not isinstance(count, int):
+        return "how many it takes is open"
+    return f"it takes {count}, more than {MAX_TOPK}" if count > MAX_TOPK else None
+
+
+def plain_pooling(node: Node) -> str | None:
+    if _argument(node, 4, False) is not False:
+        return "its output is rounded up (ceil_mode)"
+    return "its divisor is given" if _argument(node, 6) is not None else None
+
+
 def always(node: Node) -> str | None:
     return None
 
@@ -150,6 +164,8 @@ VALIDATORS: dict[str, Callable[[Node], str | None]] = {
     "cumsum_validator": always,
     "scaled_dot_product_attention_validator": sdpa,
     "repeat_validator": repeat,
+    "topk_validator": few_of_many,
+    "avg_pool_param_validator": plain_pooling,
     "zero_output_validator": full_size,
 }
 """By the names in `converters.json`. Two conditions are those of TensorRT-RTX alone, and always hold here."""

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSETS = (18, 23)
-# What the exporter notes on each node is dropped but for the names of the modules: stack traces hold paths of the
-# machine, and outweigh the graph.
-_KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "jetvit.")
+# What the exporter notes is dropped but for the names of the modules, and which constants are parameters of the model:
+# stack traces hold paths of the machine, and outweigh the graph.
+_KEPT_METADATA = (
+    *("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "jetvit."),
+    "pkg.torch.export.graph_signature.InputSpec.kind",
+)
 
 
 def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = False) -> ir.Model:

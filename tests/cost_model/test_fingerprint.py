@@ -76,6 +76,37 @@ def test_a_dynamic_count_agrees_with_every_count():
     assert Fingerprint((SHAPE,)).difference(dynamic) is None
 
 
+SEPARATE = {"q": (384, 384), "k": (384, 384), "v": (384, 384), "out": (384, 384)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SEPARATE, SHAPE.projections),  # merged
+        (SHAPE.projections, {"out": (384, 384)}),  # made by a graph from parts, folded in a file
+        (SEPARATE, {"out": (384, 384)}),
+    ],
+)
+def test_projections_that_were_put_together_agree(ours: dict, theirs: dict):
+    one, two = (Fingerprint((replace(SHAPE, projections=each),)) for each in (ours, theirs))
+    assert one.difference(two) is None
+    assert two.difference(one) is None
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"packed": (1536, 384), "out": (384, 384)}, "the packed projection is 1152x384 in the plan and 1536x384"),
+        ({"packed": (1152, 384)}, "the out projection is 384x384 in the plan and absent"),
+        ({"q": (384, 384), "out": (384, 384)}, "the packed projection is 1152x384 in the plan and absent"),
+        ({}, "the out projection is 384x384 in the plan and absent"),
+    ],
+)
+def test_projections_of_another_size_do_not(theirs: dict, words: str):
+    ours, other = (Fingerprint((replace(SHAPE, projections=each),)) for each in (SEPARATE, theirs))
+    assert words in (ours.difference(other) or "")
+
+
 def test_within_moves_the_sites_of_one_part():
     both = Fingerprint((SHAPE, replace(SHAPE, name="neck.attn")))
     assert both.within("neck", "model").names == ("model.attn",)

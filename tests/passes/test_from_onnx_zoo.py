@@ -52,7 +52,8 @@ NAMELESS = {
 }
 """Where the exporter writes no module of a node: inside a region of autocast."""
 FIXED = {
-    (name, "torchscript17", True) for name in ("hf_siglip_sdpa", "hf_siglip_eager", "functional_mha", "seq_first_mha")
+    (name, "torchscript17", True)
+    for name in ("hf_siglip_sdpa", "hf_siglip_eager", "functional_mha", "seq_first_mha", "mha_dropped_weights")
 }
 """Where it writes the number of images and tokens of the example into a graph that it calls dynamic."""
 LOST = {("unfold_patches", True)}
@@ -225,3 +226,21 @@ def test_a_plan_of_the_original_model_fits(road: str, dynamic: bool, tmp_path: P
     theirs = jetvit.optimize(model, image, plan=plan)(image)
     (result,) = ours.values()
     torch.testing.assert_close(result, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_biases_that_are_kept_once_get_their_names_back(tmp_path: Path) -> None:
+    """The exporter that traces merges tensors of equal values: here every bias of one length, all of them zeros."""
+    case, path = CASES["sdpa"], tmp_path / "model.onnx"
+    model = case.build()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    export(model, case, "torchscript17", False, path)
+    assert len(onnx.load(path).graph.initializer) < len(list(model.parameters()))
+    program = read_onnx(path)
+    args, kwargs = case.inputs()
+    ours, theirs = found(program), found(export_model(model, args, kwargs))
+    assert [facts(site, True) for site in ours] == [facts(site, True) for site in theirs]
+    assert {name for name, _ in model.named_parameters() if "blocks" in name} <= program.state_dict.keys()
+    compare(program, path, model, args, kwargs)

@@ -121,7 +121,14 @@ def attend(x: Tensor) -> Tensor:
         (lambda x: torch.special.i0(x), "aten.i0.default", "there is no converter"),
         (lambda x: (x > 0).int() & 3, "aten.bitwise_and.Scalar", "an operand is not boolean"),
         (lambda x: torch.fft.fft2(x).abs(), "aten._fft_c2c.default", "its values are complex"),
-        (lambda x: x.topk(2)[0], "aten.topk.default", "a condition that is not known here: topk_validator"),
+        (lambda x: x.sort()[0], "aten.sort.default", "a condition that is not known here: sort_validator"),
+        (lambda x: x.repeat(1, 1, 700, 1).flatten().topk(4000)[0], "aten.topk.default", "4000, more than 3840"),
+        (lambda x: torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True), "aten.avg_pool2d.default", "rounded up"),
+        (
+            lambda x: torch.nn.functional.avg_pool2d(x, 2, divisor_override=3),
+            "aten.avg_pool2d.default",
+            "its divisor is given",
+        ),
         (lambda x: x.repeat(1, 1, 1, 1, 1, 1, 1, 1, 1), "aten.repeat.default", "more than 8 axes"),
     ],
 )  # fmt: skip
@@ -137,6 +144,7 @@ def test_what_is_not_converted_is_named(function: Any, op: str, why: str) -> Non
     [
         lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x),
         lambda x: x.half(),
+        lambda x: torch.nn.functional.avg_pool2d(x, 2).topk(3)[0],
         lambda x: x.max(dim=1)[0],
         lambda x: torch.logical_and(x > 0, x < 1),
         lambda x: x[:, torch.tensor([0, 2])],

@@ -1,6 +1,7 @@
 """The command `jetvit`: one subcommand a file in `jetvit.commands`, and what becomes of their errors.
 
-Exit status: 0 done, 1 a named refusal, 2 wrong usage, 130 interrupted. Results go to stdout, all else to stderr.
+Exit status: 0 done, 1 a named refusal, 2 wrong usage, 130 interrupted, 143 ended by SIGTERM. Results go to stdout, all
+else to stderr.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import argparse
 import difflib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leave.code or 0)
     handler = _log_to(sys.stderr)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _leaving_at_sigterm():
             if not args.debug:
                 warnings.simplefilter("ignore")  # of libraries; what the user should see comes as notes
             args.run(args)
@@ -82,6 +86,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         logging.getLogger("jetvit").removeHandler(handler)
     return 0
+
+
+@contextmanager
+def _leaving_at_sigterm() -> Iterator[None]:
+    """Within it a request to end, of a scheduler or a container, cleans up what is half-written, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread alone
+        return
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, debug: bool, status: int = 1) -> int:

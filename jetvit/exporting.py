@@ -142,14 +142,20 @@ class ExportJob:
         return "a runtime that has jetvit's operators" if self.options.get("custom_ops") else self.target.load
 
     @classmethod
-    def parse(cls, target: str, path: str | os.PathLike[str], **options: Any) -> ExportJob:
+    def parse(
+        cls, target: str, path: str | os.PathLike[str], spelling: Mapping[str, str] | None = None, **options: Any
+    ) -> ExportJob:
         """A job from what a user asks for; an option that is None, False or empty was not given.
 
+        Args:
+            target, path: as `export` takes them.
+            spelling: what the user calls an option, where it is not its name.
+            options: those of `export`.
         Raises:
             InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
         """
         if target not in TARGETS:
-            near = difflib.get_close_matches(str(target), TARGETS, n=1)
+            near = difflib.get_close_matches(str(target).lower(), TARGETS, n=1)
             raise InputError(
                 f"there is no target {target!r}",
                 do=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TARGETS)}",
@@ -160,7 +166,7 @@ class ExportJob:
             if name not in kind.options:
                 takers = [each.name for each in TARGETS.values() if name in each.options]
                 raise InputError(
-                    f"the target {target!r} takes no option {name!r}",
+                    f"the target {target!r} takes no option {(spelling or {}).get(name, name)!r}",
                     why=f"it belongs to {' and '.join(map(repr, takers))}",
                     do="leave it out, or choose that target",
                 )

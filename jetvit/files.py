@@ -74,7 +74,12 @@ def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: as `atomic_path`.
     """
     target = writable(path)
-    folder = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    except OSError as error:  # a place that takes no folders, whatever its permissions say
+        raise InputError(
+            f"cannot write {path}", why=error.strerror or str(error), do="choose another folder"
+        ) from error
     try:
         yield folder / target.name
         others = sorted(each for each in folder.iterdir() if each.name != target.name)
@@ -133,7 +138,8 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no file {path}", do="check the path of the .pt2 file")
+        what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+        raise InputError(what, do="check the path of the .pt2 file")
     with path.open("rb") as stream:
         start = stream.read(2)
     if start != b"PK":

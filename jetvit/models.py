@@ -97,12 +97,13 @@ def load_model(
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         loaded = _load_factory(spec, weights, args, dtype)
     else:
-        folder = bool(spec) and Path(spec).is_dir()
-        raise InputError(
-            f"{spec!r} names no model",
-            why=f"a model is {FORMS}",
-            do=f"for a HuggingFace folder write hf:{spec}" if folder else f"for a timm model write timm:{spec}",
-        )
+        if bool(spec) and Path(spec).is_dir():
+            advice = f"for a HuggingFace folder write hf:{spec}"
+        elif spec.endswith(".py"):
+            advice = f"for a function in that file write {Path(spec).stem}:FUNCTION, in its folder"
+        else:
+            advice = f"for a timm model write timm:{spec}"
+        raise InputError(f"{spec!r} names no model", why=f"a model is {FORMS}", do=advice)
     assert isinstance(loaded.model, nn.Module)
     loaded.model.eval().to(target)
     for note in loaded.notes:

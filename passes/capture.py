@@ -40,6 +40,12 @@ def export_model(
             f"a {type(model).__name__} cannot be captured",
             do="give an nn.Module or a torch.export.ExportedProgram",
         )
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise CaptureError(
+            "what torch.compile returned cannot be captured",
+            why="it holds compiled code, made anew for other inputs",
+            do="give the module that torch.compile was given; compile what jetvit returns",
+        )
     try:
         with torch.no_grad():
             return torch.export.export(

@@ -54,6 +54,8 @@ class LayoutWalk:
                 self.sources[node] = frozenset(["weight" if weight else "input"])
                 self.axes[node] = self._entry(node, weight)
             elif node.op == "call_function":
+                if node.target is aten.sym_size.int:
+                    self.sources[node] = frozenset()  # a size is nothing that an image holds
                 self.axes[node] = self._call(node)
 
     def of(self, node: Any) -> Axes:
@@ -106,15 +108,16 @@ class LayoutWalk:
             return result
         if isinstance(result, list):
             return result
-        return unknown(node)
+        # What is made of weights alone is the same for every image, whatever makes it.
+        return unknown(node, "weight" if self.sources[node] == {"weight"} else "unknown")
 
 
-def unknown(node: Node) -> Value:
+def unknown(node: Node, kind: str = "unknown") -> Value:
     """Axes of an operator that the walk does not know, named after it."""
 
     def make(value: Any) -> Value:
         if isinstance(value, torch.Tensor):
-            return ax.fresh_axes(value.shape, "unknown", f"{node.target} ({node.name})")
+            return ax.fresh_axes(value.shape, kind, f"{node.target} ({node.name})")
         return [make(item) for item in value] if isinstance(value, list | tuple) else None
 
     return make(node.meta.get("val"))

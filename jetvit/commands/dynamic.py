@@ -46,12 +46,29 @@ def capture_dynamic(model: nn.Module, subject: Subject) -> ExportedProgram:
         with torch.no_grad():
             found = program.module()(*batch[0], **batch[1])
     except Exception as error:  # a guard, or whatever operator meets a shape that it cannot take
+        if _takes_two(program, subject, size):
+            raise CaptureError(
+                "the model cannot be captured with an open batch",
+                why=f"torch.export's program takes two images and more, and not one: {_letters(str(error))[:300]}",
+                do="leave --dynamic out; or export it in Python with jetvit.export(..., dynamic_shapes=...), and never "
+                "call it with a single image",
+            ) from error
         why = f"torch.export fixed a size in it: captured at {_text(subject.size)}, it fails for one image of "
         raise _refusal(subject, size, f"{why}{_text(size)}. {_letters(str(error))[:300]}") from error
     if not _close(found, expected):
         why = f"captured at {_text(subject.size)}, it gives other results than the model for {_text(size)}"
         raise _refusal(subject, size, why)
     return program
+
+
+def _takes_two(program: ExportedProgram, subject: Subject, size: tuple[int, int]) -> bool:
+    args, kwargs = subject.call(_noise(2, size))
+    try:
+        with torch.no_grad():
+            program.module()(*args, **kwargs)
+    except Exception:  # as with one image
+        return False
+    return True
 
 
 def _refusal(subject: Subject, other: tuple[int, int], why: str) -> CaptureError:

@@ -71,6 +71,12 @@ def run(args: argparse.Namespace) -> None:
         custom_ops=args.custom_ops,
         plugins=args.plugins,
         max_shapes=dict(args.max_shape),
+        spelling={
+            "opset": "--opset",
+            "custom_ops": "--custom-ops",
+            "plugins": "--plugins",
+            "max_shapes": "--max-shape",
+        },
     )
     for line in rewrite_and_write(args, job):
         print(line)

@@ -19,11 +19,14 @@ examples:
   jetvit optimize hf:dinov3-base --size 704x960 --plan plan/ -o fast.pt2
   jetvit optimize hf:dinov3-base --dynamic --plan plan/ -o fast.pt2
   jetvit optimize exported.pt2 --plan plan/ -o fast.pt2
+  jetvit optimize exported.onnx --plan plan/ -o fast.onnx
   jetvit optimize hf:dinov3-base --size 704x960 --plan plan/ -o fast.onnx
 
 use the file:
-  import jetvit, torch              # jetvit registers its operators
-  model = torch.export.load("fast.pt2").module()"""
+  .pt2    import jetvit, torch              # jetvit registers its operators
+          model = torch.export.load("fast.pt2").module()
+  .onnx   import onnxruntime                # or any other ONNX runtime
+          session = onnxruntime.InferenceSession("fast.onnx")"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -20,6 +21,7 @@ from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import PassRecord, passes, run_pipeline
 from jetvit.passes.plain_outputs import with_plain_outputs
+from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
 
@@ -32,6 +34,7 @@ def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]
     """
     plan = load_plan(args.plan)
     job.check_place()  # a model may take minutes to load
+    _refuse_the_model_itself(args.model, job)
     subject = load_subject(args)
     graph = capture(_program(subject, args.dynamic))
     sites = find_sites(graph)
@@ -43,6 +46,16 @@ def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]
     else:
         yield f"largest error of the file on a batch of drawn images: {written.error:.1e} of the largest output"
     yield f"wrote {job.path}, {written.size / 1e6:.1f} MB; it loads with {job.loads_with}"
+
+
+def _refuse_the_model_itself(spec: str, job: ExportJob) -> None:
+    """What is written is another function, and the original would be gone; its weights may be in a file beside it."""
+    if spec.endswith((".pt2", ".onnx")) and Path(spec).resolve() == job.path.resolve():
+        raise InputError(
+            f"cannot write {job.path}",
+            why="it is the model that is to be rewritten",
+            do="name another file; the original is needed to make another plan",
+        )
 
 
 def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
@@ -57,7 +70,9 @@ def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
 
 def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> Iterator[str]:
     if not sites and not sites.rewritten:
-        yield "No full attention was found; the model was saved as it is. See `jetvit explain`."
+        found = f"{len(sites.rejected)} attentions were refused" if sites.rejected else "No full attention was found"
+        yield f"{found}, so that there was nothing for a plan to rewrite; see `jetvit explain`"
+        yield f"exact rewrites: {_fired(records)}"
         return
     refused = f", {len(sites.rejected)} refused (see `jetvit explain`)" if sites.rejected else ""
     done = f", {len(sites.rewritten)} rewritten already" if sites.rewritten else ""
@@ -67,6 +82,10 @@ def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> 
         yield f"no plan was given: {kept} full attention, and only exact rewrites were made"
     else:
         yield "by the plan: " + ", ".join(f"{count} {label}" for label, count in count_choices(plan, sites).items())
+    yield f"exact rewrites: {_fired(records)}"
+
+
+def _fired(records: Sequence[PassRecord]) -> str:
     inexact_or_tidy = (ApplyPlan.name, Normalize.name, CleanUp.name)
     fired = [f"{each.name} {each.fired}×" for each in records if each.fired and each.name not in inexact_or_tidy]
-    yield f"exact rewrites: {', '.join(fired) or 'none'}"
+    return ", ".join(fired) or "none"

@@ -29,7 +29,8 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no file {path}", do="check the path of the .onnx file")
+        what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+        raise InputError(what, do="check the path of the .onnx file")
     try:
         import onnx
         import onnx_ir as ir
@@ -175,6 +176,13 @@ def _check_data(path: Path, tensor: onnx.TensorProto, owner: str) -> None:
     location, folder = entries.get("location", ""), path.parent.resolve()
     target = path.parent / location
     outside = Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location or not location
+    if not outside and target.exists() and not target.resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path} is refused: its data lie outside its folder",
+            why=f"{location!r}, which the tensor {owner!r} is to be read from, is a link to {target.resolve()}",
+            where=str(folder),
+            do="copy model and data into one folder, as files and not as links: cp -L",
+        )
     if outside or not target.resolve().is_relative_to(folder):
         raise InputError(
             f"{path} is refused: its data lie outside its folder",

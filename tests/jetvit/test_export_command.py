@@ -15,7 +15,7 @@ import torch
 from jetvit import exporting
 from jetvit.files import atomic_files, load_exported
 from jetvit.patterns import RewriteError
-from tests.jetvit.test_cli import SIZE, TINY, Run, plan, refused, run  # noqa: F401  fixtures
+from tests.jetvit.test_cli import ROOT, SIZE, TINY, Run, plan, refused, run  # noqa: F401  fixtures
 
 COMPARE = """
 import json, sys, torch
@@ -91,7 +91,7 @@ def test_wrong_uses(refused: Run, tmp_path: Path):  # noqa: F811
     assert "--target" in refused("export", *TINY, "-o", out, status=2).err
     assert "did you mean '--plugins'" in refused("export", *TINY, "--plugin", "-o", out, status=2).err
     assert "ends in .onnx" in refused("export", *TINY, "--target", "onnx", "-o", out).err
-    assert "takes no option 'opset'" in refused("export", *TINY, "--target", "aoti", "--opset", "18", "-o", out).err
+    assert "takes no option '--opset'" in refused("export", *TINY, "--target", "aoti", "--opset", "18", "-o", out).err
     missing = refused("export", *TINY, "--target", "pt2", "-o", tmp_path / "none" / "m.pt2")
     assert "mkdir -p" in missing.err
     assert "note:" not in missing.err  # it was refused before the model was loaded
@@ -160,3 +160,83 @@ def test_largest_shapes_reach_the_target(run: Run, tmp_path: Path, monkeypatch: 
     words = ("export", *TINY, *SIZE, "--target", "tensorrt", "--max-shape", "x=8x3x64x96", "-o", tmp_path / "m.pt2")
     assert run(*words).status == 0
     assert given == {"max_shapes": {"x": (8, 3, 64, 96)}}
+
+
+class SequenceFirst(torch.nn.Module):
+    """nn.MultiheadAttention as it is by default: its tokens are [token, batch, dim]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.attn = torch.nn.Conv2d(3, 16, 8, 8), torch.nn.MultiheadAttention(16, 2, bias=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.patches(image)
+        grid, x = x.shape[2:], x.flatten(2).permute(2, 0, 1)
+        return self.attn(x, x, x, need_weights=False)[0].permute(1, 2, 0).unflatten(2, grid)
+
+
+def test_a_batch_of_one_that_is_refused_is_no_fixed_size(refused: Run, tmp_path: Path):  # noqa: F811
+    """torch guards the reshape of a sequence-first model on more than one image; other sizes are taken."""
+    model = f"{__name__}:SequenceFirst"
+    outcome = refused("export", model, "--size", "32x48", "--dynamic", "--target", "pt2", "-o", tmp_path / "never.pt2")
+    assert "takes two images and more, and not one" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_itself_is_not_overwritten(run: Run, refused: Run, plan: Path, tmp_path: Path):  # noqa: F811
+    path = tmp_path / "model.pt2"
+    assert run("optimize", *TINY, *SIZE, "-o", path).status == 0
+    before = path.read_bytes()
+    (tmp_path / "link.pt2").symlink_to(path)
+    for out in (path, tmp_path / "link.pt2"):
+        outcome = refused("optimize", path, "--plan", plan, "-o", out)
+        assert "it is the model that is to be rewritten" in outcome.err
+    assert path.read_bytes() == before
+
+
+def test_where_all_was_refused_nothing_is_said_to_be_missing(run: Run, tmp_path: Path):  # noqa: F811
+    outcome = run(
+        "optimize", "timm:beit_base_patch16_224", *("--model-arg=depth=1", "--model-arg=embed_dim=32"),
+        *("--model-arg=num_heads=2", "--size", "224x224", "-o", tmp_path / "beit.pt2"),
+    )  # fmt: skip
+    assert "1 attentions were refused" in outcome.out
+    assert "exact rewrites: " in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "pt2", "--custom-ops"], "the target 'pt2' takes no option '--custom-ops'"),
+        (["--target", "onnx", "--max-shape", "x=1x3x64x96"], "the target 'onnx' takes no option '--max-shape'"),
+    ],
+)
+def test_options_are_named_as_they_were_given(words: list[str], message: str, refused: Run, tmp_path: Path):  # noqa: F811
+    assert message in refused("export", *TINY, *SIZE, *words, "-o", tmp_path / "never.pt2").err
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("nowhere.py", "nowhere:FUNCTION"), ("{folder}.onnx", "is a folder"), ("{folder}.pt2", "is a folder")],
+)
+def test_what_is_no_model(model: str, message: str, refused: Run, tmp_path: Path):  # noqa: F811
+    for suffix in (".onnx", ".pt2"):
+        (tmp_path / f"d{suffix}").mkdir()
+    assert message in refused("explain", model.format(folder=tmp_path / "d")).err
+
+
+END = """
+import os, signal, sys
+from jetvit import exporting
+from jetvit.cli import main
+def write(program, path, **options):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGTERM)
+exporting.WRITERS["pt2"] = write
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_request_to_end_leaves_nothing(tmp_path: Path):
+    command = [sys.executable, "-c", END, "export", *TINY, *SIZE, "--target", "pt2", "-o", str(tmp_path / "never.pt2")]
+    assert subprocess.run(command, capture_output=True, timeout=240, cwd=ROOT).returncode == 143
+    assert list(tmp_path.iterdir()) == []

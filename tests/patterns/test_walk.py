@@ -91,3 +91,31 @@ def test_the_grid_is_that_of_the_resized_map(name):
         model = Resized(getattr(torch.ops.aten, operator).default)
         (site,) = find_sites(capture(model.eval(), (torch.randn(2, 3, 32, 48),)))
         assert site.grid == (3, 5)
+
+
+class MixedRope(nn.Module):
+    """Two blocks of q and k that are multiplied by tables of their own for every head, of one parameter for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 16, 8, 8), nn.ModuleList(nn.Linear(16, 48) for _ in range(2))
+        self.freqs = nn.Parameter(torch.randn(2, 2, 4))  # block, head, half of the features
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.patches(image)
+        place = torch.arange(x.shape[2] * x.shape[3])
+        tables = (place[:, None] * self.freqs[:, :, None]).cos().repeat_interleave(2, -1)  # [block, head, token, dim]
+        x = x.flatten(2).transpose(1, 2)
+        for layer, table in zip(self.qkv, tables, strict=True):
+            q, k, v = layer(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            x = F.scaled_dot_product_attention(q * table, k * table, v).transpose(1, 2).flatten(2)
+        return x
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_table_for_every_head_is_no_batch(is_open: bool):
+    """It is one entry of an axis of weights: nothing that tells one image from another."""
+    auto = torch.export.Dim.AUTO
+    shapes = ({0: auto, 2: auto, 3: auto},) if is_open else None
+    sites = find_sites(capture(MixedRope().eval(), (torch.randn(2, 3, 32, 48),), dynamic_shapes=shapes))
+    assert [site.num_heads for site in sites] == [2, 2]

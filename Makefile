@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench kernels bench-kernels report wheel clean
+.PHONY: help demo test test-gpu test-slow lint format bench kernels bench-kernels h100 report wheel clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # torch first: with it in place the other packages do not pull another build of it. torchvision goes in without its
 # dependencies, because it asks for the CUDA build of torch.
@@ -63,6 +63,9 @@ kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every ke
 
 bench-kernels: $(STAMP)  ## the mixers against their rivals; on a GPU, elsewhere a dry run
 	$(BIN)/python -m benchmarks.kernels
+
+h100: $(STAMP)  ## every number that needs a GPU, the most telling first, for eight minutes; elsewhere a dry run
+	$(BIN)/python -m benchmarks.h100 --minutes $(or $(MINUTES),8) $(if $(OUT),--out $(OUT))
 
 report: $(STAMP)  ## write the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.report

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jetvit.kernels
@@ -79,16 +80,22 @@ def newest(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
     everything = list(rows)
     if not everything:
         return []
-    same = ("dry", "device", "torch", "triton", "code")
+    same = [name for name in ("dry", "device", "torch", "triton", "code") if name in everything[-1]]
     return [row for row in everything if all(row[name] == everything[-1][name] for name in same)]
 
 
 def code_of_kernels() -> str:
     """Eight digits that change with any source file of the kernels."""
-    folder = Path(jetvit.kernels.__file__).parent
+    return code_of(jetvit.kernels)
+
+
+def code_of(*packages: ModuleType) -> str:
+    """Eight digits that change with any source file of these packages."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for package in packages:
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -35,12 +35,12 @@ from benchmarks.kernel_timing import ceilings
 from benchmarks.results import default_path, environment
 from jetvit.search.calibration import device_name
 
-_CHECK_COLUMNS = (
+CHECK_COLUMNS = (
     *("check", "status", "reason", "error", "limit", "max_error"),
     *("device", "torch", "cuda", "triton", "jetvit", "code", "run", "time", "command"),
 )
-_CHECK_KEY = ("device", "torch", "triton", "code", "check")
-_DRY_CHECKS = 9
+CHECK_KEY = ("device", "torch", "triton", "code", "check")
+DRY_CHECKS = 9
 _DRY_MODELS = ("DINOv3-B", "DepthAnythingV2-L")  # with RoPE and without
 
 
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="small shapes on the CPU")
     args = parser.parse_args(arguments)
     dry = args.dry or not torch.cuda.is_available()
-    selected = _selected(args.only, dry)
+    selected = select_problems(args.only, dry)
     if not selected:
-        names = sorted({f"{problem.model} {problem.size} {problem.mixer.name}" for problem in _selected("", dry)})
+        names = sorted({f"{problem.model} {problem.size} {problem.mixer.name}" for problem in select_problems("", dry)})
         parser.error(f"--only {args.only}: none of the problems has it in its name; they are\n  " + "\n  ".join(names))
     if args.out and args.out.exists() and not args.out.is_dir():
         parser.error(f"--out {args.out} is not a folder")
@@ -71,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JETVIT_CACHE", str(out / "tuned"))
     known = _provenance(dry, args.out)
     table = Table(out / f"{name}.csv", COLUMNS, KEY)
-    checked = Table(out / f"{name}-checks.csv", _CHECK_COLUMNS, _CHECK_KEY)
+    checked = Table(out / f"{name}-checks.csv", CHECK_COLUMNS, CHECK_KEY)
     if args.retry:
         _forget_failures(table, checked)
     print(f"{known['device']}, torch {known['torch']}, triton {known['triton']}; writing {table.path}")
     try:
-        right = _check(checked, device, known, args.minutes, dry)
-        _measure(table, selected, device, known, deadline, args.seed)
+        right = check_operators(checked, device, known, args.minutes, dry)
+        measure_problems(table, selected, device, known, deadline, args.seed)
     except DeviceLost as error:
         print(f"the device was lost ({error}); run the same command again to go on")
         return 3
@@ -99,7 +99,7 @@ def _forget_failures(table: Table, checked: Table) -> None:
     checked.drop(lambda row: row["status"] != "ok")
 
 
-def _selected(words: str, dry: bool) -> list[Problem]:
+def select_problems(words: str, dry: bool) -> list[Problem]:
     """The problems that the command line asks for, in their order; a dry run has few of them."""
     wanted = [word.strip() for word in words.split(",") if word.strip()]
     found = problems()
@@ -113,10 +113,10 @@ def _selected(words: str, dry: bool) -> list[Problem]:
     ]
 
 
-def _check(table: Table, device: torch.device, known: Row, minutes: float, dry: bool) -> bool:
+def check_operators(table: Table, device: torch.device, known: Row, minutes: float, dry: bool) -> bool:
     """Check every operator, for at most half of the time; whether all of these kernels' checks have passed."""
     deadline = time.monotonic() + 30 * minutes
-    for check in itertools.islice(checks(device), _DRY_CHECKS if dry else None):
+    for check in itertools.islice(checks(device), DRY_CHECKS if dry else None):
         row = known | {"check": check.name}
         if table.has(row):
             continue
@@ -141,7 +141,7 @@ def _check(table: Table, device: torch.device, known: Row, minutes: float, dry: 
     return passed == len(rows)
 
 
-def _measure(
+def measure_problems(
     table: Table, selected: list[Problem], device: torch.device, known: Row, deadline: float, seed: int
 ) -> None:
     best = ceilings(device)

@@ -12,10 +12,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.end_to_end_table import latency_table, throughput_table
 from benchmarks.kernel_goals import GOAL_SIZE, Comparison, comparisons
 from benchmarks.kernel_rows import newest as rows_of_one_device
 from benchmarks.kernel_rows import read_rows
@@ -147,20 +148,37 @@ def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
 
 def kernels_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Our mixers beside their floor and their rivals, and whether the goals are met."""
+    rows = [row for _, record in results for row in record["rows"]]
+    return "\n".join([*kernel_lines(rows), "", *_sources(results)])
+
+
+def kernel_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of that table."""
     lines = [
         "| mixer, model | ours | floor | ours / floor | eager | compiled | FlexAttention | SDPA | goals |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     shown = {mixer.name for mixer in FIRST_MIXERS}
-    for _, record in results:
-        for each in comparisons(record["rows"]):
-            if each.size == GOAL_SIZE and each.mixer in shown:
-                rivals = " | ".join(_fastest(each, name) for name in ("eager", "compiled", "flex", "sdpa"))
-                lines.append(
-                    f"| {each.mixer}, {each.model} | {each.ours_ms:.3g} ms | {each.floor_ms:.3g} ms | "
-                    f"**{each.floors:.2f}** | {rivals} | {_goals(each)} |"
-                )
-    return "\n".join([*lines, "", *_sources(results)])
+    for each in comparisons(rows):
+        if each.size == GOAL_SIZE and each.mixer in shown:
+            rivals = " | ".join(_fastest(each, name) for name in ("eager", "compiled", "flex", "sdpa"))
+            lines.append(
+                f"| {each.mixer}, {each.model} | {each.ours_ms:.3g} ms | {each.floor_ms:.3g} ms | "
+                f"**{each.floors:.2f}** | {rivals} | {_goals(each)} |"
+            )
+    return lines
+
+
+def end_to_end_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Latency of whole models beside the paper's, measured or not."""
+    rows = [row for _, record in results for row in record["rows"]]
+    return "\n".join([latency_table(rows), *(["", *_sources(results)] if results else [])])
+
+
+def end_to_end_throughput_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """Throughput of whole models beside the paper's, measured or not."""
+    rows = [row for _, record in results for row in record["rows"]]
+    return "\n".join([throughput_table(rows), *(["", *_sources(results)] if results else [])])
 
 
 _LATENCY_COLUMNS = [
@@ -259,6 +277,8 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "find_sites": find_sites_table,
     "targets": targets_table,
     "kernels": kernels_table,
+    "end_to_end": end_to_end_table,
+    "end_to_end_throughput": end_to_end_throughput_table,
     "cost_model": cost_model_table,
     "cost_model_gemm": cost_model_gemm_table,
     "whole_plans": whole_plans_table,
@@ -269,12 +289,16 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
 }
 
 
+STANDING = ("end_to_end", "end_to_end_throughput")
+"""Tables that hold the paper's figures, whatever is measured."""
+
+
 def render(text: str) -> str:
     """The README with its measured blocks brought up to date; "not measured yet" where there is no result."""
 
     def block(match: re.Match[str]) -> str:
-        results = newest(match[2])
-        table = TABLES[match[2]](results) if results else "not measured yet"
+        results = newest(match[2].removesuffix("_throughput"))
+        table = TABLES[match[2]](results) if results or match[2] in STANDING else "not measured yet"
         return f"{match[1]}{table}\n{match[3]}"
 
     return _BLOCK.sub(block, text)
@@ -296,9 +320,13 @@ def _count(choices: dict[str, int]) -> str:
     return ", ".join(f"{count} × {label}" for label, count in choices.items())
 
 
+def _threads(record: Mapping[str, Any]) -> str:
+    return f"{record['threads']} threads, " if "threads" in record else ""  # of no weight on a GPU
+
+
 def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
     return [
-        f"<sub>{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['date'][:10]}: "
+        f"<sub>{record['device']}, {_threads(record)}torch {record['torch']}, {record['date'][:10]}: "
         f"`{record['command']}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
         for file, record in results
     ]

@@ -243,7 +243,7 @@ def test_a_wrong_operator_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failed_check_is_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.kernel_check.full_attention", lambda *args: torch.zeros_like(args[0]))
-    monkeypatch.setattr(kernels, "_measure", lambda *args: None)
+    monkeypatch.setattr(kernels, "measure_problems", lambda *args: None)
     assert run(tmp_path) == 1
     statuses = {row["check"].split()[0]: row["status"] for row in read_rows(tmp_path / "kernels-dry-checks.csv")}
     assert statuses == {"linear": "ok", "window": "ok", "full": "wrong"}

@@ -53,7 +53,14 @@ NAMELESS = {
 """Where the exporter writes no module of a node: inside a region of autocast."""
 FIXED = {
     (name, "torchscript17", True)
-    for name in ("hf_siglip_sdpa", "hf_siglip_eager", "functional_mha", "seq_first_mha", "mha_dropped_weights")
+    for name in (
+        "hf_siglip_sdpa",
+        "hf_siglip_eager",
+        "functional_mha",
+        "seq_first_mha",
+        "mha_dropped_weights",
+        "transformer_encoder_layer",
+    )
 }
 """Where it writes the number of images and tokens of the example into a graph that it calls dynamic."""
 LOST = {("unfold_patches", True)}

@@ -1,0 +1,225 @@
+"""The ways to run a model that are timed end to end, and how each is made ready.
+
+`eager flash` is the paper's setting. `compiled …` is the original model in Inductor, as it is the baseline that counts.
+`hybrid n FA` is what jetvit makes of it with n blocks of full attention left, in Inductor too; `… plain` is the same
+graph with plain PyTorch in place of every operator of ours, as the paper ran it. All that is compiled, but `compiled
+module`, goes the same road: torch.export, then torch.compile of the graph.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import jetvit
+from benchmarks.end_to_end_models import Shape, mixed_plan
+from benchmarks.end_to_end_plain import in_plain_pytorch
+from jetvit.cost_model.rounds import Sampler, sampler
+from jetvit.exporting import tensors
+from jetvit.passes.capture import export_model
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model.
+
+    full: how many blocks of a hybrid keep full attention, None for the original model. plain: without our kernels.
+    mode: "eager", or of Inductor: "default", "max-autotune". backend: of SDPA, None leaves it to torch. exported: false
+    where torch.compile gets the module itself.
+    """
+
+    name: str
+    full: int | None = None
+    plain: bool = False
+    mode: str = "default"
+    backend: SDPBackend | None = None
+    exported: bool = True
+
+
+ANCHOR = Variant("compiled")
+# The most telling first. The anchor precedes all, for they are timed in turns with it.
+FIRST = (
+    ANCHOR,
+    Variant("eager flash", mode="eager", backend=SDPBackend.FLASH_ATTENTION, exported=False),
+    Variant("hybrid 2 FA", full=2),
+    Variant("compiled cudnn", backend=SDPBackend.CUDNN_ATTENTION),
+    Variant("hybrid 2 FA plain", full=2, plain=True),
+    Variant("hybrid 0 FA", full=0),
+    Variant("compiled flash", backend=SDPBackend.FLASH_ATTENTION),
+    Variant("hybrid 1 FA", full=1),
+)
+MORE = (
+    Variant("max-autotune", mode="max-autotune"),
+    Variant("max-autotune cudnn", mode="max-autotune", backend=SDPBackend.CUDNN_ATTENTION),
+    Variant("hybrid 2 FA max-autotune", full=2, mode="max-autotune"),
+    Variant("compiled efficient", backend=SDPBackend.EFFICIENT_ATTENTION),
+    Variant("hybrid 0 FA plain", full=0, plain=True),
+    Variant("hybrid 1 FA plain", full=1, plain=True),
+    Variant("compiled module", exported=False),
+)
+
+
+class Subject:
+    """A model and its images, exported once, with the last hybrid that was made of it."""
+
+    def __init__(self, model: nn.Module, images: Tensor, shape: Shape, window: int):
+        self.model, self.images, self._shape, self._window = model, images, shape, window
+        self._program: ExportedProgram | None = None
+        self._hybrid: tuple[int, ExportedProgram] | None = None
+        self._expected: dict[int | None, list[Tensor]] = {}
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The original model."""
+        if self._program is None:
+            self._program = export_model(self.model, (self.images,))
+        return self._program
+
+    def hybrid(self, full: int) -> ExportedProgram:
+        """The rewritten model with so many blocks of full attention."""
+        if self._hybrid is None or self._hybrid[0] != full:
+            self._hybrid = None  # weights of its own, which are not to stay beside those of the next
+            sites = jetvit.find_attention(self.program)
+            assert len(sites) == self._shape.depth
+            plan = mixed_plan(sites, self._shape.full_blocks(full), self._window)
+            self._hybrid = full, jetvit.optimize(self.program, plan=plan)
+        return self._hybrid[1]
+
+    def expected(self, full: int | None) -> list[Tensor]:
+        """What the original model, or a hybrid in plain PyTorch, gives in eager mode."""
+        if full not in self._expected:
+            module = self.model if full is None else in_plain_pytorch(self.hybrid(full))
+            with torch.inference_mode():
+                self._expected[full] = tensors(module(self.images))
+        return self._expected[full]
+
+
+def prepare(variant: Variant, subject: Subject) -> tuple[nn.Module, Call]:
+    """The module that holds a variant's weights, and the call to be timed; its first call compiles."""
+    images = subject.images
+    if not variant.exported:
+        module = subject.model
+    elif variant.full is None:
+        module = subject.program.module()
+    elif variant.plain:
+        module = in_plain_pytorch(subject.hybrid(variant.full))
+    else:
+        module = subject.hybrid(variant.full).module()
+    fast: Callable[..., object] = module
+    if variant.mode != "eager":
+        # Every graph module has code of its own, so that no variant finds in Dynamo's cache what another compiled.
+        # CUDA graphs are captured by whoever times: those of Inductor copy the images and end with `_dynamo.reset()`.
+        # A CPU only tries the programs, and has no need of generated code, which takes long.
+        cuda = images.device.type == "cuda"
+        mode = "max-autotune-no-cudagraphs" if cuda and variant.mode == "max-autotune" else None
+        fast = torch.compile(module, dynamic=False, backend="inductor" if cuda else "aot_eager", mode=mode)
+
+    def call() -> object:
+        pinned = nullcontext() if variant.backend is None else sdpa_kernel(variant.backend)
+        with torch.inference_mode(), pinned:
+            return fast(images)
+
+    return module, call
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A variant that was compiled, warmed up and compared.
+
+    sampler: takes a sample. timing: "graph" for the replay of a CUDA graph, "events" for plain calls on a GPU, "clock"
+    on a CPU. compile_s: seconds of the first call, None in eager mode. peak_memory_gb: its weights and the most that a
+    call holds besides, None on a CPU. difference: see `difference`, None where there was no memory for the comparison.
+    """
+
+    sampler: Sampler
+    timing: str
+    compile_s: float | None
+    peak_memory_gb: float | None
+    difference: float | None
+
+
+def make_ready(variant: Variant, subject: Subject) -> Ready:
+    """Prepare a variant, run it, and compare what it gives. Raises whatever it raises."""
+    device = subject.images.device
+    cuda = device.type == "cuda"
+    try:
+        # Before anything is compiled: the first eager attention on an H100 changes which backend torch prefers.
+        expected = subject.expected(variant.full)
+    except torch.OutOfMemoryError:
+        expected = None
+    module, call = prepare(variant, subject)
+    began = time.perf_counter()
+    # The key of this cache leaves out the backend of SDPA: a variant would get what another was compiled to.
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        call()
+    if cuda:
+        torch.cuda.synchronize(device)
+    compile_s = time.perf_counter() - began if variant.mode != "eager" else None
+    peak = _peak_memory_gb(module, call, device) if cuda else None
+    timed, timing = call, "events" if cuda else "clock"
+    if cuda and variant.mode != "eager":
+        try:
+            timed, timing = _captured(call), "graph"
+        except RuntimeError as error:
+            print(f"  {variant.name} is not captured, timed call by call: {str(error)[:200]}", flush=True)
+    found = None if expected is None else difference(timed(), expected)
+    return Ready(sampler(timed, device, warm_up=2), timing, compile_s, peak, found)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _peak_memory_gb(module: nn.Module, call: Call, device: torch.device) -> float:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    storages = [each.untyped_storage() for each in (*module.parameters(), *module.buffers())]
+    weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return (torch.cuda.max_memory_allocated(device) - before + sum(weights.values())) / 1e9
+
+
+def _captured(call: Call) -> Call:
+    """The replay of a CUDA graph of the call; it gives the tensors that the graph writes."""
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    before.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    gc.collect()
+    gc.disable()  # a kernel that is unloaded during the capture would spoil it
+    try:
+        with torch.cuda.graph(graph):
+            out = call()
+    finally:
+        gc.enable()
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own behind
+
+    def replay(keep: Call = call) -> object:  # what a graph reads must live as long as the graph
+        graph.replay()
+        return out
+
+    return replay
+
+
+def difference(found: object, expected: list[Tensor]) -> float:
+    """The largest ‖found − expected‖ / ‖expected‖ of the tensors of an output."""
+    pairs = zip(tensors(found), expected, strict=True)
+    return max(float((ours.float() - theirs.float()).norm() / theirs.float().norm()) for ours, theirs in pairs)

@@ -17,9 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-from jsonschema.validators import extend
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
@@ -96,6 +93,8 @@ def validate(document: Any, where: str) -> None:
             where=f"{where}, $.schema_version",
             do="upgrade jetvit",
         )
+    from jsonschema.exceptions import best_match  # late: whoever makes plans and reads none can do without it
+
     try:
         error = best_match(_validator().iter_errors(document))
     except RecursionError:
@@ -124,6 +123,8 @@ def pretty(value: Any, indent: int = 0) -> str:
 @cache
 def _validator() -> Any:
     """The schema's validator, for which a number is a finite one that fits into 64 bits or a double."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
     def is_number(_: object, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -215,3 +215,14 @@ def test_killed_at_random_moments_it_loses_and_doubles_no_row(tmp_path: Path) ->
         }
         assert not [each for each in events if each["event"] in ("failed", "died")]
         assert "not run yet" not in (folder / "report-dry.md").read_text()
+
+
+def test_a_machine_without_jsonschema_will_do(tmp_path: Path) -> None:
+    """GPU machines that are lent have torch and its usual company; what only reads plans is not asked for."""
+    (tmp_path / "jsonschema").mkdir()
+    (tmp_path / "jsonschema" / "__init__.py").write_text("raise ImportError")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [*COMMAND, "--list", "--out", str(tmp_path / "out")]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "kernel checks" in said.stdout

@@ -60,6 +60,7 @@ FIXED = {
         "seq_first_mha",
         "mha_dropped_weights",
         "transformer_encoder_layer",
+        "mha",
     )
 }
 """Where it writes the number of images and tokens of the example into a graph that it calls dynamic."""

@@ -42,6 +42,8 @@ def test_what_cannot_be_captured_says_why() -> None:
 
     with pytest.raises(CaptureError, match=r"Branches could not be captured(.|\n)*why: .+(.|\n)*splits a model"):
         capture(Branches(), (torch.ones(3),))
+    with pytest.raises(CaptureError, match=r"what torch\.compile returned cannot be captured"):
+        export_model(torch.compile(torch.nn.Linear(2, 2)), (torch.ones(1, 2),))
     with pytest.raises(CaptureError, match="a dict cannot be captured"):
         capture({}, (torch.ones(3),))
     with pytest.raises(CaptureError, match="could not be captured"):

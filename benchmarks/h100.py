@@ -9,8 +9,9 @@ known. The same command goes on where it stopped, whatever stopped it, and leave
 
 The steps run in a process of their own. Where that dies, loses the device or takes too long, the next step has a new
 one; a step that failed twice is left out until --retry. What became of each stands in DIR/steps.jsonl, and all that is
-known in DIR/report.md. Without a GPU, or with --dry, every section runs on small shapes on the CPU, into files whose
-names say so. Exit status: 0 nothing is left or the time is over, 1 a step failed or found something wrong.
+known in DIR/report.md; the latency table, DEVICE.csv, belongs into cost_model/data. Without a GPU, or with --dry, every
+section runs on small shapes on the CPU, into files whose names say so. Exit status: 0 nothing is left or the time is
+over, 1 a step failed or found something wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from benchmarks.h100_journal import Journal
 from benchmarks.h100_report import write_report
 from benchmarks.h100_steps import all_steps
 from benchmarks.kernel_group import DeviceLost
-from benchmarks.results import default_path, environment
+from benchmarks.results import default_path
 
 _GRACE_S = 60.0  # for the step that runs when the time is over, to end its row
 _LOST = 3  # exit status: the device takes no more work from this process
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def supervise(out: Path, dry: bool, journal: Journal, seconds: float, only: str) -> int:
     """Start workers until nothing is left or the time is over; the exit status."""
     deadline = time.monotonic() + seconds
-    told = environment()["command"]
+    told = shlex.join(["python", "-m", "benchmarks.h100", *sys.argv[1:]])
     command = [
         sys.executable,
         "-m",
@@ -91,18 +93,18 @@ def supervise(out: Path, dry: bool, journal: Journal, seconds: float, only: str)
         *(["--dry"] if dry else []),
     ]
     while (left := deadline - time.monotonic()) > 1:
-        words = [*command, "--minutes", str(left / 60), "--only", only]
+        words, began = [*command, "--minutes", str(left / 60), "--only", only], time.time()
         # The worker ends when this pipe does: it does not outlive this process, however that ends.
         worker = subprocess.Popen(
             words, stdin=subprocess.PIPE, start_new_session=True, cwd=Path(__file__).parent.parent
         )
         try:
-            status = _watch(worker, journal, deadline)
+            status = _watch(worker, journal, deadline, began)
         finally:
             _end(worker)
         if status == 0 or time.monotonic() > deadline:
             break
-        running = journal.running()
+        running = journal.running(began)
         if status != _LOST and running is None:
             print(f"the worker ended with {status} before it began a step", flush=True)
             return 1
@@ -113,14 +115,14 @@ def supervise(out: Path, dry: bool, journal: Journal, seconds: float, only: str)
     return 1 if wrong else 0
 
 
-def _watch(worker: subprocess.Popen[bytes], journal: Journal, deadline: float) -> int | None:
-    """Wait for a worker, and end it where a step takes longer than its limit; its exit status."""
+def _watch(worker: subprocess.Popen[bytes], journal: Journal, deadline: float, began: float) -> int | None:
+    """Wait for a worker that began then, and say where a step takes longer than its limit; its exit status."""
     while worker.poll() is None:
         time.sleep(0.2)
         if time.monotonic() > deadline + _GRACE_S:
             print("the time is over: the step that ran is left to the next run", flush=True)
             return None
-        running = journal.running()
+        running = journal.running(began)
         if running is not None and time.time() - running["at"] > running["limit_s"]:
             journal.write(running, "died", reason=f"it took longer than {running['limit_s']:.0f} s")
             print(f"  {running['step']}: it took longer than {running['limit_s']:.0f} s", flush=True)

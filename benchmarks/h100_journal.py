@@ -52,10 +52,13 @@ class Journal:
         """Write how a step that was started has ended."""
         self._append({**started, "event": event, "reason": reason, "began": started["at"]})
 
-    def running(self) -> Event | None:
-        """The step that was started last, if nothing says that it has ended."""
+    def running(self, since: float) -> Event | None:
+        """The step that was started last, if that was after this moment and nothing says that it has ended.
+
+        since: seconds of the clock. What began before was cut off together with all that could have said so.
+        """
         events = self.events()
-        started = next((each for each in reversed(events) if each["event"] == "started"), None)
+        started = next((each for each in reversed(events) if each["event"] == "started" and each["at"] >= since), None)
         ended = {each["run"] for each in events if each["event"] in _ENDS}
         return started if started is not None and started["run"] not in ended else None
 

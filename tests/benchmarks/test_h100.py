@@ -118,9 +118,17 @@ def test_a_step_that_takes_too_long_is_told(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "steps.jsonl")
     journal.start("slow", 0.3, KNOWN)
     worker: Any = Worker()
-    assert h100._watch(worker, journal, time.monotonic() + 60) == 3
+    assert h100._watch(worker, journal, time.monotonic() + 60, began=0) == 3
     assert journal.failures("slow", KNOWN) == 1
     assert "longer than 0 s" in journal.events()[-1]["reason"]
+
+
+def test_a_step_that_an_earlier_run_was_cut_off_in_takes_no_time(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "steps.jsonl")
+    journal.start("cut off", 0.0, KNOWN)
+    worker: Any = Worker()
+    assert h100._watch(worker, journal, time.monotonic() - h100._GRACE_S, began=time.time() + 1) is None
+    assert journal.failures("cut off", KNOWN) == 0
 
 
 def test_wrong_words_are_named(capsys: pytest.CaptureFixture[str]) -> None:

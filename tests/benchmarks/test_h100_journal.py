@@ -17,11 +17,12 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def test_a_step_runs_until_something_says_that_it_has_ended(journal: Journal) -> None:
-    assert journal.running() is None
+    assert journal.running(0) is None
     started = journal.start("one", 60, KNOWN)
-    assert journal.running() == started
+    assert journal.running(0) == started
+    assert journal.running(started["at"] + 1) is None  # of an earlier run, which was cut off
     journal.write(started, "finished")
-    assert journal.running() is None
+    assert journal.running(0) is None
     assert journal.is_finished("one", KNOWN)
     assert not journal.is_finished("two", KNOWN)
 
@@ -49,7 +50,7 @@ def test_a_line_that_was_cut_off_is_none(journal: Journal) -> None:
     started = journal.start("one", 60, KNOWN)
     with journal.path.open("a") as file:
         file.write('{"step": "one", "event": "fini')
-    assert journal.running() == started
+    assert journal.running(0) == started
     with journal.lock(1):
         journal.write(started, "finished")
     assert [each["event"] for each in journal.events()] == ["started", "finished"]

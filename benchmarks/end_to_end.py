@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.campaign import Campaign, Step, campaign_of
 from benchmarks.end_to_end_models import LARGE_SIZE, MODELS, PAPER_SIZE, SIZES, Size, build, pixels, shape_of
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, Ready, Subject, Variant, make_ready, release
+from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, NEXT, Ready, Subject, Variant, make_ready, release
 from benchmarks.kernel_group import DeviceLost, Row, assert_device, failure
 from benchmarks.kernel_rows import Table
 from benchmarks.results import default_path
@@ -96,8 +96,9 @@ def steps(dry: bool) -> list[Step]:
         add(40 if late else 20, model, PAPER_SIZE, 1, FIRST if not (dry and number) else FIRST[:3])
         if dry and number:
             continue
-        # A step of its own, so that every model has its first variants before any has its last.
-        add(50 if late else 30, model, PAPER_SIZE, 1, MORE, " more")
+        # Steps of their own, so that every model has its first variants before any has its last: each compiles anew.
+        add(48 if late else 28, model, PAPER_SIZE, 1, NEXT, " next")
+        add(50 if late else 32, model, PAPER_SIZE, 1, MORE, " more")
         for order, batch in enumerate(_BATCHES[2:3] if dry else _BATCHES):
             add(60 + 5 * late + order, model, PAPER_SIZE, batch, throughput)
         for size in () if dry else SIZES[model][1:]:

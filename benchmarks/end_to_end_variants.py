@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jetvit
 from benchmarks.end_to_end_models import Shape, mixed_plan
 from benchmarks.end_to_end_plain import in_plain_pytorch
+from jetvit.cost_model.cuda_graph import captured
 from jetvit.cost_model.rounds import Sampler, sampler
 from jetvit.exporting import tensors
 from jetvit.passes.capture import export_model
@@ -55,6 +56,8 @@ FIRST = (
     Variant("hybrid 2 FA", full=2),
     Variant("compiled cudnn", backend=SDPBackend.CUDNN_ATTENTION),
     Variant("hybrid 2 FA plain", full=2, plain=True),
+)
+NEXT = (
     Variant("hybrid 0 FA", full=0),
     Variant("compiled flash", backend=SDPBackend.FLASH_ATTENTION),
     Variant("hybrid 1 FA", full=1),
@@ -170,7 +173,7 @@ def make_ready(variant: Variant, subject: Subject) -> Ready:
     timed, timing = call, "events" if cuda else "clock"
     if cuda and variant.mode != "eager":
         try:
-            timed, timing = _captured(call), "graph"
+            timed, timing = captured(call), "graph"
         except RuntimeError as error:
             print(f"  {variant.name} is not captured, timed call by call: {str(error)[:200]}", flush=True)
     found = None if expected is None else difference(timed(), expected)
@@ -192,31 +195,6 @@ def _peak_memory_gb(module: nn.Module, call: Call, device: torch.device) -> floa
     storages = [each.untyped_storage() for each in (*module.parameters(), *module.buffers())]
     weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return (torch.cuda.max_memory_allocated(device) - before + sum(weights.values())) / 1e9
-
-
-def _captured(call: Call) -> Call:
-    """The replay of a CUDA graph of the call; it gives the tensors that the graph writes."""
-    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    before.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    gc.collect()
-    gc.disable()  # a kernel that is unloaded during the capture would spoil it
-    try:
-        with torch.cuda.graph(graph):
-            out = call()
-    finally:
-        gc.enable()
-        torch.cuda.set_stream(before)  # a capture that fails leaves its own behind
-
-    def replay(keep: Call = call) -> object:  # what a graph reads must live as long as the graph
-        graph.replay()
-        return out
-
-    return replay
 
 
 def difference(found: object, expected: list[Tensor]) -> float:

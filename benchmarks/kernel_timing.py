@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.kernel_shapes import Ceilings
+from jetvit.cost_model.cuda_graph import captured
 
 Call = Callable[[], object]
 
@@ -50,7 +50,7 @@ class Stopwatch:
 
     def _capture(self) -> None:
         try:
-            self._timed, self.how = _captured(self._call), "graph"
+            self._timed, self.how = captured(self._call), "graph"
         except RuntimeError as error:
             print(f"  not captured, timed call by call: {str(error).splitlines()[0]}")
 
@@ -82,22 +82,3 @@ def _clock(call: Call) -> list[float]:
         call()
         found.append(1e3 * (time.perf_counter() - start))
     return found
-
-
-def _captured(call: Call) -> Call:
-    """The replay of a CUDA graph of the call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    gc.collect()
-    gc.disable()  # a kernel that is unloaded during the capture would spoil it
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    finally:
-        gc.enable()
-    return graph.replay

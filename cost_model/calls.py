@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetvit.cost_model.choice import DEFAULT_EPS
+from jetvit.cost_model.cuda_graph import captured
 from jetvit.cost_model.operation import ATTENTIONS, Operation
 from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels import full_attention, linear_attention, window_attention
@@ -58,31 +58,12 @@ def make_call(operation: Operation, device: torch.device) -> Call:
 def as_graph(call: Call) -> Call:
     """The replay of a CUDA graph of the call, which does not wait for the host; the call itself where none can be made.
 
-    The current device is that of the call, which has run once already: a kernel that is compiled or tuned during the
-    capture would spoil it.
+    The current device is that of the call, which has run once already.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        call.run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()  # a kernel that is unloaded during the capture would spoil it, too
     try:
-        with torch.inference_mode(), torch.cuda.graph(graph):
-            kept = call.run()
-    except RuntimeError as error:  # torch.OutOfMemoryError, too: a graph keeps memory of its own
+        return Call(captured(call.run), f"{call.config}, CUDA graph")
+    except RuntimeError as error:
         return Call(call.run, f"{call.config}, launched: {first_line(error)}")
-    finally:
-        if enabled:
-            gc.enable()
-
-    def replay(_keep: object = (call, kept)) -> None:  # what a graph reads and writes must live as long as the graph
-        graph.replay()
-
-    return Call(replay, f"{call.config}, CUDA graph")
 
 
 def first_line(error: BaseException) -> str:

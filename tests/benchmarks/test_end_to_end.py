@@ -16,7 +16,7 @@ from benchmarks import end_to_end
 from benchmarks.campaign import Campaign
 from benchmarks.end_to_end import COLUMNS, KEY, Case, campaign_of, main, steps
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, Ready, Subject, Variant
+from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, NEXT, Ready, Subject, Variant
 from benchmarks.kernel_group import DeviceLost
 from benchmarks.kernel_rows import read_rows
 
@@ -76,7 +76,7 @@ def test_the_most_telling_steps_come_first_and_each_is_one_case() -> None:
     assert len(timed) == len(set(timed))
     assert {case.batch for case in cases} == {1, 2, 4, 8, 16}
     dry = [each for step in steps(dry=True) for each in step.run.args[0].variants]  # type: ignore[attr-defined]
-    assert {each.name for each in dry} == {each.name for each in (*FIRST, *MORE)}
+    assert {each.name for each in dry} == {each.name for each in (*FIRST, *NEXT, *MORE)}
 
 
 def test_dry_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

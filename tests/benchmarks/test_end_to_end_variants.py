@@ -11,14 +11,14 @@ from torch._dynamo.utils import counters
 
 from benchmarks.end_to_end_models import PAPER_SIZE, build, pixels, shape_of
 from benchmarks.end_to_end_plain import full, in_plain_pytorch, linear, window
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, Subject, difference, make_ready, release
+from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, NEXT, Subject, difference, make_ready, release
 from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels.full_attention.reference import full_attention_reference
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from jetvit.kernels.window_attention.reference import window_attention_reference
 
 CPU = torch.device("cpu")
-VARIANTS = {each.name: each for each in (*FIRST, *MORE)}
+VARIANTS = {each.name: each for each in (*FIRST, *NEXT, *MORE)}
 
 
 def subject(name: str, batch: int = 1) -> Subject:
@@ -82,7 +82,7 @@ def test_plain_mixers_keep_the_dtype() -> None:
 
 def test_the_anchor_comes_first_and_names_are_unique() -> None:
     assert FIRST[0] is ANCHOR
-    assert len(VARIANTS) == len(FIRST) + len(MORE) == 15
+    assert len(VARIANTS) == len(FIRST) + len(NEXT) + len(MORE) == 15
 
 
 @pytest.mark.parametrize("name", ["DINOv3-B", "DepthAnythingV2-L"])

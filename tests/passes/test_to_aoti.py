@@ -203,14 +203,17 @@ def test_what_inductor_cannot_compile(tmp_path: Path, monkeypatch: pytest.Monkey
     assert refusal.value.why == "AssertionError: unknown layout of a buffer"
 
 
-def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(tmp_path: Path) -> None:
     from torch._inductor import cpp_builder
 
     require_compiler()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
-        with pytest.raises(InputError, match="needs a C\\+\\+ compiler") as refusal:
+        # Not by monkeypatch, which would leave Inductor without this setting for all tests to come.
+        with (
+            torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+            pytest.raises(InputError, match="needs a C\\+\\+ compiler") as refusal,
+        ):
             write_aoti(small_program(torch.sin), tmp_path / "model.pt2")
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()

@@ -31,7 +31,7 @@ class Campaign:
     """Where a campaign measures and writes.
 
     folder: of the results. device: what is measured. dry: shrunk shapes on a CPU, to try the programs. known: the
-    columns that all rows of this run share: device, torch, cuda, triton, jetvit, code, dry, run, command.
+    columns that all rows of this run share: device, torch, cuda, triton, jetvit, threads, code, dry, run, command.
     """
 
     folder: Path
@@ -76,6 +76,7 @@ def campaign_of(out: Path, dry: bool, command: str = "") -> Campaign:
         "cuda": torch.version.cuda or "none",
         "triton": triton,
         "jetvit": known["jetvit"],
+        "threads": str(known["threads"]),
         "code": code_of(jetvit.kernels, jetvit.passes, jetvit.patterns),
         "dry": str(dry),
         "run": known["date"],

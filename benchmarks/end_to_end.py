@@ -42,7 +42,7 @@ COLUMNS = (
     *("median_ms", "q25_ms", "q75_ms", "samples", "timing", "images_per_s"),
     *("anchor_ms", "ratio", "ratio_low", "ratio_high", "difference", "peak_memory_gb", "compile_s"),
     *("grid", "tokens", "full_blocks", "mode", "weights", "dtype"),
-    *("dry", "device", "torch", "cuda", "triton", "jetvit", "code", "run", "time", "command"),
+    *("dry", "device", "torch", "cuda", "triton", "jetvit", "code", "threads", "run", "time", "command"),
 )
 LIMIT_S = 600.0
 _LARGEST_DIFFERENCE = 0.05  # bf16 throughout, sums of the plain mixers included

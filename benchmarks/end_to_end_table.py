@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, pixels
+from benchmarks.end_to_end_models import PAPER_SIZE, pixels
 
 Row = Mapping[str, str]
 MISSING = "not measured yet"
@@ -105,7 +105,6 @@ def latency_table(rows: Sequence[Row]) -> str:
             _goal(paper, here.ms(ours) if ours and not dry else None, ratio),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    assert MODELS.keys() == PAPER.keys()
     return "\n".join(lines)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from benchmarks.campaign import Campaign, Step, TimeOver
-from benchmarks.kernel_check import checks
 from benchmarks.kernel_group import Row
 from benchmarks.kernel_implementations import implementations
 from benchmarks.kernel_rows import COLUMNS, KEY, Table, code_of_kernels
@@ -18,7 +14,6 @@ from benchmarks.kernel_shapes import FIRST_MIXERS, Problem
 from benchmarks.kernels import (
     CHECK_COLUMNS,
     CHECK_KEY,
-    DRY_CHECKS,
     check_operators,
     measure_problems,
     select_problems,
@@ -43,13 +38,9 @@ def steps(dry: bool) -> list[Step]:
 
 def _check_step(campaign: Campaign, seconds: float) -> None:
     table = Table(campaign.path("kernels-checks.csv"), CHECK_COLUMNS, CHECK_KEY)
-    known = _known(campaign)
-    # For the function below checks take half of the time at most; here a step of its own has all of it.
-    check_operators(table, campaign.device, known, 2 * min(seconds, _CHECKS_S) / 60, campaign.dry)
-    wanted = sum(1 for _ in itertools.islice(checks(campaign.device), DRY_CHECKS if campaign.dry else None))
-    done = [row for row in table.rows() if all(row[name] == known[name] for name in CHECK_KEY[:-1])]
-    if len(done) < wanted:
-        raise TimeOver(f"{wanted - len(done)} checks are left")
+    _, complete = check_operators(table, campaign.device, _known(campaign), min(seconds, _CHECKS_S), campaign.dry)
+    if not complete:
+        raise TimeOver("checks are left")
 
 
 def _is_measured(group: Sequence[Problem], campaign: Campaign) -> bool:
@@ -71,4 +62,4 @@ def _measure_step(group: list[Problem], campaign: Campaign, seconds: float) -> N
 
 
 def _known(campaign: Campaign) -> Row:
-    return {**campaign.known, "code": code_of_kernels(), "threads": str(torch.get_num_threads())}
+    return {**campaign.known, "code": code_of_kernels()}

@@ -170,15 +170,10 @@ def kernel_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def end_to_end_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Latency of whole models beside the paper's, measured or not."""
+    """Latency and throughput of whole models beside the paper's, measured or not."""
     rows = [row for _, record in results for row in record["rows"]]
-    return "\n".join([latency_table(rows), *(["", *_sources(results)] if results else [])])
-
-
-def end_to_end_throughput_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Throughput of whole models beside the paper's, measured or not."""
-    rows = [row for _, record in results for row in record["rows"]]
-    return "\n".join([throughput_table(rows), *(["", *_sources(results)] if results else [])])
+    between = ["", "The same at the batch with the highest throughput:", ""]
+    return "\n".join([latency_table(rows), *between, throughput_table(rows), "", *_sources(results)])
 
 
 _LATENCY_COLUMNS = [
@@ -278,7 +273,6 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "targets": targets_table,
     "kernels": kernels_table,
     "end_to_end": end_to_end_table,
-    "end_to_end_throughput": end_to_end_throughput_table,
     "cost_model": cost_model_table,
     "cost_model_gemm": cost_model_gemm_table,
     "whole_plans": whole_plans_table,
@@ -289,7 +283,7 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
 }
 
 
-STANDING = ("end_to_end", "end_to_end_throughput")
+STANDING = ("end_to_end",)
 """Tables that hold the paper's figures, whatever is measured."""
 
 
@@ -297,7 +291,7 @@ def render(text: str) -> str:
     """The README with its measured blocks brought up to date; "not measured yet" where there is no result."""
 
     def block(match: re.Match[str]) -> str:
-        results = newest(match[2].removesuffix("_throughput"))
+        results = newest(match[2])
         table = TABLES[match[2]](results) if results or match[2] in STANDING else "not measured yet"
         return f"{match[1]}{table}\n{match[3]}"
 
@@ -320,13 +314,9 @@ def _count(choices: dict[str, int]) -> str:
     return ", ".join(f"{count} × {label}" for label, count in choices.items())
 
 
-def _threads(record: Mapping[str, Any]) -> str:
-    return f"{record['threads']} threads, " if "threads" in record else ""  # of no weight on a GPU
-
-
 def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
     return [
-        f"<sub>{record['device']}, {_threads(record)}torch {record['torch']}, {record['date'][:10]}: "
+        f"<sub>{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['date'][:10]}: "
         f"`{record['command']}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
         for file, record in results
     ]

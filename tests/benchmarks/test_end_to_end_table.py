@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.end_to_end_models import MODELS
 from benchmarks.end_to_end_table import MISSING, PAPER, compared, latency_table, throughput_table
 
 
@@ -26,6 +27,10 @@ ROWS = [
 def line(table: str, model: str) -> list[str]:
     (found,) = (each for each in table.splitlines() if each.startswith(f"| {model}"))
     return [cell.strip() for cell in found.strip("|").split(" | ")]
+
+
+def test_every_model_that_is_timed_has_a_line() -> None:
+    assert PAPER.keys() == MODELS.keys()
 
 
 def test_nothing_is_estimated_where_nothing_is_measured() -> None:

@@ -33,8 +33,8 @@ _MOVES = (
     "|select|split|split_with_sizes|stack|unbind|lift_fresh_copy|scaled_dot_product_[a-z_]*attention"
 )
 _OURS = {
-    LINEAR: "kv_partials|kv_state|matvec|mix",
-    WINDOW: "attend_windows|attend_extra|combine_extra",
+    LINEAR: "kv_partials|kv_state|generate_taps|mix",
+    WINDOW: "attend_windows|combine_extra",
     FULL: "rotate",  # the RoPE of full attention
 }
 

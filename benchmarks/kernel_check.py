@@ -151,23 +151,25 @@ def _linear_checks(rng: random.Random, device: torch.device, dtype: str, head_di
     from jetvit.kernels.linear_attention import triton_launch as kernels
 
     absent = torch.empty(0, device=device)
-    states, mixes = kernels.state_configs(head_dim, DTYPES[dtype]), kernels.mix_configs(head_dim, DTYPES[dtype])
-    for index in range(max(len(states), len(mixes))):
-        first, second = states[index % len(states)], mixes[index % len(mixes)]
-        # Every other one goes without the convolution, which is the larger part of the output.
-        conv, taps = (size, weights[3]) if index % 2 == 0 else (0, absent)
+    for conv in (size, 0):
+        states = kernels.state_configs(head_dim, DTYPES[dtype])
+        mixes = kernels.mix_configs(head_dim, DTYPES[dtype], conv)
+        taps = weights[3] if conv else absent
+        for index in range(max(len(states), len(mixes))):
+            first, second = states[index % len(states)], mixes[index % len(mixes)]
 
-        def run(q, k, v, rope_y, rope_x, w1, b1, w2, taps, first=first, second=second, conv=conv) -> Tensor:
-            state, sums, _ = kernels.key_value_state(k, v, rope_y, rope_x, *case.place, False, first)
-            return kernels.mix(q, v, rope_y, rope_x, state, sums, taps, *case.place, conv, 1e-6, second)
+            def run(q, k, v, rope_y, rope_x, w1, b1, w2, taps, first=first, second=second, conv=conv) -> Tensor:
+                state, sums, _ = kernels.key_value_state(k, v, rope_y, rope_x, w1, b1, *case.place, first)
+                shared = kernels.shared_taps(taps, conv)
+                return kernels.mix(q, v, rope_y, rope_x, state, sums, shared, *case.place, conv, 1e-6, second)
 
-        yield Check(
-            f"linear {case.words} conv={conv} given [{first}] [{second}]",
-            dtype,
-            (case.q, case.k, case.v, case.rope_y, case.rope_x, absent, absent, absent, taps),
-            run,
-            lambda *given, conv=conv: linear_attention_reference(*given, *case.place, conv, 1e-6, "relu"),
-        )
+            yield Check(
+                f"linear {case.words} conv={conv} given [{first}] [{second}]",
+                dtype,
+                (case.q, case.k, case.v, case.rope_y, case.rope_x, absent, absent, absent, taps),
+                run,
+                lambda *given, conv=conv: linear_attention_reference(*given, *case.place, conv, 1e-6, "relu"),
+            )
 
 
 def _window_checks(rng: random.Random, device: torch.device, dtype: str, head_dim: int) -> Iterator[Check]:
@@ -189,22 +191,13 @@ def _window_checks(rng: random.Random, device: torch.device, dtype: str, head_di
     from jetvit.kernels.window_attention import triton_launch as kernels
 
     side, scale = 16, head_dim**-0.5
-    windows = kernels.window_configs(head_dim, DTYPES[dtype], side**2)
-    grid_h, grid_w, _ = case.place
-    extras = kernels.extra_configs(head_dim, DTYPES[dtype], case.q.shape[1] - grid_h * grid_w)
-    for index in range(max(len(windows), len(extras))):
-        first, second = extras[index % len(extras)], windows[index % len(windows)]
+    for config in kernels.window_configs(head_dim, DTYPES[dtype], side**2):
 
-        def run(q, k, v, rope_y, rope_x, first=first, second=second) -> Tensor:
-            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-            operands = (q, k, v, rope_y, rope_x, out, *case.place)
-            if q.shape[1] > case.place[0] * case.place[1]:
-                kernels.attend_extra(*operands, scale, first)
-            kernels.attend_windows(*operands, side, side, scale, second)
-            return out
+        def run(q, k, v, rope_y, rope_x, config=config) -> Tensor:
+            return kernels.attend(q, k, v, rope_y, rope_x, *case.place, side, side, scale, config)
 
         yield Check(
-            f"window {case.words} {side}x{side} [{first}] [{second}]",
+            f"window {case.words} {side}x{side} [{config}]",
             dtype,
             tensors,
             run,

@@ -21,23 +21,21 @@ from jetvit.kernels.linear_attention.triton_launch import (
     linear_attention_triton,
     mix,
     mix_configs,
+    shared_taps,
     state_configs,
 )
-from jetvit.kernels.window_attention.triton_launch import (
-    attend_extra,
-    attend_windows,
-    extra_configs,
-    window_attention_triton,
-    window_configs,
-)
+from jetvit.kernels.window_attention.triton_launch import attend, window_attention_triton, window_configs
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD_DIMS = (32, 64, 80, 96, 128)
+TUNED_HEAD_DIMS = (64, 128)  # of the models that are measured: here every configuration is listed, else the default
 CONV_SIZES = (0, 3, 5)
 GRID = (64, 128)
 EXTRA_TOKENS = 5
 MANY_EXTRA_TOKENS = 100  # as the detection tokens of YOLOS
-WINDOWS = (16, 8, 32)
+# Widths that divide the grid's, each alone a compile-time constant, and two that do not: one leaves few keys that fill
+# no block, the other many.
+WINDOWS = (16, 8, 32, 15, 13)
 HEADS = 16
 GENERATOR_WIDTH = 256
 
@@ -71,7 +69,8 @@ def every_entry() -> list[Entry]:
         for head_dim in HEAD_DIMS:
             for entries in (linear_entries, window_entries, full_entries):
                 for entry in entries(dtype, head_dim):
-                    found.setdefault(entry.name, entry)
+                    if entry.default or head_dim in TUNED_HEAD_DIMS:
+                        found.setdefault(entry.name, entry)
     return list(found.values())
 
 
@@ -86,45 +85,51 @@ def linear_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
     q, k, v = qkv(dtype, head_dim)
     place = (*GRID, EXTRA_TOKENS)
     for rope_tables in (rope(head_dim), absent_rope()):
-        turned = "" if rope_tables[0].numel() == 0 else "rope"
+        rotated = "" if rope_tables[0].numel() == 0 else "rope"
         for index, config in enumerate(state_configs(head_dim, DTYPES[dtype])):
             for mean in (False, True):
-                launches = _recorded(key_value_state, k, v, *rope_tables, *place, mean, config)
+                layer = generator(dtype, head_dim, 3)[:2] if mean else absent_rope()
+                launches = _recorded(key_value_state, k, v, *rope_tables, *layer, *place, config)
                 summed = "mean" if mean else ""
-                options = {"kv_partials": f"{turned} {summed}".strip(), "kv_state": summed}
+                options = {"kv_partials": f"{rotated} {summed}".strip(), "kv_state": summed}
                 yield from entries(launches, options, default=index == 0)
-        for index, config in enumerate(mix_configs(head_dim, DTYPES[dtype])):
-            for conv_size in CONV_SIZES:
+        for conv_size in CONV_SIZES:
+            for index, config in enumerate(mix_configs(head_dim, DTYPES[dtype], conv_size)):
                 for kind, taps in convolutions(dtype, head_dim, conv_size).items():
                     state = _meta(HEADS, head_dim, head_dim, dtype=DTYPES[dtype])
                     sums = _meta(HEADS, head_dim)
                     launches = _recorded(mix, q, v, *rope_tables, state, sums, taps, *place, conv_size, 1e-6, config)
                     convolved = f"conv={conv_size} {kind}" if conv_size else ""
-                    yield from entries(launches, {"mix": f"{turned} {convolved}".strip()}, default=index == 0)
-    launches = linear_attention(dtype, head_dim, conv_size=3)
-    products = [launch for launch in launches if launch.kernel.__name__ == "matvec"]
-    for launch in products:
-        layer = "first layer" if launch.arguments["SILU"] else "second layer"
-        yield Entry("matvec", dtype, head_dim, layer, True, launch)
+                    yield from entries(launches, {"mix": f"{rotated} {convolved}".strip()}, default=index == 0)
+    for conv_size in CONV_SIZES:
+        for launch in linear_attention(dtype, head_dim, conv_size):
+            if launch.kernel.__name__ == "generate_taps":
+                yield Entry("generate_taps", dtype, head_dim, f"conv={conv_size}", True, launch)
 
 
 def window_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
-    """The launches of window attention; the configurations of all windows together."""
+    """The launches of window attention: the default configuration of each window with few, many and no extra tokens,
+    the others with few."""
     defaults = {str(window_configs(head_dim, DTYPES[dtype], side**2)[0]) for side in WINDOWS}
     for tables in (rope(head_dim), absent_rope()):
-        turned = "" if tables[0].numel() == 0 else "rope"
-        for extra_tokens in (EXTRA_TOKENS, MANY_EXTRA_TOKENS):
-            q, k, v = qkv(dtype, head_dim, extra_tokens)
-            operands = (q, k, v, *tables, torch.empty_like(q), *GRID, extra_tokens)
+        rotated = "" if tables[0].numel() == 0 else "rope"
+        for extra_tokens in (EXTRA_TOKENS, MANY_EXTRA_TOKENS, 0):
+            operands = (*qkv(dtype, head_dim, extra_tokens), *tables, *GRID, extra_tokens)
             for side in WINDOWS:
-                for config in window_configs(head_dim, DTYPES[dtype], side**2):
-                    for launch in _recorded(attend_windows, *operands, side, side, head_dim**-0.5, config):
-                        default = str(config) in defaults
-                        yield Entry(launch.kernel.__name__, dtype, head_dim, turned, default, launch)
-            for index, config in enumerate(extra_configs(head_dim, DTYPES[dtype], extra_tokens)):
-                for launch in _recorded(attend_extra, *operands, head_dim**-0.5, config):
-                    options = turned if launch.kernel.__name__ == "attend_extra" else ""
-                    yield Entry(launch.kernel.__name__, dtype, head_dim, options, index == 0, launch)
+                configs = window_configs(head_dim, DTYPES[dtype], side**2)
+                for config in configs if extra_tokens == EXTRA_TOKENS else configs[:1]:
+                    for launch in _recorded(attend, *operands, side, side, head_dim**-0.5, config):
+                        kernel = launch.kernel.__name__
+                        options = window_options(launch, rotated) if kernel == "attend_windows" else ""
+                        yield Entry(kernel, dtype, head_dim, options, str(config) in defaults, launch)
+
+
+def window_options(launch: Launch, rotated: str) -> str:
+    """What tells one launch of `attend_windows` from its kin: RoPE, width, extra queries and keys in masked blocks."""
+    values = launch.arguments
+    extra = f"extra={values['BLOCK_E']}" if values["EXTRA"] else ""
+    words = (rotated, f"width={values['SIDE_W'] or 'any'}", extra, f"rest={values['BLOCK_R']}")
+    return " ".join(word for word in words if word)
 
 
 def full_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
@@ -136,13 +141,17 @@ def full_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
 
 def linear_attention(dtype: str, head_dim: int, conv_size: int, rotated: bool = True) -> list[Launch]:
     """What the operator launches by default, with a kernel generator if there is a convolution."""
+    tables = rope(head_dim) if rotated else absent_rope()
+    tensors = (*qkv(dtype, head_dim), *tables, *generator(dtype, head_dim, conv_size))
+    return _recorded(linear_attention_triton, *tensors, *GRID, EXTRA_TOKENS, conv_size, 1e-6, "relu")
+
+
+def generator(dtype: str, head_dim: int, conv_size: int) -> list[Tensor]:
+    """w1, b1, w2 and b2, or what stands for none without a convolution."""
     channels = HEADS * head_dim
     taps = channels * conv_size**2
     shapes = [(GENERATOR_WIDTH, channels), (GENERATOR_WIDTH,), (taps, GENERATOR_WIDTH), (taps,)]
-    weights = [_meta(*shape, dtype=DTYPES[dtype]) if conv_size else _meta(0) for shape in shapes]
-    tables = rope(head_dim) if rotated else absent_rope()
-    tensors = (*qkv(dtype, head_dim), *tables, *weights)
-    return _recorded(linear_attention_triton, *tensors, *GRID, EXTRA_TOKENS, conv_size, 1e-6, "relu")
+    return [_meta(*shape, dtype=DTYPES[dtype]) if conv_size else _meta(0) for shape in shapes]
 
 
 def window_attention(
@@ -173,10 +182,11 @@ def absent_rope() -> tuple[Tensor, Tensor]:
 
 def convolutions(dtype: str, head_dim: int, conv_size: int) -> dict[str, Tensor]:
     """The taps of the convolution: generated for the image, in fp32, and given for all images, in the model's dtype."""
-    taps = HEADS * head_dim * conv_size**2
+    channels = HEADS * head_dim
     if conv_size == 0:
         return {"none": _meta(0)}
-    return {"generated": _meta(1, taps), "given": _meta(taps, dtype=DTYPES[dtype])}
+    given = _meta(channels * conv_size**2, dtype=DTYPES[dtype])
+    return {"generated": _meta(1, conv_size**2, channels), "given": shared_taps(given, conv_size)}
 
 
 def _recorded(function: Callable[..., Any], *arguments: Any) -> list[Launch]:

@@ -1,4 +1,4 @@
-"""Compile a launch for an H100 on a machine that need not have one, and read off what the compiler made of it."""
+"""Compile a launch for sm_90 (H100, H200) without a GPU, and read what the compiler made of it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from benchmarks.sass import Listing, read_listing
 from jetvit.kernels.launch import Launch, interpreted
 
 TARGET = GPUTarget("cuda", 90, 32)
 # Of the 228 KB of a multiprocessor CUDA keeps 1 KB for each block, which cuobjdump counts as the block's own.
 _SHARED_OF_CUDA = 1024
 SHARED_LIMIT = 227 * 1024
+MULTIPROCESSORS = 132
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes and which tensor-core instructions it has.
+    """What one compiled kernel takes and which instructions it has.
 
     registers: per thread. spill_bytes: the stack frame, which holds spilled registers, per thread. shared_bytes: per
     block, dynamic and static. hgmma: Hopper's warpgroup products; hmma: the products of one warp. serialised: ptxas
-    warns that it waits after every warpgroup product (C7510 to C7515).
+    warns that it waits after every warpgroup product (C7510 to C7515). fp64: instructions of double precision.
+    instructions: in all; outside_loops: those of them that run once; loops: of each loop's body, in the order of the
+    code. programs_per_sm: how many programs registers, shared memory and warps leave room for on a multiprocessor.
     """
 
     registers: int
@@ -40,6 +44,11 @@ class Resources:
     hgmma: int
     hmma: int
     serialised: bool
+    fp64: int
+    instructions: int
+    outside_loops: int
+    loops: tuple[int, ...]
+    programs_per_sm: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ def cannot_compile() -> str:
 def variant_of(launch: Launch, by_inductor: bool = False) -> Variant:
     """What triton would compile for the launch, with the specialisations that it makes of the arguments.
 
-    by_inductor: of a graph in which all sizes are known. Inductor heeds no `do_not_specialize`.
+    by_inductor: of a graph in which all sizes are known. Inductor heeds no `do_not_specialize`, and passes floats as
+    fp64.
     """
     values = {**launch.arguments, **launch.config.blocks}
     types, constants, aligned = [], [], []
@@ -81,6 +91,7 @@ def variant_of(launch: Launch, by_inductor: bool = False) -> Variant:
             constants.append((index, value))
             continue
         kind, is_aligned = _kind(value)
+        kind = "fp64" if by_inductor and kind == "fp32" else kind
         types.append((parameter.name, kind))
         if is_aligned and specialised:
             aligned.append(index)
@@ -105,7 +116,7 @@ def compile_variant(variant: Variant) -> Resources:
     # Fusion of products and sums is the default of triton up to 3.9, which warns where it is not asked for.
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGET, options=options)
-    return _read(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared)
+    return read_resources(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, variant.num_warps)
 
 
 def compile_launch(launch: Launch) -> Resources:
@@ -124,29 +135,50 @@ def _kind(value: Any) -> tuple[str, bool]:
     return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
 
 
-def _read(cubin: bytes, ptx: str, dynamic_shared: int) -> Resources:
+def read_resources(cubin: bytes, ptx: str, dynamic_shared: int, num_warps: int) -> Resources:
+    """Read what the compiler made of a kernel. dynamic_shared: bytes, as triton's metadata has them."""
     with tempfile.TemporaryDirectory() as folder:
         binary, text = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         binary.write_bytes(cubin)
         text.write_text(ptx)
         usage = _run(_TOOLS / "cuobjdump", "-res-usage", binary)
-        code = report = ""
+        listing = read_listing(_run(_TOOLS / "nvdisasm", "-ndf", "-c", binary))
+        report = ""
         if "mma" in ptx:
-            code = _run(_TOOLS / "nvdisasm", "-ndf", "-c", binary)
             # Only for its warnings the compiler is run again: the options of triton's own run differ from version to
             # version, and with them the registers, which are therefore read from triton's own result.
             report = _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", text, "-o", Path(folder, "again.cubin"))
     registers, stack, static_shared = (
         int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "SHARED")
     )
+    shared = dynamic_shared + max(0, static_shared - _SHARED_OF_CUDA)
+    return _resources(listing, registers, stack, shared, num_warps, "instructions are serialized" in report)
+
+
+def _resources(
+    listing: Listing, registers: int, stack: int, shared: int, num_warps: int, serialised: bool
+) -> Resources:
     return Resources(
         registers=registers,
         spill_bytes=stack,
-        shared_bytes=dynamic_shared + max(0, static_shared - _SHARED_OF_CUDA),
-        hgmma=len(re.findall(r"\bHGMMA\.", code)),
-        hmma=len(re.findall(r"\bHMMA\.", code)),
-        serialised="instructions are serialized" in report,
+        shared_bytes=shared,
+        hgmma=listing.opcodes["HGMMA"],
+        hmma=listing.opcodes["HMMA"],
+        serialised=serialised,
+        fp64=listing.fp64,
+        instructions=listing.count,
+        outside_loops=listing.straight,
+        loops=tuple(loop.count for loop in listing.loops),
+        programs_per_sm=programs_per_sm(registers, shared, num_warps),
     )
+
+
+def programs_per_sm(registers: int, shared_bytes: int, num_warps: int) -> int:
+    """How many programs fit on a multiprocessor of sm_90: 64 K registers, 228 KB of shared memory, 64 warps."""
+    # A warp gets registers by 256, which is 8 a thread.
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * num_warps)
+    by_shared = 228 * 1024 // (shared_bytes + _SHARED_OF_CUDA)
+    return min(by_registers, by_shared, 64 // num_warps, 32)
 
 
 def _run(*command: object) -> str:

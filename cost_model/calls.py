@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetvit.cost_model.choice import DEFAULT_EPS
-from jetvit.cost_model.cuda_graph import captured
 from jetvit.cost_model.operation import ATTENTIONS, Operation
 from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels import full_attention, linear_attention, window_attention
+from jetvit.kernels.cuda_graph import captured
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -16,18 +16,27 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import wrap_triton
 
+from jetvit.kernels.checks import is_absent
+
 
 @dataclass(frozen=True)
 class Config:
-    """The compile-time choices of a launch that autotuning may make: block sizes by name, warps, pipeline stages."""
+    """The choices of a launch that autotuning may make.
+
+    num_warps, num_stages: of the compilation. blocks: block sizes, by the kernel's name for them. splits_per_sm: how
+    many programs a multiprocessor the tokens are split for, or 0 where nothing is split; `split_count` makes their
+    number of it, and the kernel is the same for all.
+    """
 
     num_warps: int
     num_stages: int
     blocks: Mapping[str, int] = field(default_factory=dict)
+    splits_per_sm: int = 0
 
     def __str__(self) -> str:
         blocks = "".join(f"{name.lower()}={size} " for name, size in self.blocks.items())
-        return f"{blocks}warps={self.num_warps} stages={self.num_stages}"
+        splits = f" splits_per_sm={self.splits_per_sm}" if self.splits_per_sm else ""
+        return f"{blocks}warps={self.num_warps} stages={self.num_stages}{splits}"
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,21 @@ def has_kernel(q: Tensor) -> bool:
 def multiprocessors(device: torch.device) -> int:
     """The number of streaming multiprocessors; away from a GPU that of an H100, which the defaults are made for.
 
-    In the interpreter, which runs one program after the other, it is 2.
+    In the interpreter, which runs one program after the other, it is 6: enough for several splits.
     """
     if interpreted():
-        return 2
+        return 6
     if device.type != "cuda" or not torch.cuda.is_available():
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def split_count(config: Config, programs: int, device: torch.device) -> int:
+    """Into how many splits the tokens are cut so that `programs` times as many fill the device, and no more.
+
+    One program past the last full wave would take as long as a whole wave. `programs`, at least 1, may be symbolic.
+    """
+    return torch.sym_max(multiprocessors(device) * config.splits_per_sm // programs, 1)
 
 
 def power_of_two(size: int) -> int:
@@ -121,4 +138,16 @@ def power_of_two(size: int) -> int:
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
     """The strides of a [batch, token, head, dim] tensor, under the names that the kernels give them."""
-    return dict(zip((f"{name}_batch", f"{name}_token", f"{name}_head"), tensor.stride(), strict=False))
+    return dict(zip((f"stride_{name}b", f"stride_{name}n", f"stride_{name}h"), tensor.stride(), strict=False))
+
+
+def head_sizes(head_dim: int) -> dict[str, int]:
+    """head_dim, and its half and itself rounded up to what a block may have, under the names of the kernels."""
+    return {"HEAD_DIM": head_dim, "HALF_D": power_of_two(head_dim // 2), "BLOCK_D": power_of_two(head_dim)}
+
+
+def rope_options(rope_y: Tensor, dtype: torch.dtype) -> dict[str, object]:
+    """Whether a kernel rotates, and by what it multiplies then: a rotation can make a value √2 times as large, beyond
+    what fp16 holds."""
+    rope = not is_absent(rope_y)
+    return {"ROPE": rope, "SHRINK": 0.5 if rope and dtype == torch.float16 else 1.0}

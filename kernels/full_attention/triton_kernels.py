@@ -5,29 +5,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from jetvit.kernels.triton_rope import load_halves
+from jetvit.kernels.triton_index import grid_position, reciprocal_of
+from jetvit.kernels.triton_rope import load_rotated_halves
 
 
-@triton.jit(do_not_specialize=["batch_heads", "tokens", "grid_w", "grid_tokens", "extra_before"])
+@triton.jit(do_not_specialize=["batch_heads", "tokens", "grid_h", "grid_w", "extra_before"])
 def rotate(
-    x, rope_y, rope_x, out,
-    x_batch, x_token, x_head,
-    batch_heads, heads, tokens, grid_w, grid_tokens, extra_before,
-    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr,
+    x_ptr, rope_y_ptr, rope_x_ptr, out_ptr,
+    stride_xb, stride_xn, stride_xh,
+    batch_heads, heads, tokens, grid_h, grid_w, extra_before,
+    HEAD_DIM: tl.constexpr, HALF_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS tokens of one head of x, rotated, into out, contiguous [batch, token, head, head_dim]."""
+    """Rotate BLOCK_N tokens of one head of x into out, contiguous [batch, token, head, head_dim]."""
     batch_head = tl.program_id(0) % batch_heads
     batch, head = (batch_head // heads).to(tl.int64), (batch_head % heads).to(tl.int64)
-    token = (tl.program_id(0) // batch_heads) * TOKENS + tl.arange(0, TOKENS)
+    token = (tl.program_id(0) // batch_heads) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = token < tokens
-    place = token - extra_before
-    first, second = load_halves(
-        x + batch * x_batch + head * x_head, token.to(tl.int64) * x_token, valid, rope_y, rope_x,
-        place // grid_w, place % grid_w, (place >= 0) & (place < grid_tokens), HEAD_DIM, HALF, True,
+    y, x, on_grid = grid_position(token, extra_before, grid_h, grid_w, reciprocal_of(grid_w))
+    first, second = load_rotated_halves(
+        x_ptr + batch * stride_xb + head * stride_xh, token.to(tl.int64) * stride_xn, valid, rope_y_ptr, rope_x_ptr,
+        y, x, on_grid, HEAD_DIM, HALF_D, True,
     )  # fmt: skip
-    j = tl.arange(0, HALF)
+    j = tl.arange(0, HALF_D)
     inside = valid[:, None] & (j < HEAD_DIM // 2)[None, :]
     row = ((batch * tokens + token.to(tl.int64)) * heads + head) * HEAD_DIM
-    result = out + row[:, None] + j[None, :]
-    tl.store(result, first.to(out.dtype.element_ty), mask=inside)
-    tl.store(result + HEAD_DIM // 2, second.to(out.dtype.element_ty), mask=inside)
+    result = out_ptr + row[:, None] + j[None, :]
+    tl.store(result, first.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(result + HEAD_DIM // 2, second.to(out_ptr.dtype.element_ty), mask=inside)

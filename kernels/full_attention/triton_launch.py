@@ -59,16 +59,16 @@ def full_attention_triton(
 def rotate(x: Tensor, rope_y: Tensor, rope_x: Tensor, grid_h: int, grid_w: int, extra_before: int) -> Tensor:
     """x [batch, token, head, dim] with its grid tokens rotated, contiguous, in its dtype."""
     batch, tokens, heads, head_dim = x.shape
-    config = Config(4, 2, {"TOKENS": 64})
+    config = Config(4, 2, {"BLOCK_N": 64})
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     launch(
         triton_kernels.rotate,
-        (batch * heads * ((tokens + config.blocks["TOKENS"] - 1) // config.blocks["TOKENS"]),),
-        {"x": x, "rope_y": rope_y, "rope_x": rope_x, "out": out}
+        (batch * heads * ((tokens + config.blocks["BLOCK_N"] - 1) // config.blocks["BLOCK_N"]),),
+        {"x_ptr": x, "rope_y_ptr": rope_y, "rope_x_ptr": rope_x, "out_ptr": out}
         | strides("x", x)
         | {"batch_heads": batch * heads, "heads": heads, "tokens": tokens}
-        | {"grid_w": grid_w, "grid_tokens": grid_h * grid_w, "extra_before": extra_before}
-        | {"HEAD_DIM": head_dim, "HALF": power_of_two(head_dim // 2)},
+        | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
+        | {"HEAD_DIM": head_dim, "HALF_D": power_of_two(head_dim // 2)},
         config,
     )
     return out

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from jetvit.kernels.checks import is_absent
-from jetvit.kernels.launch import Config, launch, multiprocessors, power_of_two, strides
+from jetvit.kernels.launch import (
+    Config,
+    head_sizes,
+    launch,
+    power_of_two,
+    rope_options,
+    split_count,
+    strides,
+)
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 from jetvit.kernels.window_attention import triton_kernels
 from jetvit.kernels.window_attention.windows import balanced_windows
 
-# Programs of `attend_extra` on one multiprocessor: as many as its registers hold of the default configuration.
-_PROGRAMS = 2
 _COMBINED_SPLITS = 32  # that `combine_extra` reads at once
 
 
@@ -25,35 +32,31 @@ def window_configs(head_dim: int, dtype: torch.dtype, window_tokens: int) -> lis
     multiprocessor. Fewer queries are for windows that would leave most of 64 idle; they do without wgmma.
     """
     narrow = head_dim <= 64
+    # Queries, keys, keys of the extra tokens, warps, stages.
     if dtype == torch.float32:
         sizes = [(16, 16, 16, 4, 2), (16, 16, 16, 8, 2)]
         if narrow and window_tokens > 16:
-            sizes = [(64, 32, 16, 4, 2), (64, 16, 16, 4, 2), (128, 32, 16, 8, 2)]
+            sizes = [(64, 32, 32, 4, 2), (64, 16, 32, 4, 2), (128, 32, 32, 8, 2)]
     elif window_tokens <= 16:
-        sizes = [(16, 16, 16, 2, 2), (16, 32, 32, 4, 2)]
+        sizes = [(16, 16, 64, 4, 2), (16, 32, 64, 4, 2)]
     elif window_tokens <= 32:
-        sizes = [(32, 32, 32, 4, 2), (32, 32, 16, 4, 2)]
+        sizes = [(32, 32, 64, 4, 2), (32, 32, 128, 4, 2)]
     elif window_tokens <= 64:
-        sizes = [(64, 32, 32, 4, 2), (64, 64, 32, 4, 2), (64, 64, 16, 4, 3)] if narrow else [(64, 64, 32, 4, 2)]
-    else:
-        sizes = [(128, 64, 32, 8, 2), (128, 64, 32, 8, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3)]
-        if not narrow:
-            sizes = [(64, 64, 32, 4, 2), (128, 64, 32, 8, 2)]
-    return [
-        Config(warps, stages, {"QUERIES": queries, "KEYS": keys, "REST": rest})
-        for queries, keys, rest, warps, stages in sizes
+        sizes = [(64, 32, 64, 4, 2), (64, 64, 64, 4, 2), (64, 64, 64, 4, 3)] if narrow else [(64, 32, 64, 4, 2)]
+    elif window_tokens <= 128:
+        sizes = [(64, 64, 64, 4, 2), (128, 64, 128, 8, 2)] if narrow else [(64, 32, 64, 4, 2), (128, 32, 128, 8, 2)]
+    elif narrow:
+        # With 4 warps three programs share a multiprocessor and hide each other's loads; 8 warps rotate a window's keys
+        # half as often. Of 16 warps, which could do so once, the compiler spills.
+        sizes = [(64, 64, 64, 4, 2), (128, 64, 128, 8, 2), (128, 32, 128, 8, 2)]
+    else:  # few programs share a multiprocessor: fewer instructions decide, but heads padded to 128 would spill
+        sizes = [(128, 64, 128, 8, 2)] * (head_dim == 128) + [(128, 32, 128, 8, 2)]
+    configs = [
+        Config(warps, stages, {"BLOCK_M": queries, "BLOCK_N": keys, "BLOCK_EN": extra_keys}, splits_per_sm=1)
+        for queries, keys, extra_keys, warps, stages in sizes
     ]
-
-
-def extra_configs(head_dim: int, dtype: torch.dtype, extra: int) -> list[Config]:
-    """The configurations of `attend_extra` for `extra` tokens, which may be symbolic; the default first."""
-    narrow = head_dim <= 64
-    if dtype == torch.float32:
-        sizes = [(16, 64, 4, 2), (16, 32, 8, 2)] if narrow else [(16, 16, 8, 2), (16, 16, 4, 2)]
-    else:
-        queries = 32 if isinstance(extra, int) and extra > 16 else 16
-        sizes = [(queries, 128, 8, 2), (queries, 64, 4, 2), (queries, 64, 4, 3)]
-    return [Config(warps, stages, {"QUERIES": queries, "KEYS": keys}) for queries, keys, warps, stages in sizes]
+    # Shorter programs for the extra tokens, where they are the last to end.
+    return [*configs, replace(configs[0], splits_per_sm=2)]
 
 
 def window_attention_triton(
@@ -69,7 +72,7 @@ def window_attention_triton(
     window_w: int,
     scale: float,
 ) -> Tensor:
-    """What `jetvit::window_attention` computes, by one launch, or three where there are extra tokens.
+    """What `jetvit::window_attention` computes, by one launch, or two where there are extra tokens.
 
     fp16, bf16 or fp32, an even head_dim of at most 128. fp32 products are three of tf32, which keeps fp32's accuracy.
     """
@@ -78,95 +81,77 @@ def window_attention_triton(
     rope_y, rope_x = (table.to(torch.float32).contiguous() for table in (rope_y, rope_x))
     batch, tokens, heads, head_dim = q.shape
     extra = tokens - grid_h * grid_w
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    operands = (q, k, v, rope_y, rope_x, out, grid_h, grid_w, extra_before)
-    problem = f"{q.dtype} head_dim={head_dim} rope={not is_absent(rope_y)} size={size_step(batch * tokens * heads)}"
-
-    if not (isinstance(extra, int) and extra == 0):
-        config = choose(
-            f"window_attention.extra {problem} extra={size_step(extra)}",
-            q.device,
-            extra_configs(head_dim, q.dtype, extra),
-            lambda candidate: latency_ms(partial(attend_extra, config=candidate), *operands, scale),
-        )
-        attend_extra(*operands, scale, config)
+    operands = (q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)
+    sizes = f"window={window_h}x{window_w} extra={size_step(extra)} size={size_step(batch * tokens * heads)}"
     config = choose(
-        f"window_attention.windows {problem} window={window_h}x{window_w}",
+        f"window_attention {q.dtype} head_dim={head_dim} rope={not is_absent(rope_y)} {sizes}",
         q.device,
         window_configs(head_dim, q.dtype, window_h * window_w),
-        lambda candidate: latency_ms(partial(attend_windows, config=candidate), *operands, window_h, window_w, scale),
+        lambda candidate: latency_ms(partial(attend, config=candidate), *operands),
     )
-    attend_windows(*operands, window_h, window_w, scale, config)
-    return out
+    return attend(*operands, config)
 
 
-def attend_windows(
-    q: Tensor, k: Tensor, v: Tensor, rope_y: Tensor, rope_x: Tensor, out: Tensor,
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, rope_y: Tensor, rope_x: Tensor,
     grid_h: int, grid_w: int, extra_before: int, window_h: int, window_w: int, scale: float, config: Config,
-) -> None:  # fmt: skip
-    """Write the grid tokens of `out`."""
-    batch, tokens, heads, _ = q.shape
+) -> Tensor:  # fmt: skip
+    """The output, by the launches of one configuration. The number of extra tokens may be symbolic, and 0 then."""
+    batch, tokens, heads, head_dim = q.shape
     (count_h, side_h), (count_w, side_w) = balanced_windows(grid_h, window_h), balanced_windows(grid_w, window_w)
-    queries = config.blocks["QUERIES"]
+    queries, keys = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     blocks = (side_h * side_w + queries - 1) // queries
+    extra = tokens - grid_h * grid_w
+    has_extra = not (isinstance(extra, int) and extra == 0)
+    # More queries at once would spill with large heads, and in fp32.
+    many = isinstance(extra, int) and extra > 16 and head_dim <= 64 and q.dtype != torch.float32
+    extra_queries = 32 if many else 16
+    groups = (extra + extra_queries - 1) // extra_queries
+    splits = split_count(config, batch * heads, q.device) if has_extra else 0
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    rows = batch * heads * extra
+    # Flat: a trace would guard on whether an axis of as many splits has size 1.
+    partials = torch.empty(splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)
+    rope = rope_options(rope_y, q.dtype)
     launch(
         triton_kernels.attend_windows,
-        (count_h * count_w * blocks * batch * heads,),
-        {"q": q, "k": k, "v": v, "rope_y": rope_y, "rope_x": rope_x, "out": out}
+        ((count_h * count_w * blocks + splits * groups) * batch * heads,),
+        {"q_ptr": q, "k_ptr": k, "v_ptr": v, "rope_y_ptr": rope_y, "rope_x_ptr": rope_x}
+        | {"out_ptr": out, "partials_ptr": partials}
         | strides("q", q) | strides("k", k) | strides("v", v)
         | {"batch": batch, "heads": heads, "tokens": tokens}
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"count_w": count_w, "side_h": side_h, "side_w": side_w, "blocks": blocks}
-        | _options(q, rope_y, scale),
-        config,
-    )  # fmt: skip
-
-
-def attend_extra(
-    q: Tensor, k: Tensor, v: Tensor, rope_y: Tensor, rope_x: Tensor, out: Tensor,
-    grid_h: int, grid_w: int, extra_before: int, scale: float, config: Config,
-) -> None:  # fmt: skip
-    """Write the extra tokens of `out`, of which there may be none where their number is symbolic."""
-    batch, tokens, heads, head_dim = q.shape
-    extra = tokens - grid_h * grid_w
-    rows = batch * heads * extra
-    queries = config.blocks["QUERIES"]
-    groups = (extra + queries - 1) // queries
-    splits = (multiprocessors(q.device) * _PROGRAMS + batch * heads - 1) // (batch * heads)
-    block = splits * config.blocks["KEYS"]
-    # Flat: a trace would guard on whether an axis of as many splits has size 1.
-    partials = torch.empty(splits * rows * (head_dim + 2), dtype=torch.float32, device=q.device)
-    launch(
-        triton_kernels.attend_extra,
-        (splits * groups * batch * heads,),
-        {"q": q, "k": k, "v": v, "rope_y": rope_y, "rope_x": rope_x, "partials": partials}
-        | strides("q", q) | strides("k", k) | strides("v", v)
-        | {"batch": batch, "heads": heads, "tokens": tokens}
-        | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
-        | {"groups": groups, "splits": splits, "chunk": (tokens + block - 1) // block * config.blocks["KEYS"]}
-        | _options(q, rope_y, scale),
-        config,
-    )  # fmt: skip
-    launch(
-        triton_kernels.combine_extra,
-        (rows,),
-        {"partials": partials, "out": out, "rows": rows, "heads": heads, "tokens": tokens}
-        | {"extra": extra, "extra_before": extra_before, "splits": splits}
-        | {"HEAD_DIM": head_dim, "VALUE": power_of_two(head_dim)},
-        Config(4, 2, {"SPLITS": _COMBINED_SPLITS}),
-    )
-
-
-def _options(q: Tensor, rope_y: Tensor, scale: float) -> dict[str, object]:
-    head_dim, rope = q.shape[3], not is_absent(rope_y)
-    return {
+        | {"splits": splits, "groups": groups, "EXTRA": has_extra, "BLOCK_E": extra_queries}
+        | {"BLOCK_R": rest_block(extra, side_h * side_w, keys), "SIDE_W": common_width(grid_w, side_w, keys)}
         # Not zero: it multiplies the −∞ of masked scores.
-        "scale": max(scale, 1e-30),
-        "HEAD_DIM": head_dim,
-        "HALF": power_of_two(head_dim // 2),
-        "VALUE": power_of_two(head_dim),
-        "ROPE": rope,
-        # A turned value can be √2 times as large, beyond what fp16 holds.
-        "SHRINK": 0.5 if rope and q.dtype == torch.float16 else 1.0,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
-    }
+        | {"SCALE": max(scale, 1e-30), "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee"}
+        | head_sizes(head_dim) | rope,
+        config,
+    )  # fmt: skip
+    if has_extra:
+        launch(
+            triton_kernels.combine_extra,
+            (rows,),
+            {"partials_ptr": partials, "out_ptr": out, "rows": rows, "heads": heads, "tokens": tokens}
+            | {"extra": extra, "extra_before": extra_before, "splits": splits}
+            | {"HEAD_DIM": head_dim, "BLOCK_D": power_of_two(head_dim)},
+            Config(4, 2, {"BLOCK_S": _COMBINED_SPLITS}),
+        )
+    return out
+
+
+def rest_block(extra: int, window_tokens: int, keys: int) -> int:
+    """How many keys that fill no whole block are loaded at once: 16, or as many as in a whole block.
+
+    Of one block that is mostly masked the work is less than of several small ones.
+    """
+    rest = extra + window_tokens % keys
+    return 16 if isinstance(rest, int) and rest <= 16 else min(keys, 64)
+
+
+def common_width(grid_w: int, side_w: int, keys: int) -> int:
+    """The width that all windows have, if blocks of `keys` are whole rows of such a width and it is known, else 0."""
+    if not (isinstance(grid_w, int) and isinstance(side_w, int)):
+        return 0
+    return side_w if grid_w % side_w == 0 and keys % side_w == 0 else 0

@@ -44,8 +44,8 @@ NAMES = {
         "rotate_4",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     ],
-    LINEAR: ["kv_partials", "kv_partials_0", "kv_state_1", "matvec_2", "mix_12", "jetvit::linear_attention"],
-    WINDOW: ["attend_windows_0", "attend_extra_1", "combine_extra", "jetvit::window_attention"],
+    LINEAR: ["kv_partials", "kv_partials_0", "kv_state_1", "generate_taps_2", "mix_12", "jetvit::linear_attention"],
+    WINDOW: ["attend_windows_0", "combine_extra_1", "jetvit::window_attention"],
     PRODUCT: [
         "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_bias_TNT",
         "nvjet_hsh_192x192_64x3_2x1_v_bz_coopB_NNT",

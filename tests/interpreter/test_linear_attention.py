@@ -176,6 +176,21 @@ class TestExtremes:
         assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("tokens", [70, 133])
+def test_offsets_of_later_blocks_beyond_two_to_the_31(tokens) -> None:
+    """Tokens that lie 3.6e7 elements apart: a step of 64 of them is more than an int32 holds."""
+    torch.manual_seed(0)
+    apart = 36_000_000
+    buffer = torch.empty(tokens * apart // 2, dtype=torch.float32, device=DEVICE).view(torch.float16)
+    wide = buffer.as_strided((1, tokens, 1, 192), (0, apart - 192, 192, 1))
+    wide.copy_(torch.randn(wide.shape))
+    q, k, v = wide.split(64, dim=3)
+    arguments = (ABSENT, ABSENT, *[ABSENT] * 4, 1, tokens, 0, 0, 1e-6, "relu")
+    out = linear_attention(q, k, v, *(x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments)).cpu()
+    expected = linear_attention_reference(*(x.contiguous().cpu().double() for x in (q, k, v)), *arguments)
+    torch.testing.assert_close(out.double(), expected, rtol=2e-3, atol=5e-3)
+
+
 def test_offsets_beyond_two_to_the_31() -> None:
     """Tokens that lie 6e8 elements apart; a buffer of which only these rows are ever touched."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from jetvit.kernels import launch as launch_module
 from jetvit.kernels import window_attention
 from jetvit.kernels.launch import Config, has_kernel
 from jetvit.kernels.window_attention.reference import window_attention_reference
@@ -151,30 +152,35 @@ def test_every_configuration(dtype, window_tokens, head_dim) -> None:
     expected = window_attention_reference(*(x.double() for x in (q, k, v)), *tables, *place, *sides, 0.125)
     operands = [on_device(x) for x in (q, k, v, *tables)]
 
-    def holds(config: Config, tokens: slice, function: Any, *options: Any) -> None:
-        out = torch.empty(q.shape, dtype=dtype, device=DEVICE)
-        function(*operands, out, *place, *options, 0.125, config)
-        tolerance = bound(q, k, v, 0.125, rotated=True)
-        torch.testing.assert_close(
-            out.cpu()[:, tokens].double(), expected[:, tokens], rtol=0, atol=tolerance, msg=lambda m: f"{config}: {m}"
-        )
-
     for config in triton_launch.window_configs(head_dim, dtype, window_tokens):
-        holds(config, slice(3, 3 + 165), triton_launch.attend_windows, *sides)
-    for config in triton_launch.extra_configs(head_dim, dtype, 4) if window_tokens == 16 else []:
-        holds(config, slice(0, 3), triton_launch.attend_extra)
-        holds(config, slice(168, 169), triton_launch.attend_extra)
+        out = triton_launch.attend(*operands, *place, *sides, 0.125, config).cpu().double()
+        tolerance = bound(q, k, v, 0.125, rotated=True)
+        torch.testing.assert_close(out, expected, rtol=0, atol=tolerance, msg=lambda m, c=config: f"{c}: {m}")
 
 
-def test_no_extra_tokens_where_their_number_is_symbolic() -> None:
-    """Then both kernels are launched all the same, over nothing."""
-    from jetvit.kernels.window_attention import triton_launch
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_windows_of_one_width(width) -> None:
+    """Whose width is a constant of the compilation: blocks are whole rows, also where the last windows are lower."""
+    torch.manual_seed(0)
+    q, k, v = make_qkv("packed", 1, 2 + 11 * 16, 1, 32, torch.float32)
+    check(q, k, v, *make_rope(11, 16, 32), 11, 16, 2, 5, width, 0.2)
 
-    q, k, v = (on_device(x) for x in make_qkv("packed", 1, 6, 1, 32, torch.float32))
-    absent, out = on_device(ABSENT), torch.full_like(q, 7.0)
-    config = triton_launch.extra_configs(32, torch.float32, 0)[0]
-    triton_launch.attend_extra(q, k, v, absent, absent, out, 2, 3, 0, 0.2, config)
-    assert (out == 7).all()
+
+def test_no_extra_tokens_where_their_number_is_symbolic(monkeypatch) -> None:
+    """Then the programs of extra tokens are there all the same, over nothing."""
+    from jetvit.kernels.window_attention import triton_kernels, triton_launch
+
+    launched = []
+
+    def launched_anyway(kernel: Any, grid: Any, arguments: dict[str, Any], config: Config) -> None:
+        launched.append(kernel)
+        launch_module.launch(kernel, grid, arguments | {"EXTRA": True} if "EXTRA" in arguments else arguments, config)
+
+    monkeypatch.setattr(triton_launch, "launch", launched_anyway)
+    torch.manual_seed(0)
+    q, k, v = make_qkv("packed", 1, 6, 1, 32, torch.float32)
+    check(q, k, v, ABSENT, ABSENT, 2, 3, 0, 2, 2, 0.2)
+    assert launched == [triton_kernels.attend_windows]
 
 
 class TestExtremes:

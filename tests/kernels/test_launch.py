@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jetvit.kernels import launch as launch_module
-from jetvit.kernels.launch import Config, Launch, has_kernel, launch, power_of_two, record_launches
+from jetvit.kernels.launch import Config, Launch, has_kernel, launch, power_of_two, record_launches, split_count
 
 
 def test_recorded_launches_are_not_made() -> None:
@@ -23,7 +23,17 @@ def test_recorded_launches_are_not_made() -> None:
 
 
 def test_a_configuration_says_what_it_is() -> None:
-    assert str(Config(8, 3, {"TILE_H": 4, "TILE_W": 16})) == "tile_h=4 tile_w=16 warps=8 stages=3"
+    assert str(Config(8, 3, {"ROWS": 4, "BLOCK_W": 16})) == "rows=4 block_w=16 warps=8 stages=3"
+    assert str(Config(8, 3, {}, splits_per_sm=2)) == "warps=8 stages=3 splits_per_sm=2"
+
+
+@given(programs=st.integers(1, 5000), per_sm=st.integers(1, 4))
+def test_splits_fill_one_wave_and_not_a_program_more(programs, per_sm) -> None:
+    """17 splits of 16 heads are 272 programs where 264 fit: the last 8 would take as long as all others."""
+    slots = 132 * per_sm
+    splits = split_count(Config(4, 2, {}, per_sm), programs, torch.device("cpu"))
+    assert splits == 1 or splits * programs <= slots
+    assert (splits + 1) * programs > slots
 
 
 @given(size=st.integers(1, 1000))

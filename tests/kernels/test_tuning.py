@@ -123,6 +123,34 @@ def test_a_measurement_has_tensors_of_the_same_layout_and_of_its_own_memory() ->
     assert not packed.any()
 
 
+@pytest.mark.parametrize("capture_fails", [False, True])
+def test_the_replay_of_a_graph_is_timed_and_else_the_call(monkeypatch, caplog, capture_fails) -> None:
+    testing = pytest.importorskip("triton.testing")
+    seen: list[str] = []
+
+    def captured(call):
+        if capture_fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: seen.append("replay")
+
+    monkeypatch.setattr(tuning, "captured", captured)
+    monkeypatch.setattr(testing, "do_bench", lambda timed, **_: timed() or 0.25)
+    with caplog.at_level(logging.INFO, logger=tuning.__name__):
+        assert tuning.latency_ms(lambda x, size: seen.append(f"call {x.shape[0]} {size}"), torch.zeros(3), 7) == 0.25
+    assert seen == ["call 3 7", "call 3 7" if capture_fails else "replay"]
+    assert ("not captured" in caplog.text) is capture_fails
+
+
+def test_a_capture_without_memory_is_no_measurement(monkeypatch) -> None:
+    def captured(call):
+        raise torch.OutOfMemoryError("out of memory")
+
+    pytest.importorskip("triton.testing")
+    monkeypatch.setattr(tuning, "captured", captured)
+    with pytest.raises(torch.OutOfMemoryError):
+        tuning.latency_ms(lambda: None)
+
+
 def test_other_candidates_are_measured_again(path) -> None:
     Choices(path).get("key", ["a", "b"], Measure(a=2.0, b=1.0))
     measure = Measure(a=2.0, b=1.0, c=0.5)

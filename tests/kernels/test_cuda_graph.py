@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from jetvit.cost_model import cuda_graph
-from jetvit.cost_model.cuda_graph import captured
+from jetvit.kernels import cuda_graph
+from jetvit.kernels.cuda_graph import captured
 
 
 @pytest.fixture

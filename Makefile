@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-slow lint format bench kernels bench-kernels h100 report wheel clean
+.PHONY: help demo test test-gpu test-slow lint format bench kernels bench-kernels gpu report wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,8 +64,10 @@ kernels: $(STAMP)  ## registers, spills and tensor-core instructions of every ke
 bench-kernels: $(STAMP)  ## the mixers against their rivals; on a GPU, elsewhere a dry run
 	$(BIN)/python -m benchmarks.kernels
 
-h100: $(STAMP)  ## every number that needs a GPU, the most telling first, for eight minutes; elsewhere a dry run
-	$(BIN)/python -m benchmarks.h100 --minutes $(or $(MINUTES),8) $(if $(OUT),--out $(OUT))
+# MINUTES=9, OUT=folder of the results, ARCHIVE=file that keeps all results. A machine that has torch, Triton and
+# transformers needs no installation: python3 -m benchmarks.gpu --minutes 9 --archive results.tar.gz
+gpu: $(STAMP)  ## every number that needs a GPU, the most telling first, for nine minutes; elsewhere a dry run
+	$(BIN)/python -m benchmarks.gpu --minutes $(or $(MINUTES),9) $(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE))
 
 report: $(STAMP)  ## write the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.report

@@ -1,4 +1,4 @@
-"""Where the milliseconds of a compiled model go, kernel by kernel, so that the next cut is known. For an H100.
+"""Profile compiled models kernel by kernel, to show where the milliseconds go. For any NVIDIA GPU.
 
 For each model and variant a few warm calls are profiled. All figures are of the one call whose wall time is the median:
 from the start of its first kernel to the end of its last, with the time in which no kernel runs as "gaps". The same
@@ -30,29 +30,30 @@ from torch.fx import GraphModule
 from benchmarks.breakdown_kinds import CONVOLUTION, Work, convolutions, floors, record, work
 from benchmarks.breakdown_plot import plot, table
 from benchmarks.breakdown_profile import Call, profiled, synchronize
-from benchmarks.campaign import Campaign, Step, campaign_of
-from benchmarks.end_to_end_models import PAPER_SIZE, build, pixels, shape_of
+from benchmarks.end_to_end import compile_name
+from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, build, pixels, shape_of
 from benchmarks.end_to_end_variants import FIRST, prepare
 from benchmarks.end_to_end_variants import Subject as Model
+from benchmarks.gpu.campaign import Campaign, Cost, Step, campaign_of
 from benchmarks.kernel_timing import ceilings
 from benchmarks.results import default_path
-from jetvit.cost_model.cuda_graph import captured
 from jetvit.cost_model.graph_operations import graph_operations
 from jetvit.cost_model.operation import ATTENTIONS
 from jetvit.cost_model.whole_file import write_whole
+from jetvit.kernels.cuda_graph import captured
 
 HYBRID, COMPILED = "hybrid 2 FA", "compiled"
 PLAIN, GRAPH = "plain calls", "CUDA graph"  # how kernels are launched
-# Model, variant, and the value of its step: the three that decide come first.
+# Model, variant, and the value of its step: the model that decides comes first.
 SUBJECTS = (
-    *(("DINOv3-L", HYBRID, 30), ("DINOv3-B", HYBRID, 30), ("DepthAnythingV2-L", HYBRID, 30)),
-    *(("DINOv3-L", COMPILED, 50), ("DepthAnythingV2-G", HYBRID, 50), ("DINOv3-7B", HYBRID, 50)),
+    *(("DINOv3-L", HYBRID, 26), ("DINOv3-B", HYBRID, 44), ("DepthAnythingV2-L", HYBRID, 44)),
+    *(("DINOv3-L", COMPILED, 45), ("DepthAnythingV2-G", HYBRID, 63), ("DINOv3-7B", HYBRID, 63)),
 )
 _WARM_UP, _TIMED = 3, 20
 
 
 def steps(dry: bool) -> list[Step]:
-    """One for each model and variant; a dry run has the same, of tiny models."""
+    """Return one for each model and variant; a dry run has the same, of tiny models."""
     return [_step(model, variant, value) for model, variant, value in SUBJECTS]
 
 
@@ -68,7 +69,13 @@ def _step(model: str, variant: str, value: int) -> Step:
         if seconds > 0 and not is_done(campaign):
             measure(campaign, model, variant)
 
-    return Step(f"breakdown {model} {variant}", value, 300, is_done, run)
+    deep = MODELS[model].depth / 24
+    basis = "at depth 24 25 s, cold compile 34"
+    cost = Cost(round(60 * deep), round(25 * deep), basis, dry_s=20)
+    warmed_by = (
+        compile_name("") if model in ("DINOv3-L", "DINOv3-B", "DepthAnythingV2-L") else compile_name(model, "first")
+    )
+    return Step(f"breakdown {model} {variant}", value, cost, 300, is_done, run, warmed_by)
 
 
 def measure(campaign: Campaign, model: str, variant: str) -> None:
@@ -97,7 +104,7 @@ def measure(campaign: Campaign, model: str, variant: str) -> None:
 
 
 def _ways(call: Call, device: torch.device) -> dict[str, Call]:
-    """How a call is launched, warmed up."""
+    """Return the ways to launch a call, warmed up."""
     for _ in range(_WARM_UP):
         call()
     synchronize(device)
@@ -116,7 +123,7 @@ def _path(campaign: Campaign, model: str, variant: str) -> Path:
 
 
 def _event_ms(call: Call, device: torch.device) -> float:
-    """The median time of a call without the profiler."""
+    """Return the median time of a call without the profiler."""
     found = []
     for _ in range(_TIMED):
         if device.type == "cuda":
@@ -135,7 +142,7 @@ def _event_ms(call: Call, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is profiled: a compiled model on one image, and what it has to do at least (empty if not counted)."""
+    """A compiled model on one image to profile, and the least work that it has to do (empty if not counted)."""
 
     call: Call
     size: str
@@ -144,7 +151,7 @@ class Subject:
 
 
 def subject(model: str, variant: str, device: torch.device, dry: bool) -> Subject:
-    """A model of the end-to-end benchmark as one of its variants, ready to be called."""
+    """Return a model of the end-to-end benchmark as one of its variants, ready to be called."""
     shape, dtype = shape_of(model, dry), torch.float32 if dry else torch.bfloat16
     height, width = pixels(model, PAPER_SIZE, dry)
     images = torch.randn(1, 3, height, width, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The ways to run a model that are timed end to end, and how each is made ready.
+"""Define the variants of a model that are timed end to end, and make each ready to be timed.
 
 `eager flash` is the paper's setting. `compiled …` is the original model in Inductor, as it is the baseline that counts.
 `hybrid n FA` is what jetvit makes of it with n blocks of full attention left, in Inductor too; `… plain` is the same
@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetvit
 from benchmarks.end_to_end_models import Shape, mixed_plan
 from benchmarks.end_to_end_plain import in_plain_pytorch
-from jetvit.cost_model.cuda_graph import captured
 from jetvit.cost_model.rounds import Sampler, sampler
 from jetvit.exporting import tensors
+from jetvit.kernels.cuda_graph import captured
 from jetvit.passes.capture import export_model
 
 Call = Callable[[], object]
@@ -54,23 +56,27 @@ FIRST = (
     ANCHOR,
     Variant("eager flash", mode="eager", backend=SDPBackend.FLASH_ATTENTION, exported=False),
     Variant("hybrid 2 FA", full=2),
-    Variant("compiled cudnn", backend=SDPBackend.CUDNN_ATTENTION),
-    Variant("hybrid 2 FA plain", full=2, plain=True),
 )
 NEXT = (
+    Variant("hybrid 2 FA plain", full=2, plain=True),
     Variant("hybrid 0 FA", full=0),
-    Variant("compiled flash", backend=SDPBackend.FLASH_ATTENTION),
     Variant("hybrid 1 FA", full=1),
+    Variant("compiled flash", backend=SDPBackend.FLASH_ATTENTION),
 )
-MORE = (
+TUNED = (
     Variant("max-autotune", mode="max-autotune"),
-    Variant("max-autotune cudnn", mode="max-autotune", backend=SDPBackend.CUDNN_ATTENTION),
     Variant("hybrid 2 FA max-autotune", full=2, mode="max-autotune"),
+)
+# The cuDNN variants come last: torch prefers cuDNN on Hopper by itself, and they repeat the plain ones there.
+MORE = (
+    Variant("compiled cudnn", backend=SDPBackend.CUDNN_ATTENTION),
+    Variant("max-autotune cudnn", mode="max-autotune", backend=SDPBackend.CUDNN_ATTENTION),
     Variant("compiled efficient", backend=SDPBackend.EFFICIENT_ATTENTION),
     Variant("hybrid 0 FA plain", full=0, plain=True),
     Variant("hybrid 1 FA plain", full=1, plain=True),
     Variant("compiled module", exported=False),
 )
+VARIANTS = {variant.name: variant for variant in (*FIRST, *NEXT, *TUNED, *MORE)}
 
 
 class Subject:
@@ -84,13 +90,13 @@ class Subject:
 
     @property
     def program(self) -> ExportedProgram:
-        """The original model."""
+        """Return the original model."""
         if self._program is None:
             self._program = export_model(self.model, (self.images,))
         return self._program
 
     def hybrid(self, full: int) -> ExportedProgram:
-        """The rewritten model with so many blocks of full attention."""
+        """Return the rewritten model with so many blocks of full attention."""
         if self._hybrid is None or self._hybrid[0] != full:
             self._hybrid = None  # weights of its own, which are not to stay beside those of the next
             sites = jetvit.find_attention(self.program)
@@ -100,7 +106,7 @@ class Subject:
         return self._hybrid[1]
 
     def expected(self, full: int | None) -> list[Tensor]:
-        """What the original model, or a hybrid in plain PyTorch, gives in eager mode."""
+        """Return the output of the original model, or of a hybrid in plain PyTorch, in eager mode."""
         if full not in self._expected:
             module = self.model if full is None else in_plain_pytorch(self.hybrid(full))
             with torch.inference_mode():
@@ -109,7 +115,7 @@ class Subject:
 
 
 def prepare(variant: Variant, subject: Subject) -> tuple[nn.Module, Call]:
-    """The module that holds a variant's weights, and the call to be timed; its first call compiles."""
+    """Return the module that holds a variant's weights, and the call to be timed; its first call compiles."""
     images = subject.images
     if not variant.exported:
         module = subject.model
@@ -137,12 +143,53 @@ def prepare(variant: Variant, subject: Subject) -> tuple[nn.Module, Call]:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """A variant that was called once.
+
+    expected: what the call should return, None where there was no memory for it. compile_s: seconds of the first call,
+    with the caches on disk as they were, None in eager mode. graph_cache: "hit" if Inductor found all of the compiled
+    graph on disk, "miss" if it compiled some of it, "" without Inductor. Only the seconds of a miss are a compile time.
+    """
+
+    module: nn.Module
+    call: Call
+    expected: list[Tensor] | None
+    compile_s: float | None
+    graph_cache: str
+
+
+def compiled(variant: Variant, subject: Subject) -> Compiled:
+    """Prepare a variant and call it once. Raises whatever it raises."""
+    try:
+        # Before anything is compiled: the first eager attention on a Hopper GPU changes which backend torch prefers.
+        expected = subject.expected(variant.full)
+    except torch.OutOfMemoryError:
+        expected = None
+    module, call = prepare(variant, subject)
+    counted, began = Counter(counters["inductor"]), time.perf_counter()
+    # The key of this cache leaves out the backend of SDPA: a variant would get what another was compiled to.
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        call()
+    if subject.images.is_cuda:
+        torch.cuda.synchronize(subject.images.device)
+    seconds = time.perf_counter() - began if variant.mode != "eager" else None
+    return Compiled(module, call, expected, seconds, _graph_cache(Counter(counters["inductor"]) - counted))
+
+
+def _graph_cache(counted: Mapping[str, int]) -> str:
+    """Tell from what Inductor has counted whether it found a graph on disk."""
+    if counted["fxgraph_cache_miss"] or counted["fxgraph_cache_bypass"]:
+        return "miss"
+    return "hit" if counted["fxgraph_cache_hit"] else ""
+
+
+@dataclass(frozen=True)
 class Ready:
     """A variant that was compiled, warmed up and compared.
 
     sampler: takes a sample. timing: "graph" for the replay of a CUDA graph, "events" for plain calls on a GPU, "clock"
-    on a CPU. compile_s: seconds of the first call, None in eager mode. peak_memory_gb: its weights and the most that a
-    call holds besides, None on a CPU. difference: see `difference`, None where there was no memory for the comparison.
+    on a CPU. compile_s, graph_cache: see `Compiled`. peak_memory_gb: its weights and the most that a call holds
+    besides, None on a CPU. difference: see `difference`, None where there was no memory for the comparison.
     """
 
     sampler: Sampler
@@ -150,38 +197,27 @@ class Ready:
     compile_s: float | None
     peak_memory_gb: float | None
     difference: float | None
+    graph_cache: str = ""
 
 
 def make_ready(variant: Variant, subject: Subject) -> Ready:
-    """Prepare a variant, run it, and compare what it gives. Raises whatever it raises."""
+    """Prepare a variant, run it, and compare what it returns. Raises whatever it raises."""
     device = subject.images.device
     cuda = device.type == "cuda"
-    try:
-        # Before anything is compiled: the first eager attention on an H100 changes which backend torch prefers.
-        expected = subject.expected(variant.full)
-    except torch.OutOfMemoryError:
-        expected = None
-    module, call = prepare(variant, subject)
-    began = time.perf_counter()
-    # The key of this cache leaves out the backend of SDPA: a variant would get what another was compiled to.
-    with torch._functorch.config.patch(enable_autograd_cache=False):
-        call()
-    if cuda:
-        torch.cuda.synchronize(device)
-    compile_s = time.perf_counter() - began if variant.mode != "eager" else None
-    peak = _peak_memory_gb(module, call, device) if cuda else None
-    timed, timing = call, "events" if cuda else "clock"
+    made = compiled(variant, subject)
+    peak = _peak_memory_gb(made.module, made.call, device) if cuda else None
+    timed, timing = made.call, "events" if cuda else "clock"
     if cuda and variant.mode != "eager":
         try:
-            timed, timing = captured(call), "graph"
+            timed, timing = captured(made.call), "graph"
         except RuntimeError as error:
             print(f"  {variant.name} is not captured, timed call by call: {str(error)[:200]}", flush=True)
-    found = None if expected is None else difference(timed(), expected)
-    return Ready(sampler(timed, device, warm_up=2), timing, compile_s, peak, found)
+    found = None if made.expected is None else difference(timed(), made.expected)
+    return Ready(sampler(timed, device, warm_up=2), timing, made.compile_s, peak, found, made.graph_cache)
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing holds any more."""
+    """Free the memory of dead objects."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -198,6 +234,6 @@ def _peak_memory_gb(module: nn.Module, call: Call, device: torch.device) -> floa
 
 
 def difference(found: object, expected: list[Tensor]) -> float:
-    """The largest ‖found − expected‖ / ‖expected‖ of the tensors of an output."""
+    """Return the largest ‖found − expected‖ / ‖expected‖ of the tensors of an output."""
     pairs = zip(tensors(found), expected, strict=True)
     return max(float((ours.float() - theirs.float()).norm() / theirs.float().norm()) for ours, theirs in pairs)

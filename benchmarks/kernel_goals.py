@@ -1,16 +1,17 @@
-"""What the measured rows say: ours against each rival, and whether the goals are met."""
+"""Compare our operators with each rival, from measured rows, and tell whether the goals are met."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.devices import goal_device
 from benchmarks.kernel_rows import OURS, REFERENCE
 from benchmarks.kernel_shapes import FIRST_MIXERS, MODELS, MORE_MIXERS
 
 Row = Mapping[str, str]
 
-# The most that ours may take, in floors, and what ours must beat, by how much, at GOAL_SIZE.
+# The most that ours may take, in floors, and what ours must beat, by how much, at GOAL_SIZE, on a device with goals.
 GOAL_SIZE = "1024x2048"
 _FLOORS = {"linear": 2.0, "window": 2.5}
 _RIVALS = {
@@ -23,6 +24,7 @@ _RIVALS = {
 class Comparison:
     """Ours in one problem. ratios: how many times as long each rival takes, of rows of the same run."""
 
+    device: str
     model: str
     size: str
     mixer: str
@@ -32,14 +34,14 @@ class Comparison:
 
     @property
     def floors(self) -> float:
-        """How many times the floor ours takes."""
+        """Return how many times the floor ours takes."""
         return self.ours_ms / self.floor_ms
 
     @property
     def missed(self) -> list[str] | None:
-        """The goals that are not met, in words; None where no goal is set or a rival was not measured."""
+        """Return the goals that are not met, in words; None where no goal is set or a rival was not measured."""
         kind = self.mixer.partition(" ")[0]
-        if self.size != GOAL_SIZE or kind not in _FLOORS:
+        if goal_device(self.device) is None or self.size != GOAL_SIZE or kind not in _FLOORS:
             return None
         rivals = _RIVALS[kind]
         if not set(rivals) <= set(self.ratios):
@@ -53,13 +55,14 @@ class Comparison:
 
 
 def comparisons(rows: Iterable[Row]) -> list[Comparison]:
-    """One for each problem in which ours was measured, in the order of sizes, mixers and models."""
-    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
+    """Return one for each device and problem in which ours was measured, in the order of sizes, mixers and models."""
+    groups: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
         if row["status"] == "ok":
-            groups.setdefault((row["size"], row["mixer"], row["model"]), {})[row["implementation"]] = row
+            key = row["device"], row["size"], row["mixer"], row["model"]
+            groups.setdefault(key, {})[row["implementation"]] = row
     found = []
-    for (size, mixer, model), group in groups.items():
+    for (device, size, mixer, model), group in groups.items():
         if (ours := group.get(OURS)) is None:
             continue
         ours_ms = float(ours["median_ms"])
@@ -68,7 +71,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
             for name, row in group.items()
             if name not in (OURS, REFERENCE) and row["run"] == ours["run"]
         }
-        found.append(Comparison(model, size, mixer, ours_ms, float(ours["floor_ms"]), ratios))
+        found.append(Comparison(device, model, size, mixer, ours_ms, float(ours["floor_ms"]), ratios))
     return sorted(found, key=_place)
 
 

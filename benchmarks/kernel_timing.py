@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.kernel_shapes import Ceilings
-from jetvit.cost_model.cuda_graph import captured
+from jetvit.kernels.cuda_graph import captured
 
 Call = Callable[[], object]
 

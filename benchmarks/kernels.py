@@ -1,4 +1,4 @@
-"""How fast the mixers are on the attention shapes of DINOv3 and DepthAnythingV2, ours beside all others. For an H100.
+"""Time the mixers on the attention shapes of DINOv3 and DepthAnythingV2, ours beside all others. For any NVIDIA GPU.
 
 Every operator is first checked against fp64. Then each problem (model, image size, mixer) is measured as a group: our
 operator, our ATen reference, plain PyTorch eager and compiled, FlexAttention, the backends of SDPA, in bf16, batch 1.
@@ -19,14 +19,14 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernel_check import checks, verdict
+from benchmarks.kernel_check import Check, checks, verdict
 from benchmarks.kernel_group import DeviceLost, Row, assert_device, entrants_of, failure, measure
 from benchmarks.kernel_plot import plot
 from benchmarks.kernel_rows import COLUMNS, KEY, Table, code_of_kernels
@@ -100,7 +100,7 @@ def _forget_failures(table: Table, checked: Table) -> None:
 
 
 def select_problems(words: str, dry: bool) -> list[Problem]:
-    """The problems that the command line asks for, in their order; a dry run has few of them."""
+    """Return the problems that the command line selects, in their order; a dry run has few of them."""
     wanted = [word.strip() for word in words.split(",") if word.strip()]
     found = problems()
     if dry:
@@ -113,11 +113,20 @@ def select_problems(words: str, dry: bool) -> list[Problem]:
     ]
 
 
-def check_operators(table: Table, device: torch.device, known: Row, seconds: float, dry: bool) -> tuple[bool, bool]:
-    """Check every operator, beginning none after so many seconds; whether all that were checked are right, and whether
-    all were checked."""
+def check_operators(
+    table: Table,
+    device: torch.device,
+    known: Row,
+    seconds: float,
+    dry: bool,
+    select: Callable[[Check], bool] = lambda check: True,
+) -> tuple[bool, bool]:
+    """Check the operators, starting no check after so many seconds.
+
+    Returns whether all that were checked are right, and whether all that `select` takes were checked.
+    """
     deadline, complete = time.monotonic() + seconds, True
-    for check in itertools.islice(checks(device), DRY_CHECKS if dry else None):
+    for check in itertools.islice(filter(select, checks(device)), DRY_CHECKS if dry else None):
         row = known | {"check": check.name}
         if table.has(row):
             continue
@@ -144,15 +153,26 @@ def check_operators(table: Table, device: torch.device, known: Row, seconds: flo
 
 
 def measure_problems(
-    table: Table, selected: list[Problem], device: torch.device, known: Row, deadline: float, seed: int
+    table: Table,
+    selected: list[Problem],
+    device: torch.device,
+    known: Row,
+    deadline: float,
+    seed: int,
+    left_out: Collection[str] = (),
 ) -> None:
+    """Measure the problems that have no rows yet, starting none after `deadline`.
+
+    left_out: the names of implementations that are not measured.
+    """
     best = ceilings(device)
     print(f"copy {best.copy_tb_s:.2f} TB/s, bf16 product {best.gemm_tflop_s:.0f} TFLOP/s", flush=True)
     for number, problem in enumerate(selected, 1):
         if time.monotonic() > deadline:
             print(f"the time is over: {len(selected) - number + 1} of {len(selected)} groups are left to the next run")
             return
-        entrants = [each for each in entrants_of(problem, best) if not table.has(known | each.row)]
+        todo = (each for each in entrants_of(problem, best) if each.implementation.name not in left_out)
+        entrants = [each for each in todo if not table.has(known | each.row)]
         if not entrants:
             continue
         start = time.monotonic()
@@ -176,7 +196,7 @@ def _append(table: Table, rows: list[Row], say: bool = False) -> None:
 
 
 def _provenance(dry: bool, out: Path | None) -> Row:
-    """The columns that are the same in all rows of a run."""
+    """Return the columns that are the same in all rows of a run."""
     known: dict[str, Any] = environment()
     command = known["command"].replace(str(out), "DIR") if out else known["command"]
     try:

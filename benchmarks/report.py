@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.end_to_end_table import latency_table, throughput_table
+from benchmarks.end_to_end_table import end_to_end_lines
 from benchmarks.kernel_goals import GOAL_SIZE, Comparison, comparisons
 from benchmarks.kernel_rows import newest as rows_of_one_device
 from benchmarks.kernel_rows import read_rows
@@ -28,7 +28,7 @@ _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def newest(name: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The newest result file of that name of each device."""
+    """Return the newest result file of that name of each device."""
     files = sorted(RESULTS.glob(f"*/*/{name}.*"))
     latest = {file.parent.parent.name: file for file in files if file.suffix in (".json", ".csv")}
     return [(file, record) for file in latest.values() if (record := _read(file))]
@@ -147,14 +147,17 @@ def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
 
 
 def kernels_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Our mixers beside their floor and their rivals, and whether the goals are met."""
-    rows = [row for _, record in results for row in record["rows"]]
-    return "\n".join([*kernel_lines(rows), "", *_sources(results)])
+    """Return our mixers beside their floor and their rivals, and whether the goals are met, a table a device."""
+    return _by_device(kernel_lines, results)
 
 
 def kernel_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The lines of that table."""
+    """Return the table of one device, under its name; one short line if there are no rows."""
+    if not rows:
+        return ["not measured yet"]
     lines = [
+        f"**{rows[-1]['device']}**",
+        "",
         "| mixer, model | ours | floor | ours / floor | eager | compiled | FlexAttention | SDPA | goals |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -170,10 +173,15 @@ def kernel_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def end_to_end_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Latency and throughput of whole models beside the paper's, measured or not."""
-    rows = [row for _, record in results for row in record["rows"]]
-    between = ["", "The same at the batch with the highest throughput:", ""]
-    return "\n".join([latency_table(rows), *between, throughput_table(rows), "", *_sources(results)])
+    """Return latency and throughput of whole models beside the paper's, the tables of one device after the other."""
+    return _by_device(end_to_end_lines, results)
+
+
+def _by_device(
+    lines: Callable[[Sequence[Mapping[str, str]]], list[str]], results: list[tuple[Path, dict[str, Any]]]
+) -> str:
+    """Return the tables of each device, with their source below."""
+    return "\n\n".join("\n".join([*lines(each[1]["rows"]), "", *_sources([each])]) for each in results)
 
 
 _LATENCY_COLUMNS = [
@@ -256,7 +264,7 @@ def _latency_sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
 
 
 def _fastest(comparison: Comparison, kind: str) -> str:
-    """How many times as long as ours the fastest implementation of a kind takes."""
+    """Return how many times as long as ours the fastest implementation of a kind takes."""
     ratios = [ratio for name, ratio in comparison.ratios.items() if name.startswith(kind)]
     return f"{min(ratios):.2f}×" if ratios else ""
 
@@ -283,16 +291,12 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
 }
 
 
-STANDING = ("end_to_end",)
-"""Tables that hold the paper's figures, whatever is measured."""
-
-
 def render(text: str) -> str:
     """The README with its measured blocks brought up to date; "not measured yet" where there is no result."""
 
     def block(match: re.Match[str]) -> str:
         results = newest(match[2])
-        table = TABLES[match[2]](results) if results or match[2] in STANDING else "not measured yet"
+        table = TABLES[match[2]](results) if results else "not measured yet"
         return f"{match[1]}{table}\n{match[3]}"
 
     return _BLOCK.sub(block, text)

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def default_path(name: str) -> Path:
-    """benchmarks/results/<device>/<date>/<name>.json."""
-    device = re.sub(r"[^a-z0-9]+", "-", environment()["device"].lower()).strip("-")
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return RESULTS / device / day / f"{name}.json"
+def default_path(name: str, at: float | None = None) -> Path:
+    """Return benchmarks/results/<device>/<date>/<name>.json. at: seconds of the clock, now by default."""
+    day = datetime.datetime.fromtimestamp(time.time() if at is None else at, datetime.UTC).date().isoformat()
+    return RESULTS / folder_of_device(environment()["device"]) / day / f"{name}.json"
+
+
+def folder_of_device(device: str) -> str:
+    """Return the name of the folder of a device's results: "NVIDIA H200" has nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def write(path: str | Path, record: dict[str, Any]) -> None:

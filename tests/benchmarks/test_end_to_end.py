@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import end_to_end
-from benchmarks.campaign import Campaign
-from benchmarks.end_to_end import COLUMNS, KEY, Case, campaign_of, main, steps
+from benchmarks import end_to_end_cases
+from benchmarks.end_to_end import main, steps
+from benchmarks.end_to_end_cases import COLUMNS, KEY, Case
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, NEXT, Ready, Subject, Variant
+from benchmarks.end_to_end_variants import ANCHOR, FIRST, VARIANTS, Ready, Subject, Variant
+from benchmarks.gpu.campaign import Campaign, campaign_of
 from benchmarks.kernel_group import DeviceLost
 from benchmarks.kernel_rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HYBRID = next(each for each in FIRST if each.name == "hybrid 2 FA")
+HYBRID = VARIANTS["hybrid 2 FA"]
 CASE = Case("DINOv3-B", PAPER_SIZE, 1, (ANCHOR, *FIRST[1:3]))
 Make = Callable[[Variant, Subject], Ready]
 
@@ -46,13 +47,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(variant.name)
         return Ready(lambda: 3.0 if variant == ANCHOR else 2.0, "clock", 1.0, None, 0.01)
 
-    monkeypatch.setattr(end_to_end, "make_ready", make)
+    monkeypatch.setattr(end_to_end_cases, "make_ready", make)
     return names
 
 
 def replace_make(monkeypatch: pytest.MonkeyPatch, change: Callable[[Variant, Make, Subject], Ready]) -> None:
-    before = end_to_end.make_ready
-    monkeypatch.setattr(end_to_end, "make_ready", lambda variant, subject: change(variant, before, subject))
+    before = end_to_end_cases.make_ready
+    monkeypatch.setattr(end_to_end_cases, "make_ready", lambda variant, subject: change(variant, before, subject))
 
 
 def rows(campaign: Campaign) -> list[dict[str, str]]:
@@ -68,7 +69,7 @@ def test_the_most_telling_steps_come_first_and_each_is_one_case() -> None:
     assert len({step.name for step in found}) == len(found)
     assert [step.value for step in found] == sorted(step.value for step in found)
     assert [step.name for step in found[:3]] == [
-        f"end_to_end {name} 1024x2048 batch 1" for name in ("DINOv3-B", "DINOv3-L", "DepthAnythingV2-L")
+        f"end_to_end {name} 1024x2048 batch 1" for name in ("DINOv3-L", "DepthAnythingV2-L", "DINOv3-B")
     ]
     cases = [step.run.args[0] for step in found]  # type: ignore[attr-defined]
     assert {case.model for case in cases} == set(MODELS)
@@ -76,7 +77,20 @@ def test_the_most_telling_steps_come_first_and_each_is_one_case() -> None:
     assert len(timed) == len(set(timed))
     assert {case.batch for case in cases} == {1, 2, 4, 8, 16}
     dry = [each for step in steps(dry=True) for each in step.run.args[0].variants]  # type: ignore[attr-defined]
-    assert {each.name for each in dry} == {each.name for each in (*FIRST, *NEXT, *MORE)}
+    assert {each.name for each in dry} == VARIANTS.keys()
+
+
+def test_costs_grow_with_depth_and_variants_and_are_less_with_warm_caches() -> None:
+    costs = {step.name.removeprefix("end_to_end "): step.cost for step in steps(dry=False)}
+    first = {model: costs[f"{model} 1024x2048 batch 1"] for model in MODELS}
+    assert first["DINOv3-B"].cold_s < first["DINOv3-L"].cold_s < first["DINOv3-7B"].cold_s
+    assert first["DINOv3-L"].cold_s < costs["DINOv3-L 1024x2048 batch 1 next"].cold_s
+    assert all(0 < cost.warm_s < cost.cold_s for cost in costs.values())
+
+
+def test_duplicates_on_hopper_do_not_come_first() -> None:
+    """torch 2.11 prefers cuDNN there by itself: "compiled cudnn" repeats "compiled"."""
+    assert not any("cudnn" in each.name for step in steps(dry=False)[:5] for each in step.run.args[0].variants)  # type: ignore[attr-defined]
 
 
 def test_dry_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,32 +119,32 @@ def test_dry_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_later_run_times_what_is_missing_against_the_anchor(campaign: Campaign, made: list[str]) -> None:
-    assert not end_to_end._is_done(CASE, campaign)
-    end_to_end._run(Case("DINOv3-B", PAPER_SIZE, 1, CASE.variants[:2]), campaign, 60)
-    assert not end_to_end._is_done(CASE, campaign)
+    assert not end_to_end_cases.is_done(CASE, campaign)
+    end_to_end_cases.run(Case("DINOv3-B", PAPER_SIZE, 1, CASE.variants[:2]), campaign, 60)
+    assert not end_to_end_cases.is_done(CASE, campaign)
     assert made == ["compiled", "eager flash"]
-    end_to_end._run(CASE, campaign, 60)
+    end_to_end_cases.run(CASE, campaign, 60)
     assert made[2:] == ["hybrid 2 FA", "compiled"]
-    assert end_to_end._is_done(CASE, campaign)
+    assert end_to_end_cases.is_done(CASE, campaign)
     assert rows(campaign)[-1]["ratio"] == "1.5"
     assert rows(campaign)[-1]["anchor_ms"] == "3"
-    end_to_end._run(CASE, campaign, 60)
+    end_to_end_cases.run(CASE, campaign, 60)
     assert len(made) == 4
 
 
 def test_a_row_that_was_cut_off_is_measured_again(campaign: Campaign, made: list[str]) -> None:
-    end_to_end._run(CASE, campaign, 60)
+    end_to_end_cases.run(CASE, campaign, 60)
     path, whole = campaign.path("end_to_end.csv"), rows(campaign)
     path.write_bytes(path.read_bytes()[:-9])
-    assert not end_to_end._is_done(CASE, campaign)
-    end_to_end._run(CASE, campaign, 60)
+    assert not end_to_end_cases.is_done(CASE, campaign)
+    end_to_end_cases.run(CASE, campaign, 60)
     assert keys(rows(campaign)) == keys(whole)
 
 
 def test_no_variant_begins_after_its_time(campaign: Campaign, made: list[str]) -> None:
-    end_to_end._run(CASE, campaign, -1)
+    end_to_end_cases.run(CASE, campaign, -1)
     assert not made
-    assert not end_to_end._is_done(CASE, campaign)
+    assert not end_to_end_cases.is_done(CASE, campaign)
     assert main(["--dry", "--out", str(campaign.folder), "--minutes", "0"]) == 0
     assert not made
 
@@ -146,13 +160,13 @@ def test_what_kills_the_process_twice_is_not_tried_again(
     replace_make(monkeypatch, die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            end_to_end._run(CASE, campaign, 60)
+            end_to_end_cases.run(CASE, campaign, 60)
     with campaign.path("end_to_end-attempts.jsonl").open("a") as file:
         file.write('["cut o')
-    end_to_end._run(CASE, campaign, 60)
+    end_to_end_cases.run(CASE, campaign, 60)
     assert [row["status"] for row in rows(campaign)] == ["ok", "ok", "unsupported"]
     assert "died or was stopped twice" in rows(campaign)[-1]["reason"]
-    assert end_to_end._is_done(CASE, campaign)
+    assert end_to_end_cases.is_done(CASE, campaign)
 
 
 def test_a_failure_is_a_row_and_the_rest_goes_on_without_an_anchor(
@@ -167,7 +181,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on_without_an_anchor(
         return make(variant, subject)
 
     replace_make(monkeypatch, fail)
-    end_to_end._run(CASE, campaign, 60)
+    end_to_end_cases.run(CASE, campaign, 60)
     first, *others = rows(campaign)
     assert (first["status"], first["reason"]) == ("out of memory", "OutOfMemoryError: no 90 GB")
     assert [(row["status"], row["ratio"]) for row in others] == [("ok", "")] * 2
@@ -177,8 +191,8 @@ def test_an_output_that_differs_is_wrong_and_timed(
     campaign: Campaign, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Ready(lambda: 1.0, "clock", 1.0, None, float("nan"))
-    monkeypatch.setattr(end_to_end, "make_ready", lambda variant, subject: found)
-    end_to_end._run(CASE, campaign, 60)
+    monkeypatch.setattr(end_to_end_cases, "make_ready", lambda variant, subject: found)
+    end_to_end_cases.run(CASE, campaign, 60)
     assert {row["status"] for row in rows(campaign)} == {"wrong"}
     assert all(row["median_ms"] == "1" for row in rows(campaign))
 
@@ -193,7 +207,7 @@ def test_a_lost_device_ends_the_run_after_its_row(
         raise RuntimeError("an illegal memory access")
 
     replace_make(monkeypatch, fail)
-    monkeypatch.setattr(end_to_end, "assert_device", lose)
+    monkeypatch.setattr(end_to_end_cases, "assert_device", lose)
     assert main(["--dry", "--out", str(campaign.folder), "--only", "DINOv3-L"]) == 3
     assert [row["variant"] for row in rows(campaign)] == ["compiled"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,14 +13,25 @@ from torch._dynamo.utils import counters
 
 from benchmarks.end_to_end_models import PAPER_SIZE, build, pixels, shape_of
 from benchmarks.end_to_end_plain import full, in_plain_pytorch, linear, window
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, MORE, NEXT, Subject, difference, make_ready, release
+from benchmarks.end_to_end_variants import (
+    ANCHOR,
+    FIRST,
+    MORE,
+    NEXT,
+    TUNED,
+    VARIANTS,
+    Subject,
+    _graph_cache,
+    difference,
+    make_ready,
+    release,
+)
 from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels.full_attention.reference import full_attention_reference
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from jetvit.kernels.window_attention.reference import window_attention_reference
 
 CPU = torch.device("cpu")
-VARIANTS = {each.name: each for each in (*FIRST, *NEXT, *MORE)}
 
 
 def subject(name: str, batch: int = 1) -> Subject:
@@ -82,7 +95,14 @@ def test_plain_mixers_keep_the_dtype() -> None:
 
 def test_the_anchor_comes_first_and_names_are_unique() -> None:
     assert FIRST[0] is ANCHOR
-    assert len(VARIANTS) == len(FIRST) + len(NEXT) + len(MORE) == 15
+    assert len(VARIANTS) == len(FIRST) + len(NEXT) + len(TUNED) + len(MORE) == 15
+
+
+def test_a_graph_that_was_found_on_disk_is_no_compile_time() -> None:
+    assert _graph_cache(Counter()) == ""
+    assert _graph_cache(Counter(fxgraph_cache_hit=2)) == "hit"
+    assert _graph_cache(Counter(fxgraph_cache_hit=2, fxgraph_cache_miss=1)) == "miss"
+    assert _graph_cache(Counter(fxgraph_cache_bypass=1)) == "miss"
 
 
 @pytest.mark.parametrize("name", ["DINOv3-B", "DepthAnythingV2-L"])

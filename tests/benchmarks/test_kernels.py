@@ -332,10 +332,22 @@ def test_goals_are_computed_from_rows_of_one_run() -> None:
     assert elsewhere.missed is None
 
 
+def test_goals_are_those_of_a_device_that_has_some() -> None:
+    eager = {"implementation": "eager", "median_ms": 0.15}
+    for device, missed in (("NVIDIA H200", []), ("NVIDIA GH200 480GB", None), ("NVIDIA A100-SXM4-80GB", None)):
+        (found,) = comparisons([row_of(device=device), row_of(device=device, **eager)])
+        assert found.missed == missed
+
+
+def test_devices_are_not_mixed() -> None:
+    first, second = comparisons([row_of(), row_of(device="NVIDIA H200", median_ms=0.02)])
+    assert (first.device, first.ours_ms, second.device, second.ours_ms) == ("NVIDIA H100", 0.03, "NVIDIA H200", 0.02)
+
+
 def test_a_window_must_beat_every_rival() -> None:
     rivals = dict.fromkeys(("eager balanced", "compiled balanced", "flex", "flex reordered"), 1.5)
-    assert Comparison("DINOv3-B", "1024x2048", "window 16", 0.04, 0.02, rivals).missed == []
-    beaten = Comparison("DINOv3-B", "1024x2048", "window 16", 0.06, 0.02, {**rivals, "flex": 0.9}).missed
+    assert Comparison("NVIDIA H100", "DINOv3-B", "1024x2048", "window 16", 0.04, 0.02, rivals).missed == []
+    beaten = Comparison("NVIDIA H100", "DINOv3-B", "1024x2048", "window 16", 0.06, 0.02, {**rivals, "flex": 0.9}).missed
     assert beaten == ["> 2.5× floor", "0.9× over flex, not 1×"]
 
 
@@ -350,7 +362,12 @@ def test_the_report_reads_the_table_and_nothing_is_invented(tmp_path: Path, monk
     text = report.render(block)
     assert "| linear 3x3, DINOv3-B | 0.03 ms | 0.02 ms | **1.50** | 5.00× |  |  |  | met |" in text
     assert "DINOv3-L" not in text
-    assert "NVIDIA H100" in text
+    assert "**NVIDIA H100**" in text
+    other = Table(tmp_path / "nvidia-a100" / "2026-01-01" / "kernels.csv", COLUMNS, KEY)
+    other.append([row_of(device="NVIDIA A100", median_ms=0.06), row_of(implementation="eager", device="NVIDIA A100")])
+    text = report.render(block)
+    assert text.index("**NVIDIA A100**") < text.index("| 0.06 ms |") < text.index("**NVIDIA H100**")
+    assert text.count("| met |") == 1  # no goal is set for an A100
 
 
 def test_dropped_rows_are_gone_and_may_come_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A page of all that a campaign has found, from the files in its folder alone."""
+"""Write a page of all that a campaign has measured, from the files in its folder alone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.end_to_end_table import latency_table, throughput_table
-from benchmarks.h100_journal import Event, Journal
-from benchmarks.kernel_plot import plot
+from benchmarks.end_to_end_table import end_to_end_lines
+from benchmarks.gpu.journal import FAILURES, Event, Journal
 from benchmarks.kernel_rows import newest, read_rows
 from benchmarks.report import kernel_lines
 from jetvit.cost_model.table import read_table
+from jetvit.cost_model.whole_file import write_whole
 
 Row = Mapping[str, str]
 
 
-def write_report(folder: Path, dry: bool) -> bool:
-    """Write report.md (report-dry.md) and the pictures; whether something failed or was found to be wrong."""
+def write_report(folder: Path, dry: bool, pictures: bool = True) -> bool:
+    """Write report.md (report-dry.md) and the pictures; return whether a step failed or a row is wrong."""
     suffix = "-dry" if dry else ""
     rows = {name: _rows(folder / f"{name}{suffix}.csv") for name in ("end_to_end", "kernels")}
     checks, tests = (_rows(folder / f"{name}{suffix}.csv") for name in ("kernels-checks", "operator_tests"))
@@ -26,31 +26,32 @@ def write_report(folder: Path, dry: bool) -> bool:
     parts = [f"# Campaign{': small shapes on a CPU, numbers that mean nothing' if dry else ''}", ""]
     parts += _machine(folder / f"machine{suffix}.jsonl")
     parts += ["", "## Correctness", "", _outcomes("checks against fp64", checks), _outcomes("operator tests", tests)]
-    parts += ["", "## Latency of whole models, batch 1, random weights", "", latency_table(rows["end_to_end"])]
-    parts += ["", "## Throughput", "", throughput_table(rows["end_to_end"])]
+    parts += ["", "## Whole models, random weights", "", *end_to_end_lines(rows["end_to_end"])]
     parts += ["", "## All end-to-end rows", "", *_end_to_end_lines(rows["end_to_end"])]
     parts += ["", "## Kernels", "", *kernel_lines(rows["kernels"])]
-    if rows["kernels"]:
+    if rows["kernels"] and pictures:
+        from benchmarks.kernel_plot import plot
+
         plot(read_rows(folder / f"kernels{suffix}.csv"), folder)
-    parts += ["", "## Where the milliseconds are", "", *_breakdowns(folder, dry)]
+    parts += ["", "## Breakdown", "", *_breakdowns(folder, dry)]
     parts += ["", "## Latency table", "", *_tables(folder, dry)]
-    parts += ["", "## Steps", "", "| step | became | seconds | reason |", "|---|---|---|---|"]
+    parts += ["", "## Steps", "", "| step | became | expected s | actual s | reason |", "|---|---|---|---|---|"]
     for event in latest.values():
         seconds = f"{event['at'] - event['began']:.0f}" if "began" in event else ""
-        parts.append(
-            f"| {event['step']} | {event['event']} | {seconds} | {event.get('reason', '').replace('|', '/')} |"
-        )
+        cells = (event["step"], event["event"], f"{event.get('expected_s', 0):.0f}", seconds, event.get("reason", ""))
+        parts.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     path = folder / f"report{suffix}.md"
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(path, ("\n".join(parts) + "\n").encode())
     wrong = [row for row in (*checks, *tests) if row["status"] not in ("ok", "passed", "skipped")]
     wrong += [row for each in rows.values() for row in each if row["status"] == "wrong"]
-    failed = [event for event in latest.values() if event["event"] in ("failed", "died")]
-    print(f"wrote {path}: {len(wrong)} wrong rows, {len(failed)} steps failed", flush=True)
+    failed = [event for event in latest.values() if event["event"] in FAILURES]
+    if pictures:
+        print(f"wrote {path}: {len(wrong)} wrong rows, {len(failed)} steps failed", flush=True)
     return bool(wrong or failed)
 
 
 def _rows(path: Path) -> Sequence[Row]:
-    """The rows of the newest device, versions and code in a table that may not be there."""
+    """Return the rows of the newest device, versions and code in a table that may not be there."""
     return newest(read_rows(path)) if path.exists() else []
 
 
@@ -100,7 +101,7 @@ def _breakdowns(folder: Path, dry: bool) -> list[str]:
 
 
 def _tables(folder: Path, dry: bool) -> list[str]:
-    own = {"end_to_end", "kernels", "kernels-checks", "operator_tests"}
+    own = {"end_to_end", "kernels", "kernels-checks", "operator_tests", "search_camvid"}
     found = [path for path in sorted(folder.glob("*.csv")) if path.stem.removesuffix("-dry") not in own]
     lines = [f"* {path.name}: {len(read_table(path))} rows" for path in found if path.stem.endswith("-dry") == dry]
     return lines or ["not measured yet"]

@@ -1,9 +1,10 @@
-"""All steps of a campaign, in order of value, and the sweep for the cost model as one of them."""
+"""List all steps of a campaign, in order of value, with the sweep for the cost model and the search among them."""
 
 from __future__ import annotations
 
-from benchmarks import breakdown, end_to_end, kernel_steps, suite
-from benchmarks.campaign import Campaign, Step, TimeOver
+from benchmarks import breakdown, end_to_end
+from benchmarks.gpu import kernel_steps, model_steps, operator_tests, search_step
+from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
 from jetvit import __version__
 from jetvit.cost_model import sweep
 from jetvit.cost_model.measure import measure_all
@@ -12,27 +13,29 @@ from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.table import TableWriter
 from jetvit.search.calibration import device_name
 
-_SWEEP_S = 240.0  # of one run, which has more to do
+_SWEEP_S = 240.0  # of one run at most
 _PASSES, _DRY_OPERATIONS = 3, 6
 
 
 def all_steps(dry: bool) -> list[Step]:
-    """The steps of all sections, the most telling first."""
-    sections = (kernel_steps, end_to_end, breakdown, suite)
-    found = [step for section in sections for step in section.steps(dry)]
-    found.append(Step("latency sweep", 45, 420, lambda campaign: False, _sweep))
+    """Return the steps of all sections, the most telling first."""
+    timed = end_to_end.steps(dry)
+    found = [*kernel_steps.steps(dry), *model_steps.steps(dry, timed), *timed, *breakdown.steps(dry)]
+    found += [*operator_tests.steps(dry), *search_step.steps(dry)]
+    sweep_cost = Cost(30, 30, "half of the time that is left, 30 to 240 s", dry_s=15)
+    found.append(Step("latency sweep", 35, sweep_cost, 420, lambda campaign: False, _sweep))
     return sorted(found, key=lambda step: step.value)
 
 
 def _sweep(campaign: Campaign, seconds: float) -> None:
-    """What `jetvit measure` does: the table that plans are made from, for as long as there is time."""
+    """Measure single operations, as `jetvit measure` does: the table that plans are made from."""
     machine = this_machine(campaign.device, device_name(campaign.device), __version__)
     with TableWriter(campaign.path(machine.file_name), machine) as writer:
         outcome = measure_all(
             _operations(campaign.dry),
             writer,
             campaign.device,
-            budget_s=min(seconds, _SWEEP_S),
+            budget_s=time_slice_s(seconds, _SWEEP_S),
             passes=1 if campaign.dry else _PASSES,
             say=lambda text: print(f"  {text}", flush=True),
         )

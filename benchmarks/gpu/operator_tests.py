@@ -1,7 +1,7 @@
-"""The operators' property-based tests on the device at hand, as a part of a campaign: a row a test, none run twice.
+"""Run the operators' property-based tests on the device, as a step of a campaign: a row a test, none run twice.
 
-As a plugin of pytest (`-p benchmarks.suite`) it writes the row of each test as soon as it has ended, passes over those
-that have one, and begins none after the time is over.
+As a plugin of pytest (`-p benchmarks.gpu.operator_tests`) it writes the row of each test as soon as the test has ended,
+skips tests that have a row, and starts none when the time is over.
 """
 
 from __future__ import annotations
@@ -17,54 +17,56 @@ from typing import Any
 
 import pytest
 
-from benchmarks.campaign import Campaign, Step, TimeOver
+from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
+from benchmarks.gpu.processes import ROOT
 from benchmarks.kernel_rows import Table, code_of_kernels
 
 KEY = ("device", "torch", "triton", "code", "test")
 COLUMNS = ("test", "status", "seconds", "reason", "device", "torch", "cuda", "triton", "code", "dry", "run", "time")
-ROOT = Path(__file__).parent.parent
-_SETTINGS = "JETVIT_SUITE"  # what the process of pytest is told: table, seconds, the shared columns
-_DRY_TESTS = 4  # Triton's interpreter is slow
-_SLICE_S = 150.0  # of one run of a campaign, which has more to do
+_SETTINGS = "JETVIT_OPERATOR_TESTS"  # hands the table, the seconds and the shared columns to the process of pytest
+_DRY_TESTS = 2  # Triton's interpreter is slow
+_SLICE_S = 150.0  # of one run at most
 
 
 def steps(dry: bool) -> list[Step]:
-    """The tests as one step, which several runs may share."""
-    return [Step("operator tests", 35, 420, lambda campaign: False, _run)]
+    """Return the tests as one step, which several runs may share."""
+    cost = Cost(30, 30, "half of the time that is left, 30 to 150 s", dry_s=90)
+    return [Step("operator tests", 36, cost, 420, lambda campaign: False, _run)]
 
 
 def _run(campaign: Campaign, seconds: float) -> None:
     known = {name: value for name, value in campaign.known.items() if name in COLUMNS} | {"code": code_of_kernels()}
     path = campaign.path("operator_tests.csv")
-    told = {"path": str(path), "seconds": min(seconds, _SLICE_S), "known": known, "dry": campaign.dry}
-    environment = {**os.environ, _SETTINGS: json.dumps(told)}
+    settings = {"path": str(path), "seconds": time_slice_s(seconds, _SLICE_S), "known": known, "dry": campaign.dry}
+    environment = {**os.environ, _SETTINGS: json.dumps(settings)}
     if campaign.dry:
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.suite", "-p", "no:cacheprovider", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.operator_tests"]
+    command += ["-p", "no:cacheprovider", "--tb=line"]
     marks = ["-m", "interpreter or gpu" if not campaign.dry else "interpreter", "tests/interpreter"]
-    found = subprocess.run([*command, *marks], cwd=ROOT, env=environment, check=False)
-    if found.returncode not in (0, 1, 5):  # passed, some failed, none left
-        raise RuntimeError(f"pytest ended with {found.returncode}")
+    status = subprocess.run([*command, *marks], cwd=ROOT, env=environment, check=False).returncode
+    if status not in (0, 1, 5):  # passed; some failed, or the time was over; none left
+        raise RuntimeError(f"pytest ended with {status}")
     if _Session.left(path):
         raise TimeOver("tests are left")
 
 
 class _Session:
-    """What pytest's process keeps in mind."""
+    """The state of pytest's process."""
 
-    def __init__(self, told: dict[str, Any]):
-        self.known, self.dry = told["known"], told["dry"]
-        self.deadline = time.monotonic() + told["seconds"]
-        self.table = Table(Path(told["path"]), COLUMNS, KEY)
+    def __init__(self, settings: dict[str, Any]):
+        self.known, self.dry = settings["known"], settings["dry"]
+        self.deadline = time.monotonic() + settings["seconds"]
+        self.table = Table(Path(settings["path"]), COLUMNS, KEY)
 
     @staticmethod
     def note(path: Path) -> Path:
-        """Where the number of tests that are left is written."""
+        """Return the file of the number of tests that are left."""
         return path.with_suffix(".left")
 
     @classmethod
     def left(cls, path: Path) -> int:
-        """How many tests have no row."""
+        """Return how many tests have no row."""
         return int(cls.note(path).read_text(encoding="utf-8"))
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -86,7 +88,7 @@ class _Session:
 
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         if time.monotonic() > self.deadline:
-            item.session.shouldstop = "the time is over"
+            item.session.shouldfail = "the time is over"  # exit status 1; `shouldstop` has that of broken collections
 
     def pytest_sessionfinish(self) -> None:
         self.note(self.table.path).write_text(str(self.todo), encoding="utf-8")
@@ -95,4 +97,4 @@ class _Session:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the plugin where a campaign has started pytest."""
     if _SETTINGS in os.environ:
-        config.pluginmanager.register(_Session(json.loads(os.environ[_SETTINGS])), "jetvit-suite")
+        config.pluginmanager.register(_Session(json.loads(os.environ[_SETTINGS])), "jetvit-operator-tests")

@@ -125,7 +125,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype, dry: bool, seed: 
     """
     shape = shape_of(name, dry)
     with _made_as(dtype), device:
-        model = _depth_anything(shape) if shape.taps else _dinov3(shape)
+        model = _depth_anything(shape) if shape.taps else dinov3(shape)
     model = model.eval().requires_grad_(False)
     torch.manual_seed(seed)
     fill(model)
@@ -173,7 +173,8 @@ def mixed_plan(sites: Sequence[AttentionSite], full: Sequence[int], window: int,
     return Plan(tuple(entries), Fingerprint.of(sites), weights=weights)
 
 
-def _dinov3(shape: Shape) -> nn.Module:
+def dinov3(shape: Shape) -> nn.Module:
+    """DINOv3 in a shape, with random weights."""
     ensure_torchvision()
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 

@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 import torch.utils._triton
 
-from benchmarks.sm90 import MULTIPROCESSORS, TARGET
+from benchmarks.sm90 import MULTIPROCESSORS
+from benchmarks.target_driver import TargetDriver
 
 _PROPERTIES = types.SimpleNamespace(
     name="NVIDIA H200",
@@ -40,12 +41,9 @@ class _Device(contextlib.nullcontext[None]):
         super().__init__()
 
 
-class _Driver:
-    """In the place of triton's driver."""
+class _Driver(TargetDriver):
+    """In the place of triton's driver, with what Inductor asks of it."""
 
-    get_current_target = staticmethod(lambda: TARGET)
-    get_current_device = staticmethod(lambda: 0)
-    get_current_stream = staticmethod(lambda device=None: 0)
     get_device_interface = staticmethod(lambda: torch.cuda)
     get_active_torch_device = staticmethod(lambda: torch.device("cuda", 0))
     is_active = staticmethod(lambda: True)
@@ -72,11 +70,11 @@ def install() -> None:
         "torch.cuda.set_rng_state": lambda *_, **__: None,
         "torch.cuda.random.get_rng_state": state,
         "torch._subclasses.fake_tensor.init_gpu_context": lambda device: None,
+        "torch.cuda._get_device_properties": lambda device: _PROPERTIES,
         "torch.cuda.device": _Device,
     }.items():
-        mock.patch(target, value).start()
-    torch.cuda._get_device_properties = lambda device: _PROPERTIES  # type: ignore[attr-defined]
-    driver.set_active(_Driver())
+        mock.patch(target, value, create=True).start()  # a build for CPUs lacks some of them
+    driver.set_active(_Driver(10 * _PROPERTIES.major + _PROPERTIES.minor))
     # torch remembers that it has found no triton that can be used.
     for function in vars(torch.utils._triton).values():
         if hasattr(function, "cache_clear"):

@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from torch.utils import _pytree as pytree
 from triton.compiler import ASTSource
 
 from benchmarks import fake_hopper
-from benchmarks.end_to_end_models import mixed_plan
+from benchmarks.end_to_end_models import MODELS, dinov3, mixed_plan
 from benchmarks.sm90 import TARGET, cannot_compile, read_resources
 from jetvit.passes.capture import capture, capture_dynamo
 from jetvit.passes.pipeline import passes, run_pipeline
@@ -63,15 +63,7 @@ class Found:
 
 def small_model() -> nn.Module:
     """DINOv3 of four blocks with heads of 64 channels, RoPE and five extra tokens; random weights, bf16."""
-    from jetvit.torchvision_shim import ensure_torchvision
-
-    ensure_torchvision()
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
-
-    config = DINOv3ViTConfig(
-        hidden_size=128, num_attention_heads=2, num_hidden_layers=4, intermediate_size=256, num_register_tokens=4
-    )
-    return DINOv3ViTModel(config).eval().to(torch.bfloat16)
+    return dinov3(replace(MODELS["DINOv3-B"], width=128, heads=2, depth=4, mlp=256)).eval().to(torch.bfloat16)
 
 
 def rewritten(frontend: str) -> tuple[GraphModule, list[Tensor]]:
@@ -246,11 +238,13 @@ from torch._inductor.runtime.hints import AutotuneHint, ReductionHint, TileHint,
 def _copied(name: str, arguments: Sequence[str], constants: Mapping[str, Any], calls: str) -> tuple[str, ...]:
     """Which of q, k and v a call of the kernel reads from a buffer that no matrix product wrote."""
     products = set(re.findall(r"extern_kernels\.(?:addmm|mm|bmm|bias_addmm)\([^\n]*out=(\w+)", calls))
-    # The output of `rotate` is q or k in a layout of its own: that copy is the rotation itself.
+    given = [each for each in arguments if each not in constants]
     found = set()
-    for call in re.finditer(rf"^\s*{name}\.run\((.*)\)$", calls, re.M):
-        given = [each for each in arguments if each not in constants]
-        values = ast.parse(f"f({call[1]})", mode="eval").body.args  # type: ignore[attr-defined]
+    launches = re.findall(rf"^\s*{name}\.run\((.*)\)$", calls, re.M)
+    if calls and not launches:
+        raise RuntimeError(f"Inductor calls {name} in another way than is known here")
+    for launch in launches:
+        values = ast.parse(f"f({launch})", mode="eval").body.args  # type: ignore[attr-defined]
         for argument, value in zip(given, values, strict=False):
             buffers = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} - {"reinterpret_tensor"}
             if argument in ("q_ptr", "k_ptr", "v_ptr", "x_ptr") and not buffers & products:

@@ -26,6 +26,7 @@ import triton
 from benchmarks.kernel_shapes import Problem, problems
 from benchmarks.results import RESULTS, environment, write_table
 from benchmarks.sm90 import MULTIPROCESSORS, Resources, cannot_compile, compile_variant, variant_of
+from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels.launch import Launch, record_launches
 from jetvit.kernels.linear_attention.triton_launch import linear_attention_triton
 from jetvit.kernels.window_attention.triton_launch import window_attention_triton
@@ -33,7 +34,6 @@ from jetvit.kernels.window_attention.triton_launch import window_attention_trito
 SIZE = "1024x2048"
 CLOCK_MHZ = 1980  # an H200's and an H100's under load
 SCHEDULERS = 4
-_GENERATOR_WIDTH = 256
 
 
 def launches(problem: Problem) -> list[Launch]:
@@ -46,8 +46,7 @@ def launches(problem: Problem) -> list[Launch]:
             side = problem.mixer.size
             window_attention_triton(q, k, v, *tables, *grid, problem.extra_tokens, side, side, head_dim**-0.5)
         else:
-            taps = problem.channels * problem.mixer.size**2
-            shapes = [(_GENERATOR_WIDTH, problem.channels), (_GENERATOR_WIDTH,), (taps, _GENERATOR_WIDTH), (taps,)]
+            shapes = generator_shapes(problem.channels, problem.mixer.size)
             weights = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
             place = (*grid, problem.extra_tokens, problem.mixer.size)
             linear_attention_triton(q, k, v, *tables, *weights, *place, 1e-6, "relu")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels.full_attention.triton_launch import rotate
 from jetvit.kernels.launch import Launch, record_launches
 from jetvit.kernels.linear_attention.triton_launch import (
@@ -37,7 +38,6 @@ MANY_EXTRA_TOKENS = 100  # as the detection tokens of YOLOS
 # no block, the other many.
 WINDOWS = (16, 8, 32, 15, 13)
 HEADS = 16
-GENERATOR_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def linear_entries(dtype: str, head_dim: int) -> Iterator[Entry]:
         rotated = "" if rope_tables[0].numel() == 0 else "rope"
         for index, config in enumerate(state_configs(head_dim, DTYPES[dtype])):
             for mean in (False, True):
-                layer = generator(dtype, head_dim, 3)[:2] if mean else absent_rope()
+                layer = generator(dtype, head_dim, 3 if mean else 0)[:2]
                 launches = _recorded(key_value_state, k, v, *rope_tables, *layer, *place, config)
                 summed = "mean" if mean else ""
                 options = {"kv_partials": f"{rotated} {summed}".strip(), "kv_state": summed}
@@ -148,9 +148,7 @@ def linear_attention(dtype: str, head_dim: int, conv_size: int, rotated: bool = 
 
 def generator(dtype: str, head_dim: int, conv_size: int) -> list[Tensor]:
     """w1, b1, w2 and b2, or what stands for none without a convolution."""
-    channels = HEADS * head_dim
-    taps = channels * conv_size**2
-    shapes = [(GENERATOR_WIDTH, channels), (GENERATOR_WIDTH,), (taps, GENERATOR_WIDTH), (taps,)]
+    shapes = generator_shapes(HEADS * head_dim, conv_size)
     return [_meta(*shape, dtype=DTYPES[dtype]) if conv_size else _meta(0) for shape in shapes]
 
 

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from benchmarks.sass import Listing, read_listing
+from benchmarks.sass import read_listing
 from jetvit.kernels.launch import Launch, interpreted
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -152,19 +152,13 @@ def read_resources(cubin: bytes, ptx: str, dynamic_shared: int, num_warps: int) 
         int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "SHARED")
     )
     shared = dynamic_shared + max(0, static_shared - _SHARED_OF_CUDA)
-    return _resources(listing, registers, stack, shared, num_warps, "instructions are serialized" in report)
-
-
-def _resources(
-    listing: Listing, registers: int, stack: int, shared: int, num_warps: int, serialised: bool
-) -> Resources:
     return Resources(
         registers=registers,
         spill_bytes=stack,
         shared_bytes=shared,
         hgmma=listing.opcodes["HGMMA"],
         hmma=listing.opcodes["HMMA"],
-        serialised=serialised,
+        serialised="instructions are serialized" in report,
         fp64=listing.fp64,
         instructions=listing.count,
         outside_loops=listing.straight,

@@ -33,9 +33,9 @@ def grid_position(token, extra_before, grid_h, grid_w, reciprocal):
 
 
 @triton.jit
-def extra_token(index, extra_before, grid_h, grid_w):
+def extra_token(index, extra_before, grid_tokens):
     """Return the token of each extra token, counted from 0: those before the grid, then those after it."""
-    return tl.where(index < extra_before, index, index + grid_h * grid_w)
+    return tl.where(index < extra_before, index, index + grid_tokens)
 
 
 @triton.jit

@@ -14,35 +14,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from benchmarks.gpu.processes import end_with_parent
 from benchmarks.kernel_launches import Entry, every_entry
 from benchmarks.sm90 import variant_of
+from benchmarks.target_driver import TargetDriver
 
 DTYPES, HEAD_DIMS = ("bf16", "fp16"), (64, 128)
 """Types and sizes that the first steps of a campaign launch, the most needed first."""
 _entries: list[Entry] = []  # forks inherit it: an entry cannot be sent to another process
-
-
-class TargetDriver:
-    """A driver of Triton that names the target to compile for and can launch nothing."""
-
-    def __init__(self, capability: int):
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        """Return the target."""
-        return self._target
-
-    def get_current_device(self) -> int:
-        """Return the number of the device."""
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        """Return the default stream."""
-        return 0
 
 
 def selected() -> list[Entry]:

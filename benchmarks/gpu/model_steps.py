@@ -77,9 +77,9 @@ class Models:
 def steps(dry: bool, timed: Sequence[Step]) -> list[Step]:
     """Return the steps that compile. timed: the steps of whole models, whose caches they fill."""
     first, *others = _models(dry, timed)
-    basis = "~460 kernels of 1.2 CPU-s in 14 processes, imports 6"
+    basis = "~330 kernels of 1.2 CPU-s in 14 processes, imports 6"
     found = [
-        Step(COMPILE, 10, Cost(46, 46, basis, 30), 120, first.is_done, partial(_kernels, first), fills_caches=True),
+        Step(COMPILE, 10, Cost(36, 36, basis, 30), 120, first.is_done, partial(_kernels, first), fills_caches=True),
         Step("tune kernels", 20, Cost(16, 16, "14 candidates of ~1 s", 5), 120, lambda _: False, _tune),
     ]
     for models in (first, *others):

@@ -303,7 +303,7 @@ def mix_tokens(
         token = start + tl.arange(0, BLOCK_N)
         valid = token < last
         if EXTRA:
-            token = extra_token(token, extra_before, grid_h, grid_w)
+            token = extra_token(token, extra_before, grid_h * grid_w)
         y, x, on_grid = grid_position(token, extra_before, grid_h, grid_w, reciprocal)
         result = attend(
             q_ptr, stride_qn, token, valid, rope_y_ptr, rope_x_ptr, y, x, on_grid, state,

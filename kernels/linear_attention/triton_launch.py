@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from jetvit.kernels.checks import is_absent
-from jetvit.kernels.launch import (
-    Config,
-    head_sizes,
-    launch,
-    power_of_two,
-    rope_options,
-    split_count,
-    strides,
-)
+from jetvit.kernels.launch import Config, head_sizes, launch, power_of_two, rope_options, split_count, strides
 from jetvit.kernels.linear_attention import triton_kernels
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 
@@ -190,7 +182,6 @@ def mix(
     flat_tiles = (flat + rows * columns - 1) // (rows * columns)
     tiles = flat_tiles + (tiles_h * tiles_w if conv_size else 0)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    options = rope_options(rope_y, q.dtype)
     launch(
         triton_kernels.mix,
         (batch * heads * tiles,),
@@ -201,7 +192,7 @@ def mix(
         | {"batch_heads": batch * heads, "heads": heads, "tokens": tokens, "grid_h": grid_h, "grid_w": grid_w}
         | {"extra_before": extra_before, "tiles_w": tiles_w, "extra_tiles": flat_tiles}
         # Tiles of equal height, where the last would be short.
-        | {"rows": (grid_h + tiles_h - 1) // tiles_h, "CONV": conv_size, "ROPE": options["ROPE"]}
+        | {"rows": (grid_h + tiles_h - 1) // tiles_h, "CONV": conv_size, "ROPE": not is_absent(rope_y)}
         # In fp32 a smaller eps could make 1 / (0 + eps) infinite.
         | {"EPS": max(eps, 1e-30)} | head_sizes(head_dim),
         config,

@@ -93,9 +93,9 @@ def attend_window(
     for start in range(0, rest, BLOCK_R):
         e = start + tl.arange(0, BLOCK_R)
         rest_y, rest_x = window_position(tl.maximum(e - extra + full, 0), width, reciprocal, SIDE_W)
-        token = tl.where(e < extra, extra_token(e, extra_before, grid_h, grid_w), corner + rest_y * grid_w + rest_x).to(
-            tl.int64
-        )
+        token = tl.where(
+            e < extra, extra_token(e, extra_before, grid_h * grid_w), corner + rest_y * grid_w + rest_x
+        ).to(tl.int64)
         keys = load_rotated(
             k_ptr, token * stride_kn, e < rest, rope_y_ptr, rope_x_ptr, top_row + rest_y, left_column + rest_x,
             e >= extra, HEAD_DIM, HALF_D, BLOCK_D, ROPE, SHRINK,
@@ -141,7 +141,7 @@ def attend_extra(
     TO_BASE_2: tl.constexpr = SCALE * LOG2_E / (SHRINK * SHRINK)
     extra = tokens - grid_h * grid_w
     e = group * BLOCK_E + tl.arange(0, BLOCK_E)
-    query = extra_token(e, extra_before, grid_h, grid_w)
+    query = extra_token(e, extra_before, grid_h * grid_w)
     # Extra tokens are not rotated; their halves lie as those of the keys.
     queries = load_rotated(
         q_ptr, query.to(tl.int64) * stride_qn, e < extra, rope_y_ptr, rope_x_ptr, e, e, e < 0,
@@ -249,7 +249,7 @@ def combine_extra(
         result = result * decay + tl.sum(results * weights[:, None], 0)
         top = new_top
     e = (row % extra).to(tl.int32)
-    token = tl.where(e < extra_before, e, e + tokens - extra)
+    token = extra_token(e, extra_before, tokens - extra)
     batch_head = row // extra
     image, head = batch_head // heads, batch_head % heads
     place = ((image * tokens + token) * heads + head) * HEAD_DIM

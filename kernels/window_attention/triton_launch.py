@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from jetvit.kernels.checks import is_absent
-from jetvit.kernels.launch import (
-    Config,
-    head_sizes,
-    launch,
-    power_of_two,
-    rope_options,
-    split_count,
-    strides,
-)
+from jetvit.kernels.launch import Config, head_sizes, launch, power_of_two, rope_options, split_count, strides
 from jetvit.kernels.tuning import choose, latency_ms, size_step
 from jetvit.kernels.window_attention import triton_kernels
 from jetvit.kernels.window_attention.windows import balanced_windows

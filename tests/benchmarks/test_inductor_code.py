@@ -40,6 +40,11 @@ def test_a_copy_is_found() -> None:
     assert _copied("attend_windows_1", arguments, {"SCALE": 0.125}, calls) == ("k_ptr",)
 
 
+def test_calls_that_are_not_found_are_not_taken_for_right() -> None:
+    with pytest.raises(RuntimeError, match="another way"):
+        _copied("mix_3", ("q_ptr",), {}, "attend_windows_1.run(buf0, stream=stream0)")
+
+
 @pytest.mark.parametrize(
     "wrong", [{"fp64_arguments": ("eps",)}, {"fp64": 1}, {"copied": ("q_ptr",)}, {"error": "CompilationError"}]
 )

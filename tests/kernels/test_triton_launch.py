@@ -54,15 +54,12 @@ OPERATORS = {"linear": linear, "window": window, "full": full}
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A driver that says which GPU to compile for; torch asks it when it looks which tensors a kernel writes."""
     import triton
-    from triton.backends.compiler import GPUTarget
 
-    class Driver:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
+    from benchmarks.target_driver import TargetDriver
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(Driver())
+    triton.runtime.driver.set_active(TargetDriver(90))
     yield
     triton.runtime.driver.set_active(before)
 

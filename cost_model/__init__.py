@@ -13,6 +13,7 @@ from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape
 from jetvit.cost_model.names import NameMatch, match_names
 from jetvit.cost_model.plan import FrontPoint, Measured, Plan, SitePlan
+from jetvit.cost_model.renaming import renamed_matches
 from jetvit.cost_model.timing import AttentionShape, Latency, measure_choices, time_choice
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "match_names",
     "measure_choices",
     "projection_weights",
+    "renamed_matches",
     "sample_base",
     "sample_tensor",
     "time_choice",

@@ -6,7 +6,7 @@ error. A plan without weights may still do well, so it carries a readable record
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,16 +68,14 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
         if fqn in absent:
             continue
         found = sample_tensor(tensors[fqn])
-        if found.shape != expected.shape:
+        off, atol = _off(found, expected)
+        if off is None:
             raise PlanError(
                 "a base weight is not the one that the plan was made on",
                 why=f"{len(expected)} samples of it are in the plan; the model's has {tensors[fqn].numel()} values",
                 where=fqn,
                 do=do,
             )
-        finite = expected[expected.isfinite()]
-        atol = RMS_ATOL * float(finite.square().mean().sqrt()) if len(finite) else 0.0
-        off = ~torch.isclose(found, expected, rtol=RTOL, atol=atol, equal_nan=True)
         if off.any():
             at = int(off.nonzero()[0])
             raise PlanError(
@@ -91,6 +89,54 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     return absent
 
 
+def _off(found: Tensor, expected: Tensor) -> tuple[Tensor | None, float]:
+    """Where two samples differ, None if they are not of one length, and the tolerance besides `RTOL`."""
+    finite = expected[expected.isfinite()]
+    atol = RMS_ATOL * float(finite.square().mean().sqrt()) if len(finite) else 0.0
+    if found.shape != expected.shape:
+        return None, atol
+    return ~torch.isclose(found, expected, rtol=RTOL, atol=atol, equal_nan=True), atol
+
+
+def find_moved(
+    samples: Mapping[str, Tensor], rename: Callable[[str], str], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Find weights that have other names in a model by their values, and with them the modules that hold them.
+
+    A weight is looked for in the block where its name would be, and taken if it is the only one there with its values.
+
+    Args:
+        samples: samples of a plan's base weights, by the plan's FQN.
+        rename: gives the model's FQN for one of the plan, so far as it is known.
+        tensors: the model's weights.
+    Returns:
+        The plan's name → the model's, of a module where the last segments agree ("weight", "bias"), else of the weight.
+    """
+    moved = {}
+    for fqn, expected in samples.items():
+        name = rename(fqn)
+        if name in tensors:
+            continue
+        alike = [
+            other
+            for other, tensor in tensors.items()
+            if _block(other) == _block(name)
+            and (off := _off(sample_tensor(tensor), expected)[0]) is not None
+            and not off.any()
+        ]
+        if len(alike) == 1:
+            (module, _, leaf), (other_module, _, other_leaf) = fqn.rpartition("."), alike[0].rpartition(".")
+            moved |= {module: other_module} if leaf == other_leaf else {fqn: alike[0]}
+    return moved
+
+
+def _block(fqn: str) -> str:
+    """The name of a parameter as far as its last layer index."""
+    parts = fqn.split(".")
+    last = max((index for index, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[: last + 1])
+
+
 def base_record(tensors: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Mean of absolute values and standard deviation of up to 8 of the tensors, spread evenly over them, by FQN.
 
@@ -102,17 +148,27 @@ def base_record(tensors: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]
 
 
 def base_warning(record: Mapping[str, tuple[float, float]], tensors: Mapping[str, Tensor]) -> str | None:
-    """The warning that `tensors` are not the weights of `record`, or None if they seem to be."""
+    """The warning that `tensors` are not the weights of `record`, or None if they seem to be.
+
+    A weight that has another name now may be any of its block that looks like it.
+    """
     for fqn, expected in record.items():
         if fqn not in tensors:
+            block = [tensor for name, tensor in tensors.items() if _block(name) == _block(fqn)]
+            if any(_like_record(_statistics(tensor), expected) for tensor in block):
+                continue
             return f"the plan was made on other weights: {fqn} is not in this model. Measure it again: jetvit check"
         found = _statistics(tensors[fqn])
-        if not torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=_RECORD_RTOL, atol=0, equal_nan=True):
+        if not _like_record(found, expected):
             return (
                 f"the plan was made on other weights: {fqn} has mean |w| {found[0]:g} and std {found[1]:g} here, "
                 f"{expected[0]:g} and {expected[1]:g} there. Measure it again: jetvit check"
             )
     return None
+
+
+def _like_record(found: tuple[float, float], expected: tuple[float, float]) -> bool:
+    return torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=_RECORD_RTOL, atol=0, equal_nan=True)
 
 
 def _positions(numel: int) -> list[int]:

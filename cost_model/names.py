@@ -1,11 +1,29 @@
-"""Which site of the model a site of a plan is: equal names, or names with one common prefix more or less."""
+"""Find the site of a model that a site of a plan is: equal names, or names with one common prefix more or less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from jetvit.patterns.errors import PlanError
+
+T = TypeVar("T")
+
+
+class Level(NamedTuple):
+    """One segment of dotted names that is called `old` in a plan and `new` in a model.
+
+    index: its position, counted from 0 after the prefix that is removed.
+    """
+
+    index: int
+    old: str
+    new: str
+
+    def has_index(self) -> bool:
+        """Whether one of the two is, or ends with, a number: that of a layer, or of a call."""
+        return any(name[-1:].isdigit() and (name.isdigit() or "#" in name) for name in (self.old, self.new))
 
 
 @dataclass(frozen=True)
@@ -15,6 +33,8 @@ class NameMatch:
     `mapping` goes from plan name to model name. `added` is the dotted prefix that the model has and the plan has not,
     `removed` the one that the plan has and the model has not; at most one is not empty. `absent` are the plan's sites
     that the model has not, `unplanned` the model's sites that the plan does not name: they keep full attention.
+    `renamed`: the sites have other names than a prefix gives them, by `level` and by segments that stand twice.
+    `moved`: parameters, or modules that hold some, that were found under other names, from plan name to model name.
     """
 
     mapping: dict[str, str]
@@ -22,19 +42,36 @@ class NameMatch:
     removed: str = ""
     absent: tuple[str, ...] = ()
     unplanned: tuple[str, ...] = ()
+    level: Level | None = None
+    renamed: bool = False
+    moved: Mapping[str, str] = field(default_factory=dict)
+
+    def here(self, by_fqn: Mapping[str, T]) -> dict[str, T]:
+        """The same values by the model's names, without those that `own` leaves out."""
+        return {self.rename(fqn): value for fqn, value in self.own(by_fqn).items()}
+
+    def own(self, by_fqn: Mapping[str, T]) -> dict[str, T]:
+        """The values that belong to the model, by the plan's names, where the model is a part of the plan's."""
+        prefix = f"{self.removed}." if self.removed and not self.renamed else ""
+        return {fqn: value for fqn, value in by_fqn.items() if fqn.startswith(prefix)}
 
     def rename(self, fqn: str) -> str:
         """The model's name of a parameter or site that the plan calls `fqn`.
 
         Raises `PlanError` if the plan's prefix is to be removed and `fqn` does not have it.
         """
+        for old, new in (*self.moved.items(), *(self.mapping.items() if self.renamed else ())):
+            if fqn == old or fqn.startswith(old + "."):
+                return new + fqn.removeprefix(old)
         if self.removed and not fqn.startswith(self.removed + "."):
+            if self.renamed:  # the plan's model is no larger: this name may be the same in both
+                return fqn
             raise PlanError(
                 f"the plan's {fqn} has no name in this model",
                 why=f"the plan was made on a larger model, of which this one is {self.removed}",
                 do="apply the plan to the model that it was made on",
             )
-        return _rename(fqn, self.removed, self.added)
+        return _rename(fqn, self.removed, self.added, self.level)
 
 
 def match_names(plan_names: Iterable[str], model_names: Iterable[str], *, partial: bool = False) -> NameMatch:
@@ -67,9 +104,14 @@ def match_names(plan_names: Iterable[str], model_names: Iterable[str], *, partia
     return NameMatch(mapping, added, removed, absent, tuple(name for name in there if name not in matched))
 
 
-def _rename(name: str, removed: str, added: str) -> str:
+def _rename(name: str, removed: str, added: str, level: Level | None = None) -> str:
     if removed:
-        return name.removeprefix(removed + ".")
+        name = name.removeprefix(removed + ".")
+    if level is not None:
+        parts = name.split(".")
+        if parts[level.index : level.index + 1] == [level.old]:
+            parts[level.index] = level.new
+        name = ".".join(parts)
     return f"{added}.{name}" if added else name
 
 

@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jetvit.cost_model import plan_file
+from jetvit.cost_model.base_weights import base_warning, check_base, find_moved
 from jetvit.cost_model.choice import Choice
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape, refuse_repeats
 from jetvit.cost_model.names import NameMatch, match_names
+from jetvit.cost_model.renaming import renamed_matches
 from jetvit.patterns.errors import PlanError
 
 if TYPE_CHECKING:
@@ -207,22 +209,39 @@ class Plan:
             digest.update(_bytes(tensor).numpy().data)
         return digest.hexdigest()
 
-    def match(self, sites: Iterable[AttentionSite], *, partial: bool = False) -> NameMatch:
+    def match(
+        self,
+        sites: Iterable[AttentionSite],
+        *,
+        partial: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> NameMatch:
         """Find the plan's sites among those of a model, and check that they look as the plan expects.
 
-        `partial` as in `match_names`, whose errors this raises. Raises `PlanError` that names the first difference
-        between the fingerprints.
+        Where names are other than a prefix explains, as they are in another release of a library, a renaming is taken
+        if it is the only one with which all sites look as expected (`renamed_matches`).
+
+        Args:
+            sites: the model's.
+            partial: as in `match_names`. A renaming is taken only if `tensors` have the values of the base weights.
+            tensors: the model's weights, by FQN. Those that have other names now are found by their values.
+        Raises:
+            PlanError: as `match_names`; or it names the first difference between the fingerprints.
         """
         model = Fingerprint.of(sites)
-        match = match_names((site.name for site in self.sites), model.names, partial=partial)
+        try:
+            match = match_names((site.name for site in self.sites), model.names, partial=partial)
+        except PlanError:
+            match = self._renamed(model, tensors if partial else None)
+            if match is None:
+                raise
         if partial and not match.mapping:
-            return match
+            match = self._renamed(model, tensors or {}) or match
         if match.absent:
             self._refuse_scattered(match)
-        ours, theirs = self.fingerprint.within(match.removed, match.added), model.within(match.added, match.added)
-        if partial:
-            ours = ours.only(theirs.names)
-        difference = ours.difference(theirs)
+        if tensors and match.mapping:
+            match = replace(match, moved=find_moved(match.own(self.base_samples), match.rename, tensors))
+        difference = None if partial and not match.mapping else self._difference(match, model, partial)
         if difference is not None:
             raise PlanError(
                 "the plan is for another model",
@@ -230,6 +249,43 @@ class Plan:
                 do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
             )
         return match
+
+    def _difference(self, match: NameMatch, model: Fingerprint, partial: bool = False) -> str | None:
+        """The first difference between the plan's fingerprint and that of the part of a model that it names."""
+        own = match.here({site.name: site for site in self.fingerprint.sites})
+        ours = Fingerprint(tuple(replace(site, name=name) for name, site in own.items()))
+        theirs = model.within(match.added, match.added)
+        return (ours.only(theirs.names) if partial else ours).difference(theirs)
+
+    def _renamed(self, model: Fingerprint, tensors: Mapping[str, Tensor] | None) -> NameMatch | None:
+        """The one renaming of all sites with which they look as expected, and `tensors`, if given, as the base weights.
+
+        Raises:
+            PlanError: there are several.
+        """
+        matches = renamed_matches(self.fingerprint.names, model.names)
+        fitting = [match for match in matches if self._difference(match, model) is None]
+        if tensors is not None:
+            fitting = [match for match in fitting if self._has_base(match, tensors)]
+        if len(fitting) > 1:
+            first = self.fingerprint.names[0]
+            raise PlanError(
+                "the plan fits more than one part of the model",
+                why=f"{first} could be any of {', '.join(match.mapping[first] for match in fitting)}",
+                where=f"site {first} of the plan",
+                do="apply the plan to the one part that it was made on, then put that part back",
+            )
+        return fitting[0] if fitting else None
+
+    def _has_base(self, match: NameMatch, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a model's weights are known to be those that the plan was made on."""
+        if self.base_samples:
+            match = replace(match, moved=find_moved(self.base_samples, match.rename, tensors))
+            try:
+                return not check_base(match.here(self.base_samples), tensors)
+            except PlanError:
+                return False
+        return bool(self.base) and base_warning(match.here(self.base), tensors) is None
 
     def _refuse_scattered(self, match: NameMatch) -> None:
         """Refuse a part of the model with some calls of a module whose calls the plan treats differently.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def warnings_on(plan: Plan, sites: Sites, names: SizeNames, graph: RewritableGra
     far = far_from_plan(plan, sites) or _far_from_size(plan, names)
     if far:
         yield far
-    if graph is not None and (other := _other_weights(plan, plan.match(sites), graph)):
+    if graph is not None and (other := _other_weights(plan, plan.match(sites, tensors=graph.values()), graph)):
         yield other
 
 
@@ -154,18 +154,12 @@ def _far_from_size(plan: Plan, names: SizeNames) -> str | None:
 def _other_weights(plan: Plan, match: NameMatch, graph: RewritableGraph) -> str | None:
     """A warning where the weights are not those that the plan was made on."""
     if not plan.weights:
-        return base_warning(_here(plan.base, match), graph.values())
+        return base_warning(match.here(plan.base), graph.values())
     try:
-        check_base(_here(plan.base_samples, match), graph.values())
+        check_base(match.here(plan.base_samples), graph.values())
     except PlanError as error:
         return f"the plan will be refused: {error.what} ({error.where}: {error.why})"
     return None
-
-
-def _here(by_fqn: Mapping[str, Any], match: NameMatch) -> dict[str, Any]:
-    """By the model's names; where the model is a part of the plan's, what lies outside of it is left out."""
-    prefix = f"{match.removed}." if match.removed else ""
-    return {match.rename(fqn): value for fqn, value in by_fqn.items() if fqn.startswith(prefix)}
 
 
 def _chosen(plan: Plan, front: Sequence[FrontPoint], drift: float | None) -> int | None:

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.machinery
+import contextlib
+import importlib
 import importlib.util
 import sys
 
 import torch
 
 _library: torch.library.Library | None = None  # the operators live as long as this object
+_OPERATORS = ("nms", "qnms")
 
 
 def ensure_torchvision() -> None:
-    """Declare `torchvision::nms` and `torchvision::qnms` if torchvision is installed and its extension does not load.
+    """Import torchvision, if it is installed; declare `torchvision::nms` and `torchvision::qnms` if it lacks them.
 
     timm and transformers import torchvision wherever it is installed, and its import registers shape functions for
     these two operators. In a torchvision built for another torch (a CUDA build beside a CPU torch, say) they are
     missing, so a Vision Transformer that never calls them cannot be imported. The declarations have no kernels: a call
     still fails.
-    Does nothing without torchvision, with one that works, or when called again.
+    The import is tried first: how torchvision's extension is called and loaded differs between its releases, and an
+    operator that is declared before the extension loads makes that end the process.
+    A torchvision that fails otherwise is left alone: who needs it meets its own error.
     """
     global _library
-    if _library is not None or "torchvision" in sys.modules:
+    if _library is not None or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations or _extension_loads(spec.submodule_search_locations[0]):
-        return
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def _extension_loads(folder: str) -> bool:
-    loader = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
-    extension = importlib.machinery.FileFinder(folder, loader).find_spec("_C")
-    if extension is None or extension.origin is None:
-        return False
     try:
-        torch.ops.load_library(extension.origin)
-    except (ImportError, OSError):
-        return False
-    return hasattr(torch.ops.torchvision, "nms")
+        importlib.import_module("torchvision")
+    except Exception as error:
+        # A failed import leaves the parts that were imported before the failure.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        if not any(f"torchvision::{name}" in str(error) for name in _OPERATORS):
+            return
+        _library = torch.library.Library("torchvision", "DEF")
+        for name in _OPERATORS:
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        with contextlib.suppress(Exception):
+            importlib.import_module("torchvision")

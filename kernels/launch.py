@@ -123,12 +123,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split_count(config: Config, programs: int, device: torch.device) -> int:
+def split_count(config: Config, programs: int, tokens: int, block: int, device: torch.device) -> int:
     """Into how many splits the tokens are cut so that `programs` times as many fill the device, and no more.
 
-    One program past the last full wave would take as long as a whole wave. `programs`, at least 1, may be symbolic.
+    One program past the last full wave would take as long as a whole wave. No split has less than one block of tokens.
+    programs, tokens: at least 1; they may be symbolic. block: tokens that a program takes at a time.
     """
-    return torch.sym_max(multiprocessors(device) * config.splits_per_sm // programs, 1)
+    filling = multiprocessors(device) * config.splits_per_sm // programs
+    return torch.sym_max(torch.sym_min(filling, (tokens + block - 1) // block), 1)
 
 
 def power_of_two(size: int) -> int:

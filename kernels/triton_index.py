@@ -42,7 +42,7 @@ def extra_token(index, extra_before, grid_tokens):
 def split_range(split, splits, tokens, BLOCK_N: tl.constexpr):
     """Return the first token of a split and the one past its last.
 
-    Splits are blocks of BLOCK_N tokens and differ by at most one. Split 0 is never empty.
+    Splits are blocks of BLOCK_N tokens and differ by at most one. None is empty if there are as many blocks as splits.
     """
     blocks = tl.cdiv(tokens, BLOCK_N)
     first = tl.cdiv(split * blocks, splits) * BLOCK_N

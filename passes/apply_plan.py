@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 import jetvit.kernels  # noqa: F401  registers the operators
-from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names
+from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names, renamed_matches
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.rope import OperatorOperands
@@ -49,7 +49,7 @@ class ApplyPlan:
         if sites.rewritten:
             _check_same_plan(self.plan, sites, graph)
             return PassResult(notes=("the plan was applied before",))
-        match = self.plan.match(sites, partial=self.partial)
+        match = self.plan.match(sites, partial=self.partial, tensors=graph.values())
         if match.absent:
             _check_part(self.plan, match, sites, graph)
         notes = _notes(self.plan, match, sites, graph)
@@ -181,6 +181,9 @@ def _check_same_plan(plan: Plan, sites: Sites, graph: RewritableGraph) -> None:
     present = {entry.name: rewritten_choice(entry) for entry in sites.rewritten}
     full = {site.name: site for site in sites}
     match = match_names((entry.name for entry in plan.sites), [*present, *full], partial=True)
+    if not match.mapping:
+        renamed = list(renamed_matches((entry.name for entry in plan.sites), [*present, *full]))
+        match = renamed[0] if len(renamed) == 1 else match
     asked = {
         match.mapping.get(entry.name, entry.name): entry.choice for entry in plan.sites if entry.choice.kind != "full"
     }
@@ -214,8 +217,7 @@ def rewritten_choice(entry: Rewritten) -> Choice:
 
 def _check_base(plan: Plan, match: NameMatch, graph: RewritableGraph) -> list[str]:
     """Refuse a model with other weights than the plan was made on; what could not be compared is a note."""
-    samples = {match.rename(name): sample for name, sample in plan.base_samples.items()}
-    absent = check_base(samples, graph.values())
+    absent = check_base({match.rename(name): sample for name, sample in plan.base_samples.items()}, graph.values())
     if not absent:
         return []
     others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -232,7 +234,10 @@ def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -
     if match.added or match.removed:
         prefix = f"with {match.added!r} added" if match.added else f"without {match.removed!r}"
         log.info("the plan's names are taken %s in front", prefix)
-    base, values = _renamed(plan, match), graph.values()
+    if match.renamed or match.moved:
+        renamed = {old: new for old, new in {**match.mapping, **match.moved}.items() if old != new}
+        log.info("names of the plan have changed: %s", ", ".join(f"{old} is {new}" for old, new in renamed.items()))
+    base, values = match.here(plan.base), graph.values()
     if match.absent:  # their weights may be in the part that is not here
         base = {name: statistics for name, statistics in base.items() if name in values}
     if not plan.weights and match.mapping and (warning := base_warning(base, values)):
@@ -242,12 +247,6 @@ def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -
     for note in notes:
         log.warning("%s", note)
     return notes
-
-
-def _renamed(plan: Plan, match: NameMatch) -> dict[str, tuple[float, float]]:
-    """The plan's record of base weights by the model's names; those outside of this part of the model are left out."""
-    prefix = f"{match.removed}." if match.removed else ""
-    return {match.rename(name): values for name, values in plan.base.items() if name.startswith(prefix)}
 
 
 def far_from_plan(plan: Plan, sites: Sites) -> str | None:

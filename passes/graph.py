@@ -24,6 +24,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from jetvit.passes.fresh_constants import spell_out_constants
 from jetvit.patterns.captured import CapturedGraph
 
 
@@ -92,6 +93,9 @@ class ExportedGraph(RewritableGraph):
         self._specs: dict[Any, InputSpec] = {node: _called(spec, node.name) for node, spec in specs}
         names: dict[Any, Any] = {node: spec.target for node, spec in self._specs.items() if _is_tensor_spec(spec)}
         super().__init__(module, names)
+        constants = [node for node, spec in self._specs.items() if spec.kind is InputKind.CONSTANT_TENSOR]
+        values = {node: self.tensor(node) for node in constants}
+        spell_out_constants(module, {node: value for node, value in values.items() if value is not None})
 
     def tensor(self, node: Node) -> torch.Tensor | None:
         name = self.tensor_names.get(node)
@@ -195,6 +199,8 @@ class DynamoGraph(RewritableGraph):
         super().__init__(module, tensor_names, ambient_autocast)
         self.inputs = dict(inputs)
         self.owns_weights = freeze
+        constants = [node for node in tensor_names if node.op == "get_attr"]
+        spell_out_constants(module, {node: operator.attrgetter(str(node.target))(module) for node in constants})
 
     def tensor(self, node: Node) -> torch.Tensor | None:
         if node.op == "get_attr":

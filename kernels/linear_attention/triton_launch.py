@@ -111,7 +111,7 @@ def key_value_state(
     batch, tokens, heads, head_dim = k.shape
     batch_heads = batch * heads
     mean = not is_absent(w1)
-    splits = split_count(config, batch_heads, k.device)
+    splits = split_count(config, batch_heads, tokens, config.blocks["BLOCK_N"], k.device)
     # Flat: a trace would guard on whether an axis of as many splits has size 1.
     partials = torch.empty(
         splits * batch_heads * (head_dim * head_dim + 2 * head_dim), dtype=torch.float32, device=k.device

@@ -239,7 +239,6 @@ def combine_extra(
         part = partials_ptr + (split * rows + row) * (HEAD_DIM + 2)
         tops = tl.load(part + HEAD_DIM, mask=split < splits, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(tops, 0))
-        # A split without tokens has −inf, and so no weight. The first split to come has tokens.
         decay = tl.exp2(top - new_top)
         weights = tl.exp2(tops - new_top)
         sums = tl.load(part + HEAD_DIM + 1, mask=split < splits, other=0.0)

@@ -99,7 +99,7 @@ def attend(
     many = isinstance(extra, int) and extra > 16 and head_dim <= 64 and q.dtype != torch.float32
     extra_queries = 32 if many else 16
     groups = (extra + extra_queries - 1) // extra_queries
-    splits = split_count(config, batch * heads, q.device) if has_extra else 0
+    splits = split_count(config, batch * heads, tokens, config.blocks["BLOCK_EN"], q.device) if has_extra else 0
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     rows = batch * heads * extra
     # Flat: a trace would guard on whether an axis of as many splits has size 1.

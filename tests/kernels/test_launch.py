@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jetvit.kernels import launch as launch_module
@@ -27,13 +27,23 @@ def test_a_configuration_says_what_it_is() -> None:
     assert str(Config(8, 3, {}, splits_per_sm=2)) == "warps=8 stages=3 splits_per_sm=2"
 
 
-@given(programs=st.integers(1, 5000), per_sm=st.integers(1, 4))
-def test_splits_fill_one_wave_and_not_a_program_more(programs, per_sm) -> None:
-    """17 splits of 16 heads are 272 programs where 264 fit: the last 8 would take as long as all others."""
-    slots = 132 * per_sm
-    splits = split_count(Config(4, 2, {}, per_sm), programs, torch.device("cpu"))
+@given(
+    programs=st.integers(1, 5000),
+    tokens=st.integers(1, 70_000),
+    block=st.sampled_from([16, 64]),
+    per_sm=st.integers(1, 4),
+)
+@example(programs=2, tokens=149, block=64, per_sm=2)
+def test_splits_fill_one_wave_and_not_a_program_more(programs, tokens, block, per_sm) -> None:
+    """17 splits of 16 heads are 272 programs where 264 fit: the last 8 would take as long as all others.
+
+    And 149 tokens of 2 heads are 3 blocks, whatever fits: of 132 splits 129 would be empty.
+    """
+    slots, blocks = 132 * per_sm, -(-tokens // block)
+    splits = split_count(Config(4, 2, {}, per_sm), programs, tokens, block, torch.device("cpu"))
+    assert 1 <= splits <= blocks
     assert splits == 1 or splits * programs <= slots
-    assert (splits + 1) * programs > slots
+    assert splits == blocks or (splits + 1) * programs > slots
 
 
 @given(size=st.integers(1, 1000))

@@ -323,7 +323,7 @@ class Plan:
         """
         file, document, tensors = plan_file.read(path)
         samples = {name: tensor for name, tensor in tensors.items() if name.startswith(_SAMPLES_PREFIX)}
-        with _errors_in(str(file)):
+        with _errors_in(str(file)), plan_file.unchecked(str(file)):
             return cls(
                 sites=tuple(SitePlan.from_json(site) for site in document["sites"]),
                 fingerprint=Fingerprint(tuple(SiteShape.from_json(s) for s in document["fingerprint"]["sites"])),
@@ -353,7 +353,7 @@ def _errors_in(file: str) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        where = f"{file}, {error.where}" if error.where else file
+        where = f"{file}, {error.where}" if error.where and not error.where.startswith(file) else file
         raise PlanError(error.what, why=error.why, where=where, do=error.do) from None
 
 

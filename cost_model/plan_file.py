@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from jetvit.patterns.errors import PlanError
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "plan.json"
@@ -39,8 +42,9 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, 
     """
     file, document = _read_json(Path(path))
     validate(document, str(file))
-    weights = document["weights"]
-    return file, document, {} if weights is None else _read_weights(file.parent, weights["sha256"])
+    with unchecked(str(file)):
+        sha256 = None if document["weights"] is None else document["weights"]["sha256"]
+    return file, document, {} if sha256 is None else _read_weights(file.parent, sha256)
 
 
 def write(folder: str | os.PathLike[str], document: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -93,8 +97,11 @@ def validate(document: Any, where: str) -> None:
             where=f"{where}, $.schema_version",
             do="upgrade jetvit",
         )
-    from jsonschema.exceptions import best_match  # late: whoever makes plans and reads none can do without it
-
+    try:
+        from jsonschema.exceptions import best_match
+    except ImportError:  # a machine that is only lent has torch and little else
+        log.warning("jsonschema is not installed: %s is not checked against the schema of plans", where)
+        return
     try:
         error = best_match(_validator().iter_errors(document))
     except RecursionError:
@@ -106,6 +113,16 @@ def validate(document: Any, where: str) -> None:
             where=f"{where}, {error.json_path}",
             do="correct that place, or make the plan again",
         )
+
+
+@contextmanager
+def unchecked(where: str) -> Iterator[None]:
+    """Raise `PlanError` for a document that turns out not to be a plan: without jsonschema `validate` lets it pass."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        why = f"it is not what a plan should be ({type(error).__name__}: {_shorten(str(error))})"
+        raise _broken(where, why) from error
 
 
 def pretty(value: Any, indent: int = 0) -> str:

@@ -112,7 +112,7 @@ def find_moved(
     Returns:
         The plan's name → the model's, of a module where the last segments agree ("weight", "bias"), else of the weight.
     """
-    moved = {}
+    moved: dict[str, str] = {}
     for fqn, expected in samples.items():
         name = rename(fqn)
         if name in tensors:

@@ -17,6 +17,7 @@ from jetvit.kernels.tuning import hint
 from jetvit.patterns.calls import argument
 from jetvit.patterns.cores import SDPA
 from jetvit.patterns.regions import GraphView
+from jetvit.torch_private import OpOverload
 
 aten = torch.ops.aten
 
@@ -46,7 +47,7 @@ def graph_operations(module: GraphModule, ambient_autocast: Mapping[str, torch.d
     counted: Counter[Operation] = Counter()
     others: Counter[str] = Counter()
     for node in GraphView(module, ambient_autocast).nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or node.target in _FREE:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in _FREE:
             continue
         if not isinstance(node.meta.get("val"), torch.Tensor) or node.target.is_view:
             continue

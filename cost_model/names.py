@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Level(NamedTuple):
     """One segment of dotted names that is called `old` in a plan and `new` in a model.
 
-    index: its position, counted from 0 after the prefix that is removed.
+    position: counted from 0 after the prefix that is removed.
     """
 
-    index: int
+    position: int
     old: str
     new: str
 
@@ -109,8 +109,8 @@ def _rename(name: str, removed: str, added: str, level: Level | None = None) -> 
         name = name.removeprefix(removed + ".")
     if level is not None:
         parts = name.split(".")
-        if parts[level.index : level.index + 1] == [level.old]:
-            parts[level.index] = level.new
+        if parts[level.position : level.position + 1] == [level.old]:
+            parts[level.position] = level.new
         name = ".".join(parts)
     return f"{added}.{name}" if added else name
 

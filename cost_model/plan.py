@@ -232,9 +232,10 @@ class Plan:
         try:
             match = match_names((site.name for site in self.sites), model.names, partial=partial)
         except PlanError:
-            match = self._renamed(model, tensors if partial else None)
-            if match is None:
+            renamed = self._renamed(model, tensors if partial else None)
+            if renamed is None:
                 raise
+            match = renamed
         if partial and not match.mapping:
             match = self._renamed(model, tensors or {}) or match
         if match.absent:

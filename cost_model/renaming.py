@@ -45,8 +45,8 @@ def _renamings(planned: list[str], there: list[str]) -> list[tuple[str, str, Lev
         for new in (name.split(".") for name in there):
             common = min(len(old), len(new))
             levels = [
-                Level(index, before, after)
-                for index, (before, after) in enumerate(zip(old[-common:], new[-common:], strict=True))
+                Level(position, before, after)
+                for position, (before, after) in enumerate(zip(old[-common:], new[-common:], strict=True))
                 if before != after
             ]
             if len(levels) > 1 or (levels and (common == 1 or levels[0].has_index())):

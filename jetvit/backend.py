@@ -21,13 +21,14 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule
 
-from jetvit import kernels
+from jetvit import kernels, torch_private
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
 from jetvit.passes.capture import capture_dynamo
 from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import InputError, PlanError
+from jetvit.torch_private import edit_count
 
 log = logging.getLogger(__name__)
 Compiled = Callable[..., Any]
@@ -107,8 +108,7 @@ def _compile_inner(
 ) -> Compiled:
     inner, settings = options.inner, dict(options.inner_options)
     if inner == "inductor":
-        from torch._inductor import list_mode_options
-        from torch._inductor.compile_fx import compile_fx
+        from jetvit.torch_private import compile_fx, list_mode_options
 
         settings = {**list_mode_options(mode or "default"), **settings}
         tag = f"{torch.compiler.config.cache_key_tag}jetvit {_kernels_digest()}"
@@ -117,8 +117,8 @@ def _compile_inner(
     _refuse_mode(mode, inner)
     if isinstance(inner, str):
         try:
-            inner = torch._dynamo.lookup_backend(inner)
-        except torch._dynamo.exc.InvalidBackend as error:
+            inner = torch_private.lookup_backend(inner)
+        except torch_private.InvalidBackend as error:
             names = torch.compiler.list_backends(exclude_tags=())
             near = difflib.get_close_matches(str(options.inner), names, n=1)
             raise InputError(
@@ -162,7 +162,7 @@ def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGrap
         lower(graph, plugins)
         if plugins:
             register(library, [node.target for node in graph.module.graph.nodes])
-        backend = torch._dynamo.lookup_backend("torch_tensorrt")
+        backend = torch_private.lookup_backend("torch_tensorrt")
         return backend(graph.module, list(example_inputs), **({"options": settings} if settings else {}))
 
     return compile_graph
@@ -175,14 +175,14 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
     """
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     known = [
-        (position, weakref.ref(graph.inputs[node]), _version(graph.inputs[node]), graph.tensor_names[node])
+        (position, weakref.ref(graph.inputs[node]), edit_count(graph.inputs[node]), graph.tensor_names[node])
         for position, node in enumerate(placeholders)
         if node in graph.inputs
     ]
 
     def checked(*inputs: Any) -> Any:
         for position, reference, version, name in known:
-            if inputs[position] is not reference() or _version(inputs[position]) != version:
+            if inputs[position] is not reference() or edit_count(inputs[position]) != version:
                 raise PlanError(
                     f"{what} to other parameters than these",
                     why=f"{name} is another tensor than at compilation, or was edited since",
@@ -192,11 +192,6 @@ def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
         return compiled(*inputs)
 
     return checked
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    """The count of in-place edits; None for a tensor made in inference mode, which keeps no count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 __all__ = ["BackendOptions", "Plan", "jetvit"]

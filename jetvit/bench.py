@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.api import find_attention, load_plan, optimize
@@ -33,6 +32,7 @@ from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
 from jetvit.search.calibration import device_name
+from jetvit.torch_private import pytree
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"

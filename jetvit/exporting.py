@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export._tree_utils import reorder_kwargs
-from torch.utils import _pytree as pytree
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
@@ -28,6 +26,7 @@ from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.to_aoti import require_compiler, write_aoti
 from jetvit.patterns.errors import InputError, RewriteError
+from jetvit.torch_private import pytree, reorder_kwargs
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
@@ -247,7 +246,7 @@ def _read_pt2(path: Path, program: ExportedProgram) -> Run:
 
 
 def _read_aoti(path: Path, program: ExportedProgram) -> Run:
-    from torch._inductor import aoti_load_package
+    from jetvit.torch_private import aoti_load_package
 
     package = aoti_load_package(str(path))
     return lambda args, kwargs: tensors(package(*args, **kwargs))

@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import PT2ArchiveReader
 from torch.export.pt2_archive.constants import (
     AOTINDUCTOR_DIR,
     CONSTANTS_DIR,
@@ -31,6 +30,7 @@ from torch.export.pt2_archive.constants import (
 
 from jetvit.cost_model.whole_file import move_together
 from jetvit.patterns.errors import InputError
+from jetvit.torch_private import PT2ArchiveReader
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
 SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|torch|inf"  # in a shape expression: s0, u1; `L` is the inputs by name

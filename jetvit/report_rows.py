@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from torch._ops import OpOverload
 from torch.fx import Node
 
 from jetvit.cost_model import SitePlan
@@ -17,6 +16,7 @@ from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, Projections, Rejection, Rewritten, Sites
 from jetvit.patterns.sizes import Size
 from jetvit.report_sizes import SizeNames
+from jetvit.torch_private import OpOverload, schema
 
 
 class MeasuredChoice(NamedTuple):
@@ -147,7 +147,7 @@ def _rewritten(entry: Rewritten, names: SizeNames) -> SiteRow:
     """Operators of jetvit work on [batch, token, head, dim] and are told the grid."""
     node = entry.node
     assert isinstance(node.target, OpOverload)
-    arguments = {each.name: value for each, value in zip(node.target._schema.arguments, node.args, strict=True)}
+    arguments = {each.name: value for each, value in zip(schema(node.target).arguments, node.args, strict=True)}
     rows, columns, before = (_size(arguments[name]) for name in ("grid_h", "grid_w", "extra_before"))
     _, tokens, heads, head_dim = node.meta["val"].shape
     return SiteRow(

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import wrap_triton
 
 from jetvit.kernels.checks import is_absent
+from jetvit.torch_private import FakeTensor, FunctionalTensor
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from jetvit.kernels.cuda_graph import captured
+from jetvit.torch_private import disable_current_modes
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def latency_ms(function: Callable[..., object], *arguments: Any) -> float:
     """
     from triton.testing import do_bench
 
-    with _disable_current_modes(), torch.no_grad():
+    with disable_current_modes(), torch.no_grad():
         real = [_random_like(value) if isinstance(value, Tensor) else hint(value) for value in arguments]
 
         def call() -> object:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import nn
-from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,6 +16,17 @@ from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
+from jetvit.torch_private import (
+    FakeTensor,
+    FakeTensorMode,
+    TracingContext,
+    detect_fake_mode,
+    enter_autocast,
+    exit_autocast,
+    symbols_of_input,
+    tracing,
+)
+from jetvit.torch_private import OptimizedModule as CompiledModule
 
 
 def export_model(
@@ -40,7 +49,7 @@ def export_model(
             f"a {type(model).__name__} cannot be captured",
             do="give an nn.Module or a torch.export.ExportedProgram",
         )
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if isinstance(model, CompiledModule):
         raise CaptureError(
             "what torch.compile returned cannot be captured",
             why="it holds compiled code, made anew for other inputs",
@@ -84,7 +93,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
         context.fake_mode if context is not None and context.fake_mode is not None else detect_fake_mode(example_inputs)
     )
     if mode is None:
-        mode = torch._subclasses.FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
+        mode = FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
     fakes = [_fake_input(example, mode, context) for example in example_inputs]
 
     def run(*inputs: Any) -> Any:
@@ -131,12 +140,12 @@ class RegionInterpreter(Interpreter):
                 self._open.pop().__exit__(None, None, None)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is _enter_autocast:
+        if target is enter_autocast:
             region = torch.autocast(*args, **kwargs)
             region.__enter__()
             self._open.append(region)
             return region
-        if target is _exit_autocast:
+        if target is exit_autocast:
             self._open.pop().__exit__(None, None, None)
             return None
         if target is torch.ops.higher_order.tag_activation_checkpoint:
@@ -145,13 +154,13 @@ class RegionInterpreter(Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def _fake_input(example: Any, mode: torch._subclasses.FakeTensorMode, context: TracingContext | None) -> Any:
+def _fake_input(example: Any, mode: FakeTensorMode, context: TracingContext | None) -> Any:
     """A fake of an input with the symbols that Dynamo gave it: they are found again by the input's source."""
     if not isinstance(example, torch.Tensor):
         return example
-    if isinstance(example, torch._subclasses.FakeTensor):
+    if isinstance(example, FakeTensor):
         return example
-    symbolic = context.tensor_to_context.get(example) if context is not None else None
+    symbolic = symbols_of_input(context, example) if context is not None else None
     if symbolic is None:
         return mode.from_tensor(example, static_shapes=True)
     return mode.from_tensor(example, symbolic_context=symbolic, source=symbolic.tensor_source)

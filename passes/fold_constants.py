@@ -18,6 +18,7 @@ from jetvit.passes.graph import RewritableGraph
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from jetvit.patterns.storage import storage, written
+from jetvit.torch_private import OpOverload, schema
 
 aten = torch.ops.aten
 _FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}
@@ -84,11 +85,11 @@ def _is_pure(node: Node) -> bool:
     target = node.target
     if target in REGION_OPERANDS:
         return False
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return "getitem" in str(target)
     if torch.Tag.nondeterministic_seeded in target.tags or target.overloadpacket in _UNINITIALISED:
         return False
-    return not target._schema.is_mutable and target.namespace == "aten"
+    return not schema(target).is_mutable and target.namespace == "aten"
 
 
 def _is_static(node: Node) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 from jetvit.patterns.regions import REGION_OPERANDS
+from jetvit.torch_private import FakeTensor
 
 aten = torch.ops.aten
 

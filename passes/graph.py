@@ -16,16 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.fresh_constants import spell_out_constants
 from jetvit.patterns.captured import CapturedGraph
+from jetvit.torch_private import FakeTensorMode, detect_fake_mode, enable_python_dispatcher, pytree
 
 
 class RewritableGraph(CapturedGraph):

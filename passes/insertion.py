@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.symbols import size_node
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, is_static
+from jetvit.torch_private import pytree
 
 _INHERITED = ("nn_module_stack", "stack_trace", "source_fn_stack", "custom")
 

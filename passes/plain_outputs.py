@@ -17,7 +17,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
-from torch.utils import _pytree as pytree
+
+from jetvit.torch_private import pytree
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -20,6 +20,7 @@ from jetvit.passes.operands import Operands
 from jetvit.patterns.calls import shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, RopeTables
+from jetvit.torch_private import OpOverload
 
 aten = torch.ops.aten
 _OWN = "jetvit_rope_table"
@@ -104,7 +105,7 @@ class _Tables:
         wide = torch.promote_types(dtype, torch.float32)
         return table if dtype == wide else self._call(aten.to.dtype, table, wide)
 
-    def _call(self, target: torch._ops.OpOverload, tensor: Node | list[Node], *args: object) -> Node:
+    def _call(self, target: OpOverload, tensor: Node | list[Node], *args: object) -> Node:
         first = tensor if isinstance(tensor, Node) else tensor[0]
         for user in first.users:
             if _OWN in user.meta and user.target is target and user.args == (tensor, *args):

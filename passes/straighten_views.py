@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.base import PassResult
 from jetvit.passes.chains import chain_to, follow
@@ -31,6 +30,7 @@ from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
 from jetvit.patterns.storage import storage, written
+from jetvit.torch_private import OpOverload, pytree
 
 aten = torch.ops.aten
 # Their results have strides of their own.
@@ -197,10 +197,8 @@ def _takes_strides(node: Node, value: torch.Tensor) -> bool:
 
 
 def _is_operator(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "jetvit"
+    return isinstance(node.target, OpOverload) and node.target.namespace == "jetvit"
 
 
 def _is_elementwise(node: Node) -> bool:
-    return node.target in CASTS or (
-        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    )
+    return node.target in CASTS or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)

@@ -9,12 +9,10 @@ import sympy
 import torch
 from torch.fx import Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from jetvit.passes.graph import RewritableGraph
 from jetvit.patterns.errors import RewriteError
+from jetvit.torch_private import PythonReferenceAnalysis, pytree, sympy_interp
 
 
 def size_node(graph: RewritableGraph, size: torch.SymInt) -> Node:

@@ -57,7 +57,7 @@ def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
                 why=f"it calls {', '.join(foreign)}",
                 do="export it with target='pt2', and load it where these operators are registered",
             )
-        from torch._inductor.package import package_aoti
+        from jetvit.torch_private import package_aoti
 
         package_aoti(os.fspath(path), {"model": [*files]})
 
@@ -68,8 +68,7 @@ def require_compiler() -> None:
     Raises:
         InputError: there is none.
     """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from jetvit.torch_private import InvalidCxxCompiler, get_cpp_compiler
 
     try:
         get_cpp_compiler()
@@ -83,7 +82,7 @@ def require_compiler() -> None:
 
 def _compile(program: ExportedProgram, folder: str) -> list[str]:
     """The files of a package, in `folder`."""
-    from torch._inductor import aot_compile
+    from jetvit.torch_private import aot_compile
 
     args, kwargs = program.example_inputs
     module = program.module(check_guards=False)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.capture import RegionInterpreter
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import submodules
 from jetvit.patterns.errors import RewriteError
 from jetvit.patterns.sizes import same
+from jetvit.torch_private import pytree
 
 
 def result_types(graph: RewritableGraph) -> list[Any]:

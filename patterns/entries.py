@@ -23,6 +23,7 @@ from jetvit.patterns.cores import CASTS, COPIES
 from jetvit.patterns.lengths import Length, Lengths, product, quotient
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.storage import storage
+from jetvit.torch_private import OpOverload, schema
 
 aten = torch.ops.aten
 
@@ -118,7 +119,7 @@ def _dtype(node: Node) -> Any:
 
 def _is_elementwise(node: Node) -> bool:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or schema(target).is_mutable:
         return False
     operands = (*node.args, *node.kwargs.values())
     hashable = all(isinstance(each, Node | int | float | str | torch.dtype | None) for each in operands)

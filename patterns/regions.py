@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, GraphModule, Node
+
+from jetvit.torch_private import OpOverload, enter_autocast, exit_autocast, schema
 
 _higher_order = torch.ops.higher_order
 
@@ -107,10 +108,10 @@ class GraphView:
         for node in module.graph.nodes:
             self._autocast[node] = self._state
             yield node
-            if node.target is _enter_autocast:
+            if node.target is enter_autocast:
                 entered[node] = self._state
                 self._state = _with_autocast(self._state, *node.args)
-            elif node.target is _exit_autocast:
+            elif node.target is exit_autocast:
                 self._state = entered[node.args[0]]
             elif self._is_region(node):
                 yield from self._walk_region(module, node)
@@ -157,8 +158,8 @@ class GraphView:
     def _anchors(self, node: Node) -> bool:
         if node.op in ("placeholder", "output"):
             return node.graph is self.module.graph
-        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        return mutates or node.target in (_enter_autocast, _exit_autocast) or self._is_region(node)
+        mutates = isinstance(node.target, OpOverload) and schema(node.target).is_mutable
+        return mutates or node.target in (enter_autocast, exit_autocast) or self._is_region(node)
 
 
 def _with_autocast(

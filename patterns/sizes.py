@@ -7,7 +7,8 @@ from typing import TypeGuard
 import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._sympy.functions import FloorDiv
+
+from jetvit.torch_private import FloorDiv
 
 Size = int | torch.SymInt
 

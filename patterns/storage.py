@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
+from jetvit.torch_private import HigherOrderOperator, OpOverload, pytree, schema
 
 aten = torch.ops.aten
 _STRIDED = {aten.view.default, aten.view.dtype, aten._unsafe_view.default, aten.view_as_complex.default}
@@ -53,10 +53,9 @@ def _base(node: Node) -> Node | None:
     """The argument whose memory the result of a node may share."""
     if node.target is operator.getitem:
         return node.args[0] if _base(node.args[0]) is not None else None
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
-    schema = node.target._schema
-    if not any(result.alias_info is not None for result in schema.returns):
+    if not any(result.alias_info is not None for result in schema(node.target).returns):
         return None
     shared = next((each for each in _arguments(node) if each[0].alias_info is not None), None)
     return shared[1] if shared is not None and isinstance(shared[1], Node) else None
@@ -64,16 +63,16 @@ def _base(node: Node) -> Node | None:
 
 def _targets(node: Node) -> list[Node]:
     """What an in-place node writes to. A higher-order operator that is no region may write to all that it reads."""
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return [] if node.target in REGION_OPERANDS else node.all_input_nodes
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, OpOverload) or not schema(node.target).is_mutable:
         return []
     values = [value for argument, value in _arguments(node) if argument.alias_info and argument.alias_info.is_write]
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Node)]
 
 
 def _arguments(node: Node) -> Iterator[tuple[torch.Argument, object]]:
-    for position, argument in enumerate(node.target._schema.arguments):
+    for position, argument in enumerate(schema(node.target).arguments):
         if position < len(node.args):
             yield argument, node.args[position]
         elif argument.name in node.kwargs:

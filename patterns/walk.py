@@ -21,6 +21,7 @@ from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, quotient, same
 from jetvit.patterns.storage import storage, written
+from jetvit.torch_private import OpOverload
 
 aten = torch.ops.aten
 Value = Axes | list[Any] | None
@@ -100,9 +101,9 @@ class LayoutWalk:
         result: Value = None
         if rule is not None:
             result = rule(self, node)
-        elif isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "jetvit":
+        elif isinstance(node.target, OpOverload) and node.target.namespace == "jetvit":
             result = attention(self, node)
-        elif isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        elif isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags:
             result = pointwise(self, node)
         if isinstance(result, tuple) and isinstance(value, torch.Tensor) and len(result) == value.dim():
             return result

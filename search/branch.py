@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 
 from jetvit.patterns.site import AttentionSite
+from jetvit.torch_private import HigherOrderOperator
 
 _PRODUCTS = {torch.ops.aten.linear.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default}
 

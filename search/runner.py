@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
-from torch.utils import _pytree as pytree
 
 from jetvit.patterns.axes import rank_of
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.torch_private import flat_inputs, pytree
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 Output = int | str | Callable[[Any], Tensor] | None
@@ -118,8 +118,7 @@ class Runner:
 
     def _start(self, batch: Batch) -> dict[Node, Any]:
         """The values of the placeholders."""
-        # Torch keeps the order of weights and user inputs to itself; this is what ExportedProgram's own call uses.
-        values = self.program._graph_module_flat_inputs(*batch)
+        values = flat_inputs(self.program, *batch)
         return dict(zip((node for node in self._nodes if node.op == "placeholder"), values, strict=True))
 
     def _user_results(self, results: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ from jetvit.passes.pipeline import run_pipeline
 from jetvit.patterns.find import find_sites
 from jetvit.search.paths import path_key
 from jetvit.search.shards import whole
+from jetvit.torch_private import set_state
 
 
 class Student:
@@ -60,10 +61,11 @@ class Student:
         """The model with its weights as they are now."""
         program = copy.copy(self._rewritten)
         own = dict(self.model.named_parameters(remove_duplicate=False))
-        program._state_dict = {
+        state = {
             name: nn.Parameter(whole(own[name]).clone(), requires_grad=False) if name in own else value
             for name, value in program.state_dict.items()
         }
+        set_state(program, state)
         return program
 
     def plan(self) -> Plan:

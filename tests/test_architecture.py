@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "search": NUMERIC | {"accelerate", "scipy", "sklearn", "safetensors", "rich", "matplotlib", "PIL"}
     | {"jetvit.passes", "jetvit.patterns", "jetvit.cost_model", "jetvit.kernels"},
 }  # fmt: skip
+# Below all rooms: each may import it, and it imports none.
+FOUNDATION = "jetvit.torch_private"
 # Imported inside the function that needs it: `import jetvit` must work where it is missing.
 OPTIONAL = {
     *("triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch_tensorrt"),
@@ -83,12 +85,19 @@ def test_imports_follow_the_table(room: str, path: Path) -> None:
         return  # the face may import every room
     allowed = MAY_IMPORT[room]
     for line, module, _ in imports(path):
+        if module == FOUNDATION:
+            continue
         if (other := room_of(module)) is not None:
             assert other == room or f"jetvit.{other}" in allowed, f"{path}:{line}: {room} imports {module}"
         else:
             name = module.partition(".")[0]
             known = name in allowed or name in sys.stdlib_module_names
             assert known, f"{path}:{line}: {room} imports {module}"
+
+
+def test_what_stands_below_all_rooms_imports_none() -> None:
+    path = ROOT / (FOUNDATION.replace(".", "/") + ".py")
+    assert not [module for _, module, _ in imports(path) if room_of(module) is not None]
 
 
 @pytest.mark.parametrize(("room", "path"), EVERY_FILE)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
 from jetvit.commands.subject import Subject
 from jetvit.models import reason
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import CaptureError
+from jetvit.torch_private import pytree
 
 PATCH_SIZES = (16, 14, 8)
 """To try where a model does not tell its own."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, is_concrete_int
 
@@ -21,6 +20,7 @@ from jetvit.passes.from_onnx.normalizing import normalize
 from jetvit.passes.from_onnx.reading import read_model
 from jetvit.passes.from_onnx.values import UnsupportedError
 from jetvit.patterns.errors import InputError
+from jetvit.torch_private import FakeTensorMode
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from jetvit.passes.from_onnx import scopes
 from jetvit.passes.from_onnx.call import MICROSOFT
 from jetvit.passes.from_onnx.values import DTYPES, MAX_KNOWN, MAX_READ, Known, UnsupportedError, known
+from jetvit.torch_private import disable_current_modes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -133,7 +133,7 @@ class Weights:
         if value in self._uniform:
             return torch.full(to_shape(value), self._uniform[value], dtype=_dtype(value))
         if value not in self._tensors:
-            with _disable_current_modes():
+            with disable_current_modes():
                 tensor = to_torch(value)
                 if self._is_filled(value, tensor):
                     self._uniform[value] = tensor.reshape(-1)[0].item()
@@ -146,7 +146,7 @@ class Weights:
         """A constant that was computed while the graph was read."""
         entries = "_".join(str(item) for item in value.list()[:8])
         name = f"constants.{str(value.dtype).removeprefix('torch.')}_{re.sub(r'[^0-9A-Za-z]+', '_', entries)}"
-        with _disable_current_modes():
+        with disable_current_modes():
             tensor = torch.from_numpy(np.array(value.items, dtype=_NUMPY[value.dtype])).to(value.dtype)
             name = self._register(name, tensor, False)
         return self.tensor(name)

@@ -21,13 +21,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.numbers import int_oo
-from torch.utils._sympy.value_ranges import bound_sympy
 
 from jetvit.passes.tensorrt.plugins import register_plugins
 from jetvit.passes.tensorrt.prepare import prepare
 from jetvit.patterns.errors import InputError
+from jetvit.torch_private import bound_sympy, int_oo, pytree
 
 INSTALL = "pip install 'jetvit[tensorrt]', on a machine with an NVIDIA GPU, CUDA and TensorRT"
 MAX_SIZE = 2**31 - 1

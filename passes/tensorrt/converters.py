@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from jetvit.patterns.errors import InputError
+from jetvit.torch_private import OpOverload, OpOverloadPacket
 
 FILE = Path(__file__).with_name("converters.json")
 FORMAT = 1
@@ -168,7 +169,7 @@ def op_of(name: str) -> Any:
 
 def name_of(target: Any) -> str:
     """The name of a node's target as the file has it."""
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverload | OpOverloadPacket):
         return str(target)
     module = getattr(target, "__module__", "")
     return f"{'operator' if module == '_operator' else module}.{getattr(target, '__name__', target)}"

@@ -14,16 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._decomp import get_decompositions
-from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.tensorrt.converters import Converter, Release, name_of, op_of, release
 from jetvit.passes.tensorrt.plugins import PLUGINS
 from jetvit.passes.tensorrt.validators import MAX_RANK, VALIDATORS, has_dynamic_sizes
+from jetvit.torch_private import (
+    OpOverloadPacket,
+    composite_operators,
+    decomposition_of_composite,
+    get_decompositions,
+    pytree,
+)
 
 aten = torch.ops.aten
 
@@ -59,16 +63,14 @@ def decomposition_table(known: Release | None = None) -> dict[Any, Callable[...,
     """
     known = known or release()
     kept = {op_of(name) for name in (*known.disabled, *known.attention)}
-    composite = {
-        op: _get_decomp_for_cia(op) for op in _collect_all_valid_cia_ops_for_aten_namespace() if op not in kept
-    }
+    composite = {op: decomposition_of_composite(op) for op in composite_operators() if op not in kept}
     enabled = get_decompositions([op for name in known.enabled if (op := op_of(name)) is not None])
     own = {op: function for name, function in _OWN.items() if name in known.own for op in _overloads(op_of(name))}
     return {**enabled, **composite, **own}
 
 
 def _overloads(op: Any) -> list[Any]:
-    return [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+    return [getattr(op, name) for name in op.overloads()] if isinstance(op, OpOverloadPacket) else [op]
 
 
 def decomposed(program: ExportedProgram, known: Release | None = None) -> ExportedProgram:

@@ -23,6 +23,7 @@ from torch.fx import Node
 
 import jetvit.kernels  # noqa: F401  registers the operators
 from jetvit.kernels.checks import is_absent
+from jetvit.torch_private import OpOverload, schema, type_named
 
 LIBRARY = "jetvit_tensorrt"
 _WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -40,7 +41,7 @@ class Plugin:
     """
 
     name: str
-    base: torch._ops.OpOverload
+    base: OpOverload
     absent: tuple[str, ...]
     bound: tuple[tuple[str, Any], ...] = ()
 
@@ -48,19 +49,19 @@ class Plugin:
     def arguments(self) -> list[str]:
         """The names of the arguments that are left, in their order."""
         gone = {*self.absent, *dict(self.bound)}
-        return [each.name for each in self.base._schema.arguments if each.name not in gone]
+        return [each.name for each in schema(self.base).arguments if each.name not in gone]
 
     @property
     def schema(self) -> str:
         """The schema, without the name."""
-        types = {each.name: each.type for each in self.base._schema.arguments}
+        types = {each.name: each.type for each in schema(self.base).arguments}
         return f"({', '.join(f'{types[name]} {name}' for name in self.arguments)}) -> Tensor"
 
     def call(self, *args: Any) -> Tensor:
         """What the plugin computes: jetvit's operator with the rest of its arguments filled in."""
         given = dict(zip(self.arguments, args, strict=True)) | dict(self.bound)
         absent = args[0].new_empty(0)
-        return self.base(*(given.get(each.name, absent) for each in self.base._schema.arguments))
+        return self.base(*(given.get(each.name, absent) for each in schema(self.base).arguments))
 
 
 def _plugins() -> Iterable[Plugin]:
@@ -74,7 +75,7 @@ def _plugins() -> Iterable[Plugin]:
             yield Plugin(f"linear_attention{rope}{suffix}", ops.linear_attention.default, (*absent, *gone), bound)
 
 
-def _define(plugin: Plugin) -> torch._ops.OpOverload:
+def _define(plugin: Plugin) -> OpOverload:
     def fake(*args: Any) -> Tensor:
         # No checks: the generator calls this with made-up sizes. jetvit's operator checks when it runs.
         return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
@@ -84,13 +85,13 @@ def _define(plugin: Plugin) -> torch._ops.OpOverload:
     return getattr(getattr(torch.ops, LIBRARY), plugin.name).default
 
 
-PLUGINS: dict[torch._ops.OpOverload, Plugin] = {_define(plugin): plugin for plugin in _plugins()}
+PLUGINS: dict[OpOverload, Plugin] = {_define(plugin): plugin for plugin in _plugins()}
 _registered: set[str] = set()
 
 
 def to_plugin(node: Node) -> str | None:
     """Make a node of a jetvit operator call the plugin instead; returns why not, or None where it was done."""
-    names = [each.name for each in node.target._schema.arguments]
+    names = [each.name for each in schema(node.target).arguments]
     given = dict(zip(names, node.args, strict=True))
     if (why := _refusal(given)) is not None:
         return why
@@ -143,17 +144,17 @@ def schema_refusals(schema: torch.FunctionSchema, types: Sequence[str]) -> list[
         schema: of an operator.
         types: the types that the generator takes, by their names in `torch._C`.
     """
-    known = [getattr(torch._C, name).get() for name in types]
+    known = [type_named(name) for name in types]
     found = [
         f"{each.name} is a {each.type}, which the generator does not take"
         for each in schema.arguments
         if not any(each.type.isSubtypeOf(kind) for kind in known)
     ]
-    tensors = [each.type.isSubtypeOf(torch._C.TensorType.get()) for each in schema.arguments]
+    tensors = [each.type.isSubtypeOf(type_named("TensorType")) for each in schema.arguments]
     if any(later and not earlier for earlier, later in itertools.pairwise(tensors)):
         found.append("a tensor stands after an attribute: the converter takes the first arguments for the tensors")
     if schema.overload_name:
         found.append(f"it is the overload {schema.overload_name!r}, and the generator looks up the default one")
-    if any(not each.type.isSubtypeOf(torch._C.TensorType.get()) for each in schema.returns):
+    if any(not each.type.isSubtypeOf(type_named("TensorType")) for each in schema.returns):
         found.append("it returns something else than tensors")
     return found

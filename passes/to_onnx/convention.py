@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jetvit.patterns.errors import InputError
+from jetvit.torch_private import schema
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -63,7 +64,7 @@ def overload(operator: str) -> Any:
 @functools.cache
 def parameters(operator: str) -> dict[str, str]:
     """Name → "Tensor", "int", "float" or "str", in the order of the operator's schema."""
-    return {argument.name: str(argument.type) for argument in overload(operator)._schema.arguments}
+    return {argument.name: str(argument.type) for argument in schema(overload(operator)).arguments}
 
 
 @functools.cache

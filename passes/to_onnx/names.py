@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from jetvit.passes.graph import free_name
+from jetvit.torch_private import pytree
 
 if TYPE_CHECKING:
     import onnx_ir as ir

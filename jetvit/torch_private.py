@@ -1,0 +1,164 @@
+"""Everything that jetvit uses of torch and that torch does not document, by name, in one place.
+
+No other file of the package takes a private name of torch (a test holds that). What is taken here may be renamed or
+dropped by any release, so each name is looked up when it is first asked for, and a missing one is named. All were there
+in the releases of `SEEN`, which the tests ran on.
+
+Outside of every room: this file imports none, and each may import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:  # each name as itself, which is how a type checker is told that others may import it from here
+    from torch._decomp import get_decompositions as get_decompositions
+    from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
+    from torch._dynamo import OptimizedModule as OptimizedModule
+    from torch._dynamo import lookup_backend as lookup_backend
+    from torch._dynamo.exc import InvalidBackend as InvalidBackend
+    from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace as composite_operators
+    from torch._export.utils import _get_decomp_for_cia as decomposition_of_composite
+    from torch._guards import TracingContext as TracingContext
+    from torch._guards import detect_fake_mode as detect_fake_mode
+    from torch._guards import tracing as tracing
+    from torch._inductor import aot_compile as aot_compile
+    from torch._inductor import aoti_load_package as aoti_load_package
+    from torch._inductor import list_mode_options as list_mode_options
+    from torch._inductor.compile_fx import compile_fx as compile_fx
+    from torch._inductor.cpp_builder import get_cpp_compiler as get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler as InvalidCxxCompiler
+    from torch._inductor.package import package_aoti as package_aoti
+    from torch._ops import HigherOrderOperator as HigherOrderOperator
+    from torch._ops import OpOverload as OpOverload
+    from torch._ops import OpOverloadPacket as OpOverloadPacket
+    from torch._subclasses import FakeTensor as FakeTensor
+    from torch._subclasses import FakeTensorMode as FakeTensorMode
+    from torch._subclasses.functional_tensor import FunctionalTensor as FunctionalTensor
+    from torch.amp.autocast_mode import _enter_autocast as enter_autocast
+    from torch.amp.autocast_mode import _exit_autocast as exit_autocast
+    from torch.export import ExportedProgram
+    from torch.export._tree_utils import reorder_kwargs as reorder_kwargs
+    from torch.export.pt2_archive._package import PT2ArchiveReader as PT2ArchiveReader
+    from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+    from torch.utils._sympy.functions import FloorDiv as FloorDiv
+    from torch.utils._sympy.interp import sympy_interp as sympy_interp
+    from torch.utils._sympy.numbers import int_oo as int_oo
+    from torch.utils._sympy.reference import PythonReferenceAnalysis as PythonReferenceAnalysis
+    from torch.utils._sympy.value_ranges import bound_sympy as bound_sympy
+
+SEEN = ("2.11.0", "2.13.0", "2.14.1")
+"""The releases of torch in which all names were there and the tests ran."""
+
+_PLACES = {
+    # Graphs and tensors without values
+    "FakeTensor": "torch._subclasses.FakeTensor",
+    "FakeTensorMode": "torch._subclasses.FakeTensorMode",
+    "FunctionalTensor": "torch._subclasses.functional_tensor.FunctionalTensor",
+    "HigherOrderOperator": "torch._ops.HigherOrderOperator",
+    "OpOverload": "torch._ops.OpOverload",
+    "OpOverloadPacket": "torch._ops.OpOverloadPacket",
+    "TracingContext": "torch._guards.TracingContext",
+    "detect_fake_mode": "torch._guards.detect_fake_mode",
+    "tracing": "torch._guards.tracing",
+    "disable_current_modes": "torch.utils._python_dispatch._disable_current_modes",
+    "enable_python_dispatcher": "torch._dispatch.python.enable_python_dispatcher",
+    "enter_autocast": "torch.amp.autocast_mode._enter_autocast",
+    "exit_autocast": "torch.amp.autocast_mode._exit_autocast",
+    # Symbolic sizes
+    "FloorDiv": "torch.utils._sympy.functions.FloorDiv",
+    "PythonReferenceAnalysis": "torch.utils._sympy.reference.PythonReferenceAnalysis",
+    "bound_sympy": "torch.utils._sympy.value_ranges.bound_sympy",
+    "int_oo": "torch.utils._sympy.numbers.int_oo",
+    "sympy_interp": "torch.utils._sympy.interp.sympy_interp",
+    # torch.export
+    "composite_operators": "torch._export.utils._collect_all_valid_cia_ops_for_aten_namespace",
+    "decomposition_of_composite": "torch._export.utils._get_decomp_for_cia",
+    "get_decompositions": "torch._decomp.get_decompositions",
+    "PT2ArchiveReader": "torch.export.pt2_archive._package.PT2ArchiveReader",
+    "reorder_kwargs": "torch.export._tree_utils.reorder_kwargs",
+    # Dynamo and Inductor
+    "InvalidBackend": "torch._dynamo.exc.InvalidBackend",
+    "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
+    "OptimizedModule": "torch._dynamo.OptimizedModule",
+    "aot_compile": "torch._inductor.aot_compile",
+    "aoti_load_package": "torch._inductor.aoti_load_package",
+    "compile_fx": "torch._inductor.compile_fx.compile_fx",
+    "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
+    "list_mode_options": "torch._inductor.list_mode_options",
+    "lookup_backend": "torch._dynamo.lookup_backend",
+    "package_aoti": "torch._inductor.package.package_aoti",
+}
+
+__all__ = [*_PLACES, "SEEN", "MissingFromTorch", "pytree"]
+
+
+class MissingFromTorch(ImportError):
+    """This torch lacks a private name that jetvit uses."""
+
+    def __init__(self, name: str):
+        super().__init__(
+            f"torch {torch.__version__} has no {name}, which jetvit uses. It was there in torch {', '.join(SEEN)}: "
+            "install one of these, or a newer jetvit"
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MissingFromTorch(_PLACES[name]) from error
+    globals()[name] = found
+    return found
+
+
+def attribute_of(owner: Any, name: str) -> Any:
+    """A private attribute of one of torch's objects.
+
+    Raises:
+        MissingFromTorch: it has none of that name.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise MissingFromTorch(f"{type(owner).__name__}.{name}") from error
+
+
+def schema(operator: OpOverload) -> Any:
+    """The FunctionSchema of an operator: arguments, results, what is written to and what shares memory."""
+    return operator._schema
+
+
+def edit_count(tensor: Tensor) -> int | None:
+    """How often a tensor was edited in place; None for one that was made in inference mode, which keeps no count."""
+    return None if tensor.is_inference() else attribute_of(tensor, "_version")
+
+
+def flat_inputs(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The values of a program's placeholders, weights too, in their order, as ExportedProgram's own call finds them."""
+    return list(attribute_of(program, "_graph_module_flat_inputs")(args, dict(kwargs)))
+
+
+def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
+    """Give an ExportedProgram other parameters and buffers, by FQN."""
+    attribute_of(program, "_state_dict")
+    program._state_dict = dict(state)
+
+
+def symbols_of_input(context: TracingContext, tensor: Tensor) -> Any:
+    """Which sizes of an input of a Dynamo graph are symbols, for `FakeTensorMode.from_tensor`; None if unknown."""
+    return attribute_of(context, "tensor_to_context").get(tensor)
+
+
+def type_named(name: str) -> Any:
+    """A type of operator schemas by its name in torch._C, "TensorType" say."""
+    return attribute_of(torch._C, name).get()

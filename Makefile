@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-slow lint format bench kernels bench-kernels gpu report wheel clean
+.PHONY: help demo test test-gpu test-slow test-versions lint format bench kernels bench-kernels gpu report wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,11 @@ test: $(STAMP)  ## the test suite
 
 test-gpu: $(STAMP)  ## the kernels' suite on a GPU, bf16 included
 	$(BIN)/python -m pytest -m "gpu or interpreter"
+
+test-versions: $(STAMP)  ## the test suite on the oldest, the pinned and the newest releases; hours, and 15 GB
+	$(BIN)/pip install --quiet nox
+	$(BIN)/nox
+	$(BIN)/python -m benchmarks.compatibility
 
 test-slow: $(STAMP)  ## the wide sweeps
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu and not interpreter"

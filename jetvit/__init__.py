@@ -26,6 +26,9 @@ from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
 # Last: the first import of the room binds the room to the name `search` here, and the function takes that name from it.
 # `from jetvit.search import …` goes by sys.modules and finds the room.
 from jetvit.search import calibrate, check_plan, search  # noqa: E402
+from jetvit.versions import warn_of_untested  # noqa: E402
+
+warn_of_untested()
 
 __all__ = [
     "AttentionSite",

@@ -32,7 +32,9 @@ class Blocks(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.qkv = torch.nn.Linear(11, 3 * HEADS * DIM)
-        self.weights = torch.nn.ParameterList(make_weights(HEADS * DIM, 3, HIDDEN))
+        # Each under a name of its own: Dynamo of torch 2.11 cannot unpack a ParameterList into arguments.
+        for name, weight in zip(("w1", "b1", "w2", "b2"), make_weights(HEADS * DIM, 3, HIDDEN), strict=True):
+            self.register_parameter(name, torch.nn.Parameter(weight))
         self.register_buffer("absent", ABSENT)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,7 @@ class Blocks(torch.nn.Module):
             torch.arange(size, device=image.device)[:, None] * torch.tensor([0.5, 0.1]) for size in (height, width)
         ]
         rope = [torch.stack([angle.cos(), angle.sin()], dim=1) for angle in angles]
-        out = linear_attention(q, k, v, *rope, *self.weights, height, width, 1, 3, 1e-6, "relu")
+        out = linear_attention(q, k, v, *rope, self.w1, self.b1, self.w2, self.b2, height, width, 1, 3, 1e-6, "relu")
         out = full_attention(out, k, v, *rope, height, width, 1, DIM**-0.5)
         return window_attention(out, k, v, self.absent, self.absent, height, width, 1, 4, 3, DIM**-0.5)
 

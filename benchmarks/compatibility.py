@@ -1,0 +1,141 @@
+"""What the test suite says on each set of releases, and the page that shows it.
+
+    python -m benchmarks.compatibility record NAME REPORT.xml…   after a run: releases, counts and reasons of skips
+    python -m benchmarks.compatibility [--check]                 write docs/compatibility.md from all records
+
+The reports are those of `pytest --junitxml`. `record` exits with 1 if a test failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from benchmarks.results import RESULTS, write
+
+RECORDS = RESULTS / "versions"
+PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
+PACKAGES = (
+    "torch", "triton", "torchvision", "numpy", "transformers", "timm", "onnx", "onnxscript", "onnxruntime", "networkx",
+    "scipy", "scikit-learn", "safetensors", "jsonschema", "pillow", "rich", "matplotlib", "accelerate", "hypothesis",
+    "pytest",
+)  # fmt: skip
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+def read_report(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(room, outcome, reason) of every test of a report; a test that expectedly fails counts as skipped."""
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        parts = case.get("classname", "").split(".")
+        room = parts[1] if len(parts) > 2 else "top level"
+        if (skip := case.find("skipped")) is not None:
+            yield room, "skipped", _reason(skip.get("message", ""))
+        elif case.find("failure") is not None or case.find("error") is not None:
+            yield room, "failed", case.get("name", "")
+        else:
+            yield room, "passed", ""
+
+
+def _reason(message: str) -> str:
+    """The reason of a skip, without what differs between tests that are skipped for one reason."""
+    return re.sub(r"\s+", " ", message.removeprefix("Skipped: ")).strip()
+
+
+def record(name: str, reports: Sequence[Path]) -> dict[str, Any]:
+    """What a session ran on and what came out, for `RECORDS`."""
+    tests = [test for report in reports for test in read_report(report)]
+    rooms = sorted({room for room, _, _ in tests})
+    count = Counter((room, outcome) for room, outcome, _ in tests)
+    return {
+        "session": name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": f"nox, session {name}",
+        "machine": f"{platform.machine()}, no GPU",
+        "releases": {"Python": platform.python_version(), **dict(_releases())},
+        "rooms": {room: {outcome: count[room, outcome] for outcome in OUTCOMES} for room in rooms},
+        "skips": dict(Counter(reason for _, outcome, reason in tests if outcome == "skipped").most_common()),
+        "failures": [f"{room}: {reason}" for room, outcome, reason in tests if outcome == "failed"],
+    }
+
+
+def _releases() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "–"
+
+
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """docs/compatibility.md, from the records of all sessions."""
+    names = [each["session"] for each in records]
+    rooms = sorted({room for each in records for room in each["rooms"]})
+    reasons = sorted({reason for each in records for reason in each["skips"]})
+    lines = [
+        "# Compatibility",
+        "",
+        "The whole test suite, on the oldest releases that jetvit takes, on those that it is developed with, and on",
+        "the newest. `make test-versions` runs it; this page is made from the records of these runs. None had a GPU.",
+        "",
+        "| | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for package in ("Python", *PACKAGES):
+        lines.append(f"| {package} | " + " | ".join(each["releases"].get(package, "–") for each in records) + " |")
+    for outcome in OUTCOMES:
+        totals = [sum(counts[outcome] for counts in each["rooms"].values()) for each in records]
+        lines.append(f"| **{outcome}** | " + " | ".join(f"**{total}**" for total in totals) + " |")
+    lines += ["", "Passed, failed and skipped in each folder of `tests/`:", ""]
+    lines += ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for room in rooms:
+        counts = (each["rooms"].get(room, dict.fromkeys(OUTCOMES, 0)) for each in records)
+        lines.append(
+            f"| {room} | " + " | ".join(" / ".join(str(one[key]) for key in OUTCOMES) for one in counts) + " |"
+        )
+    lines += ["", "Why tests were skipped, and how many:", ""]
+    lines += ["| reason | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for reason in reasons:
+        shown = reason.replace("|", "\\|")
+        lines.append(f"| {shown} | " + " | ".join(str(each["skips"].get(reason, "")) for each in records) + " |")
+    if failures := [(each["session"], failure) for each in records for failure in each["failures"]]:
+        lines += ["", "Failed:", "", *(f"* {session}: `{failure}`" for session, failure in failures)]
+    lines += ["", "Run on " + ", ".join(f"{each['date'][:10]} ({each['session']})" for each in records) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record a run, or write or check the page; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is behind")
+    commands = parser.add_subparsers(dest="command")
+    recording = commands.add_parser("record", help="keep what a run of the tests said")
+    recording.add_argument("name", help="of the session")
+    recording.add_argument("reports", type=Path, nargs="+", help="files of pytest --junitxml")
+    args = parser.parse_args(arguments)
+    if args.command == "record":
+        found = record(args.name, args.reports)
+        write(RECORDS / f"{args.name}.json", found)
+        for failure in found["failures"]:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if found["failures"] else 0
+    text = page([json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("*.json"))])
+    if args.check:
+        return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text else 1
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

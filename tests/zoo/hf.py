@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
@@ -21,6 +22,23 @@ SHAPE = {
     "image_size": 32,
     "patch_size": PATCH,
 }
+
+
+def since(release: str, now: str, before: str) -> str:
+    """A name that the models of transformers have since a release, or the one that they had before.
+
+    The releases are exact for ViT and DINOv2, and else the first one tested that has the new name.
+    """
+    try:
+        here = version("transformers")
+    except PackageNotFoundError:
+        return now  # no model is built
+    numbers = [tuple(int(part) for part in each.split(".")[:2]) for each in (here, release)]
+    return now if numbers[0] >= numbers[1] else before
+
+
+VIT = since("5.9", "layers.{}.attention", "encoder.layer.{}.attention.attention")
+DINOV2 = since("5.18", "encoder.layer.{}.attention", "encoder.layer.{}.attention.attention")
 
 
 def model(class_name: str, config_name: str, implementation: str, **options: Any) -> nn.Module:
@@ -76,48 +94,48 @@ CASES = (
     *both(
         "vit",
         lambda kind: model("ViTModel", "ViTConfig", kind, **SHAPE),
-        "layers.{}.attention",
+        VIT,
         inputs=INTERPOLATE,
     ),
     *both(
         "deit",
         lambda kind: model("DeiTModel", "DeiTConfig", kind, **SHAPE),
-        "layers.{}.attention",
+        VIT,
         inputs=INTERPOLATE,
         extra_before=2,
     ),
     *both(
         "dinov2",
         lambda kind: model("Dinov2Model", "Dinov2Config", kind, **SHAPE),
-        "encoder.layer.{}.attention",
+        DINOV2,
     ),
     *both(
         "dinov2_registers",
         lambda kind: model(
             "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", kind, **SHAPE, num_register_tokens=4
         ),
-        "encoder.layer.{}.attention",
+        DINOV2,
         extra_before=5,
         dynamic="batch",  # it turns the grid into Python numbers
     ),
     *both(
         "dinov3",
         lambda kind: model("DINOv3ViTModel", "DINOv3ViTConfig", kind, **SHAPE, num_register_tokens=4),
-        "model.layer.{}.attention",
+        since("5.17", "model.layer.{}.attention", "layer.{}.attention"),
         extra_before=5,
         rope="half",
     ),
     *both(
         "depth_anything",
         depth_anything,
-        "backbone.encoder.layer.{}.attention",
+        f"backbone.{DINOV2}",
         depth=4,
         dynamic="batch",  # its head turns the height and width into Python numbers
     ),
     *both(  # its pooling head attends from one probe to all tokens
         "siglip",
         lambda kind: model("SiglipVisionModel", "SiglipVisionConfig", kind, **SHAPE),
-        "encoder.layers.{}.self_attn",
+        since("5.17", "encoder.layers.{}.self_attn", "vision_model.encoder.layers.{}.self_attn"),
         inputs=INTERPOLATE,
         extra_before=0,
         rejections=("cross",),

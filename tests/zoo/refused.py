@@ -356,7 +356,7 @@ CASES = (
     library("hf_beit_eager", lambda: beit("eager"), MASK, extra_before=1),
     library("hf_sam_sdpa", lambda: sam("sdpa"), WINDOW, MASK),
     library("hf_sam_eager", lambda: sam("eager"), WINDOW, MASK),
-    library("hf_swin", lambda: hf_swin("sdpa"), WINDOW, head_dim=8),
+    library("hf_swin", lambda: hf_swin("eager"), WINDOW, head_dim=8),
     library("timm_swin", timm_swin, WINDOW, head_dim=8),
     library(
         "hf_vit_output_attentions",

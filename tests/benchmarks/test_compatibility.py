@@ -14,7 +14,7 @@ REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="0" failures="1" skipped="2" tests="5">
 <testcase classname="tests.passes.test_graph" name="test_a" time="0.1" />
 <testcase classname="tests.passes.test_graph" name="test_b" time="0.1"><failure message="no">x</failure></testcase>
-<testcase classname="tests.passes.tools.test_c" name="test_c"><skipped message="Skipped: needs   a&#10;GPU" /></testcase>
+<testcase classname="tests.passes.test_c" name="test_c"><skipped message="Skipped: needs   a&#10;GPU" /></testcase>
 <testcase classname="tests.test_zoo" name="test_d" time="0.1"><error message="no">x</error></testcase>
 <testcase classname="tests.search.test_e" name="test_e[1]"><skipped message="needs a GPU">x</skipped></testcase>
 </testsuite></testsuites>

@@ -1,7 +1,8 @@
 """The gates that need no GPU: every kernel in every configuration compiles well for an H100.
 
 One test a launch, named as `make kernels` names it. What is compiled here is a part of that table: with RoPE and a
-generated convolution, other head_dims than 64 and 128 in the default configuration only.
+generated convolution, other head_dims than 64 and 128 in the default configuration only. All configurations of bf16 at
+a head_dim of 64, and the default ones, are in `make test`; the others are slow.
 """
 
 from __future__ import annotations
@@ -88,7 +89,14 @@ def result_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Entry], Resu
     stream.close()
 
 
-@pytest.mark.parametrize("entry", HERE, ids=lambda entry: entry.name)
+def is_quick(entry: Entry) -> bool:
+    return entry.default or (entry.dtype, entry.head_dim) == ("bf16", 64)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(entry, id=entry.name, marks=() if is_quick(entry) else pytest.mark.slow) for entry in HERE],
+)
 def test_passes_the_gates(entry: Entry, result_of: Callable[[Entry], Result]) -> None:
     failures = "; ".join(result_of(entry).failures)
     assert not failures, failures

@@ -204,7 +204,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path):
     assert (process.returncode, out) == (130, "")
     rows = len(read_table(path))
     assert rows >= 2  # the third may have been in flight
-    assert err.splitlines() == [
+    assert err.splitlines()[-2:] == [  # a torch that is built for CUDA may have warned before
         f"wrote {rows} rows to {path}; the same command goes on from there",
         "interrupted; nothing was left half-written",
     ]

@@ -143,7 +143,8 @@ class _Oracle(Interpreter):
         for site in self.sites:
             choice = self.plan.choice_for(site.name)
             if site.out.node is n and choice.kind != "full":
-                self.values[n] = value = self._attend(site, choice).to(value.dtype)
+                # In the strides of the original's: what reads it may be a `view`.
+                self.values[n] = value = value.clone().copy_(self._attend(site, choice))
         return value
 
     def _attend(self, site: AttentionSite, choice: Choice) -> Tensor:

@@ -19,6 +19,7 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns import AttentionSite, PlanError, find_sites
 from jetvit.patterns.cores import SDPA
+from jetvit.patterns.storage import relies_on_strides
 from jetvit.patterns.walk import argument
 from tests.passes.models import (
     ALTERNATING,
@@ -66,7 +67,11 @@ def test_softmax_becomes_one_sdpa(name: str) -> None:
 
 def test_plain_sdpa_is_left_alone() -> None:
     for name in ("sdpa", "sdpa_scaled", "functional_mha"):
-        assert FuseAttention()(ExportedGraph(exported(name)[2])).fired == 0
+        graph = ExportedGraph(exported(name)[2])
+        # torch 2.11 captures the `view` of a MultiheadAttention, which has to become a `reshape`.
+        views = sum(relies_on_strides(site.out.node) for site in find_sites(graph))
+        assert views == 0 or (name == "functional_mha" and torch.__version__.startswith("2.11."))
+        assert FuseAttention()(graph).fired == views
 
 
 @pytest.mark.parametrize("road", ["export", "dynamo"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -183,16 +183,22 @@ def test_tokens_before_heads(road: str) -> None:
 # --- dtypes -----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def of_dtype(dtype: torch.dtype) -> tuple[nn.Module, ExportedProgram]:
+    """DINOv3 in a dtype, and its program with open sizes."""
+    case = CASES["hf_dinov3_sdpa"]
+    model, inputs = case.build().to(dtype), case.inputs(dtype=dtype)
+    return model, export_model(model, *inputs, case.dynamic_shapes(*inputs))
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype, choice: str) -> None:
     """fp64 stays exact. In half precision the tables are those that the model has rounded, and nothing else is."""
-    model = CASES["hf_dinov3_sdpa"].build()
-    wide = copy.deepcopy(model).double()
-    model = model.to(dtype)
+    wide = CASES["hf_dinov3_sdpa"].build().double()
+    model, program = of_dtype(dtype)
     inputs = CASES["hf_dinov3_sdpa"].inputs(dtype=dtype)
-    plan = plan_of(jetvit.find_attention(model, *inputs[0], kwargs=inputs[1]), [CHOICES[choice]])
-    program = export_model(model, *inputs, CASES["hf_dinov3_sdpa"].dynamic_shapes(*inputs))
+    plan = plan_of(find_sites(ExportedGraph(program)), [CHOICES[choice]])
     result = rewritten(program, plan)
     (pair,) = tables(result.graph_module)
     assert {table.meta["val"].dtype for table in pair} == {torch.promote_types(dtype, torch.float32)}

@@ -76,7 +76,14 @@ def test_what_is_trained_is_what_is_emitted(trained: tuple[nn.Module, Tensor, Su
     assert {site.name: site.choice for site in plan.sites} == path
 
 
-@pytest.mark.parametrize("name", [case.name for case in found()])
+@pytest.mark.parametrize(
+    "name",
+    # Each is built, captured twice and run five times: a third of them in `make test`.
+    [
+        pytest.param(case.name, marks=() if index % 3 == 0 or case.name in NOT_CUT else pytest.mark.slow)
+        for index, case in enumerate(found())
+    ],
+)
 def test_models_of_the_zoo(name: str):
     model, inputs, program = exported(name)
     if name in NOT_CUT:

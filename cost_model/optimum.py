@@ -226,7 +226,9 @@ class _Program:
         entries = [(row, column, value) for row, (terms, _, _) in enumerate(rows) for column, value in terms.items()]
         row_numbers, columns, values = zip(*entries, strict=True)
         size = len(self.picks) + len(self.pairs)
-        matrix = coo_array((values, (row_numbers, columns)), shape=(len(rows), size)).tocsr()
+        matrix = coo_array((values, (row_numbers, columns)), shape=(len(rows), size)).tocsc()
+        # scipy 1.13 hands the indices to HiGHS as they are, which takes no others.
+        matrix.indices, matrix.indptr = matrix.indices.astype("int32"), matrix.indptr.astype("int32")
         low, high = (np.array([row[side] for row in rows]) for side in (1, 2))
         upper = np.ones(size)
         upper[[self._column[pick] for pick in self.picks if self.costs.loss[pick[0]][pick[1]] == math.inf]] = 0.0

@@ -185,13 +185,19 @@ def _check_loading_info(
         )
     return check_fit(
         missing={name: state[name].shape for name in info["missing_keys"] if name in state},
-        misfits={
-            n: f"{list(given)} in the file, {list(mine)} in the model" for n, given, mine in info["mismatched_keys"]
-        },
+        misfits=dict(_misfit(each, tensors, state) for each in info["mismatched_keys"]),
         unexpected={name: tensors[name].shape if name in tensors else () for name in info["unexpected_keys"]},
         model_names=state,
         where=where,
     )
+
+
+def _misfit(entry: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The name of a weight of another shape, and both shapes. transformers 5 gives all three, 4.57 the name alone."""
+    if isinstance(entry, str):
+        entry = (entry, *(list(each[entry].shape) if entry in each else "another" for each in (tensors, state)))
+    name, given, mine = entry
+    return name, f"{given if isinstance(given, str) else list(given)} in the file, {list(mine)} in the model"
 
 
 def _hf_normalisation(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

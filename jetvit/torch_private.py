@@ -2,7 +2,7 @@
 
 No other file of the package takes a private name of torch (a test holds that). What is taken here may be renamed or
 dropped by any release, so each name is looked up when it is first asked for, and a missing one is named. All were there
-in the releases of `SEEN`, which the tests ran on.
+in the releases of `SEEN`.
 
 Outside of every room: this file imports none, and each may import it.
 """
@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch.utils._sympy.value_ranges import bound_sympy as bound_sympy
 
 SEEN = ("2.11.0", "2.13.0", "2.14.1")
-"""The releases of torch in which all names were there and the tests ran."""
+"""The releases of torch in which all names were there."""
 
 _PLACES = {
     # Graphs and tensors without values

@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "Python": ("3.11", "3.11"),
-    "torch": ("2.11.0", "2.14.1"),
+    "torch": ("2.11.0", "2.13.0"),
     "triton": ("3.6.0", "3.9.0"),
-    "transformers": ("4.57.0", "5.24.0"),
-    "timm": ("1.0.20", "1.0.31"),
-    "onnx": ("1.18.0", "1.23.2"),
-    "onnxscript": ("0.5.0", "0.7.2"),
-    "onnxruntime": ("1.20.0", "1.32.0"),
+    "transformers": ("5.17.0", "5.24.0"),
+    "timm": ("1.0.31", "1.0.31"),
+    "onnx": ("1.23.2", "1.23.2"),
+    "onnxscript": ("0.7.2", "0.7.2"),
+    "onnxruntime": ("1.32.0", "1.32.0"),
 }
 """The oldest and the newest release that the whole test suite ran with (docs/compatibility.md)."""
 
@@ -42,16 +42,16 @@ def installed() -> dict[str, str]:
 
 
 def untested_releases(releases: Mapping[str, str]) -> Iterator[str]:
-    """Those older or newer than all tested releases, each as "torch 2.9.1 (2.11.0 to 2.14.1 were)".
+    """Those older or newer than all tested releases, each as "torch 2.9.1 (2.11.0 to 2.13.0 were)".
 
     A later patch of a tested release counts as tested: the first two numbers are compared.
     """
     for name, release in releases.items():
         oldest, newest = TESTED[name]
-        if not _numbers(oldest) <= _numbers(release) <= _numbers(newest):
+        if not numbers(oldest) <= numbers(release) <= numbers(newest):
             yield f"{name} {release} ({f'{oldest} to {newest} were' if oldest != newest else f'{oldest} was'})"
 
 
-def _numbers(release: str) -> tuple[int, ...]:
+def numbers(release: str) -> tuple[int, ...]:
     """The first two numbers of a release: (2, 13) of 2.13.0+cpu."""
     return tuple(int(part) for part in re.findall(r"\d+", release)[:2])

@@ -59,5 +59,7 @@ def test_a_run_is_recorded_and_shown(report: Path, tmp_path: Path, monkeypatch: 
 def test_the_page_says_what_the_records_say() -> None:
     """`python -m benchmarks.compatibility` writes it again."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("*.json"))]
+    if not records:
+        pytest.skip("no run of the whole suite was recorded yet")
     assert PAGE.read_text(encoding="utf-8") == page(records)
     assert not [failure for record in records for failure in record["failures"]]

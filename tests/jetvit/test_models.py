@@ -189,7 +189,9 @@ def test_configuration_entries_as_arguments(hf_folder: Write):
     for key, value in {"layer_eps": 1, "_attn_implementation": "eager", "attn_implementation": "a/b"}.items():
         assert refusal(f"hf:{folder}", model_args={key: value}).what.startswith(f"the model argument {key}={value}")
     assert "trust_remote_code" in refusal(f"hf:{folder}", model_args={"trust_remote_code": True}).what
-    assert "num_hidden_layers=many" in refusal(f"hf:{folder}", model_args={"num_hidden_layers": "many"}).what
+    # transformers 4.57 takes it and fails to build the model.
+    error = refusal(f"hf:{folder}", model_args={"num_hidden_layers": "many"})
+    assert "num_hidden_layers=many" in error.what or "check config.json and every --model-arg" in error.do
 
 
 def test_no_folder_and_no_configuration(tmp_path: Path):

@@ -114,11 +114,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise MissingFromTorch(_PLACES[name]) from error
-    globals()[name] = found
-    return found
 
 
 def attribute_of(owner: Any, name: str) -> Any:

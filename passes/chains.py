@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from jetvit.passes.strided import Strided
 from jetvit.patterns.axes import Axes
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import SPLITS, argument, shape
 from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS
 from jetvit.patterns.projections import NORMS
 from jetvit.patterns.regions import GraphView
@@ -22,7 +22,7 @@ _COPIES = {aten.contiguous.default, aten.clone.default}
 _SAME = {*COPIES, aten.expand.default}
 _SQUEEZES = {aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default}
 _VIEWS = {*VIEWS, *_SQUEEZES} - _SAME
-_PARTS = {aten.unbind.int, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+_PARTS = {aten.unbind.int, *SPLITS}
 _SELECTIONS = {*_PARTS, aten.select.int, aten.slice.Tensor}
 _ROW_WISE = {*CASTS, *NORMS, aten.linear.default}
 _LINKS = _TURNS | _SAME | _VIEWS | _SELECTIONS | _ROW_WISE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
@@ -51,7 +51,9 @@ class FoldConstants:
     def _is_worth(self, node: Node, constant: set[Node], live: set[Node]) -> bool:
         """A computed tensor that something not constant reads, directly or through a view."""
         value = node.meta.get("val")
-        if node.op != "call_function" or node.target in _FREE or not isinstance(value, torch.Tensor):
+        if node.op != "call_function" or not isinstance(value, torch.Tensor):
+            return False
+        if node.target in _FREE and node.args[0].target not in REGION_OPERANDS:  # a region's results are computed
             return False
         if value.numel() > self.max_elements:
             return False
@@ -72,19 +74,28 @@ def _constant_nodes(graph: RewritableGraph, view: GraphView) -> set[Node]:
                 constant.add(node)
         elif (
             node.op == "call_function"
-            and _is_pure(node)
+            and _is_pure(node, graph.module)
             and _is_static(node)
             and not view.under_autocast(node)
-            and all(used in constant for used in node.all_input_nodes)
+            and all(used in constant for used in _operands(node))
         ):
             constant.add(node)
     return constant
 
 
-def _is_pure(node: Node) -> bool:
+def _operands(node: Node) -> list[Node]:
+    """The tensors that a node reads: of a region what goes into it, and not its graph."""
+    if node.target not in REGION_OPERANDS:
+        return node.all_input_nodes
+    return [each for each in node.args[REGION_OPERANDS[node.target] :] if isinstance(each, Node)]
+
+
+def _is_pure(node: Node, module: GraphModule) -> bool:
+    """Whether a call only computes its result, the same each time; of a region, whether all calls in it do."""
     target = node.target
     if target in REGION_OPERANDS:
-        return False
+        region = module.get_submodule(node.args[REGION_OPERANDS[target] - 1].target)
+        return all(_is_pure(inner, region) for inner in region.graph.nodes if inner.op == "call_function")
     if not isinstance(target, OpOverload):
         return "getitem" in str(target)
     if torch.Tag.nondeterministic_seeded in target.tags or target.overloadpacket in _UNINITIALISED:
@@ -109,9 +120,9 @@ def _evaluate(graph: RewritableGraph, wanted: list[Node]) -> dict[Node, torch.Te
         for node in graph.module.graph.nodes:
             if node not in needed:
                 continue
-            if node.op in ("placeholder", "get_attr"):
+            if node.op in ("placeholder", "get_attr") and node in graph.tensor_names:
                 environment[node] = graph.tensor(node)
-            else:
+            else:  # a call, or the graph of a region
                 environment[node] = interpreter.run_node(node)
         for node in wanted:
             results[node] = environment[node].detach().clone()

@@ -9,6 +9,13 @@ from torch.fx import Node
 
 from jetvit.patterns.sizes import Size
 
+_aten = torch.ops.aten
+SPLITS = (
+    _aten.chunk.default, _aten.split.Tensor, _aten.split.default, _aten.split.sizes, _aten.split_with_sizes.default,
+    _aten.tensor_split.sections,
+)  # fmt: skip
+"""Operators that cut an axis, their third argument, into consecutive parts."""
+
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, by position or by keyword."""

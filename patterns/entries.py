@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import argument
+from jetvit.patterns.calls import SPLITS, argument
 from jetvit.patterns.cores import CASTS, COPIES
 from jetvit.patterns.lengths import Length, Lengths, product, quotient
 from jetvit.patterns.regions import GraphView
@@ -158,6 +158,20 @@ def deal(digits: Sequence[Digit], sizes: Sequence[Length]) -> Place | None:
     return None if rest else tuple(place)
 
 
+def _within(index: Index, size: Length) -> Index | None:
+    """The index inside of one repetition of an axis of `size`; None where a digit counts both and is no number."""
+    for cut in range(len(index) + 1):
+        if _size(index[cut:]) == size:
+            return index[cut:]
+    for cut, (digit, count) in enumerate(index):
+        unit = _size(index[cut + 1 :])
+        if isinstance(digit, int) and isinstance(count, int) and isinstance(unit, int) and isinstance(size, int):
+            inside, rest = divmod(size, unit)
+            if rest == 0 and inside > 1 and count % inside == 0:
+                return ((digit % inside, inside), *index[cut + 1 :])
+    return None
+
+
 def shift(index: Index, start: Length, size: Length) -> Index | None:
     """The index plus `start`, in an axis of `size`; None where digits cannot say it."""
     if start == 0 and size == _size(index):
@@ -244,7 +258,7 @@ def repeat(entries: Entries, node: Node, place: Place) -> tuple[Node, Place] | N
     sizes = entries.lengths.shape(node.args[0])
     before: list[Index] = []
     for size, index in zip(sizes, place[len(place) - len(sizes) :], strict=True):
-        inner = next((index[cut:] for cut in range(len(index) + 1) if _size(index[cut:]) == size), None)
+        inner = _within(index, size)
         if inner is None:
             return None
         before.append(inner)
@@ -289,7 +303,7 @@ def getitem(entries: Entries, node: Node, place: Place) -> tuple[Node, Place] | 
         dim = argument(source, 1, "dim", 0) % (len(place) + 1)
         index: Index = () if size == 1 else ((number, size),)
         return source.args[0], (*place[:dim], index, *place[dim:])
-    if source.target in (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default):
+    if source.target in SPLITS:
         dim = argument(source, 2, "dim", 0) % len(place)
         start: Length = 0
         for part in source.meta["val"][:number]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import SPLITS, argument, shape
 from jetvit.patterns.cores import CASTS, COPIES, SCALINGS, VIEWS, Core
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rotation
@@ -17,7 +17,7 @@ from jetvit.patterns.site import Linear, Projections
 aten = torch.ops.aten
 LAYOUTS = (
     *VIEWS, *COPIES, aten.permute.default, aten.transpose.int, aten.t.default, aten.select.int, aten.unbind.int,
-    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.slice.Tensor, aten.squeeze.dim,
+    *SPLITS, aten.slice.Tensor, aten.squeeze.dim,
     aten.squeeze.default, aten.unsqueeze.default, aten.flatten.using_ints, aten.unflatten.int, operator.getitem,
     aten.movedim.int, aten.swapaxes.default, aten.squeeze.dims,
 )  # fmt: skip

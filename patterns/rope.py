@@ -18,7 +18,7 @@ import torch
 from torch.fx import Graph, Node
 
 from jetvit.patterns.axes import Axis, axis_size
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import SPLITS, argument, shape
 from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS, Core, Side
 from jetvit.patterns.geometry import layout_like
 from jetvit.patterns.lengths import Lengths, product, total
@@ -30,9 +30,8 @@ from jetvit.patterns.storage import storage
 from jetvit.patterns.walk import LayoutWalk
 
 aten = torch.ops.aten
-_SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.tensor_split.sections)
 _TENSORS = torch.Tensor | list | tuple  # the values of nodes that are no sizes
-_CUTS = {operator.getitem, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor, *_SPLITS, *VIEWS, *TURNS, *CASTS}
+_CUTS = {operator.getitem, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor, *SPLITS, *VIEWS, *TURNS, *CASTS}
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def _half(node: Node, x: Node, view: GraphView) -> int | None:
         if node.args[1] % len(shape(x)) == len(shape(x)) - 1 and shape(node)[-1] * 2 == size:
             return 0 if start == 0 else 1 if start == size // 2 and (stop is None or stop >= size) else None
     source = view.resolve(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
-    if source is not None and source.target in _SPLITS and view.resolve(source.args[0]) is x:
+    if source is not None and source.target in SPLITS and view.resolve(source.args[0]) is x:
         values = source.meta["val"]
         if len(values) == 2 and values[0].shape[-1] * 2 == size:
             return int(node.args[1])
@@ -261,7 +260,7 @@ def _origin(node: Node, dim: int, view: GraphView) -> Node:
         node = view.resolve(node)
         if node.target is operator.getitem:
             cut, position = view.resolve(node.args[0]), 2
-            if cut.target not in _SPLITS:
+            if cut.target not in SPLITS:
                 return node
         elif node.target is aten.slice.Tensor:
             cut, position = node, 1

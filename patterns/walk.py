@@ -17,7 +17,7 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns import ranges
 from jetvit.patterns.axes import Atom, Axes, Axis
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import SPLITS, argument, shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, quotient, same
 from jetvit.patterns.storage import storage, written
@@ -244,10 +244,7 @@ def unbind(walk: LayoutWalk, node: Node) -> Value:
     return [_marked(rest, walk.entry_of(axes[dim], index)) for index in range(len(node.meta["val"]))]
 
 
-@rule(
-    aten.chunk.default, aten.split.Tensor, aten.split.default, aten.split.sizes, aten.split_with_sizes.default,
-    aten.tensor_split.sections,
-)  # fmt: skip
+@rule(*SPLITS)
 def split(walk: LayoutWalk, node: Node) -> Value:
     """Consecutive cuts of one axis."""
     axes = walk.of(node.args[0])

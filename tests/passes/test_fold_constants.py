@@ -118,6 +118,32 @@ def test_uninitialised_memory_is_not_stored() -> None:
     assert FoldConstants()(graph).fired == 0
 
 
+def in_region(x: Tensor, m: Any) -> Tensor:
+    """DINOv3 of transformers 4.57 computes its rotary tables so."""
+    with torch.autocast("cpu", torch.bfloat16):
+        table = m.weight @ m.table
+    return x + table[:, None]
+
+
+def random_in_region(x: Tensor, m: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        noise = torch.rand(6) * m.table
+    return 0 * noise + x
+
+
+def test_a_region_of_constants_is_folded_whole_in_its_own_dtype() -> None:
+    graph, fired = folded(in_region)
+    assert fired == 1
+    assert count(graph.module, torch.ops.higher_order.wrap_with_autocast) == 0
+    (value,) = [tensor for name, tensor in graph.values().items() if name.startswith("folded")]
+    assert value.dtype == torch.bfloat16
+
+
+def test_chance_stays_chance_in_a_region() -> None:
+    graph, _ = folded(random_in_region)
+    assert count(graph.module, torch.ops.higher_order.wrap_with_autocast) == 1
+
+
 def test_under_autocast_the_dtype_is_the_regions() -> None:
     """A product of constants is narrower there than outside, where it would be computed."""
 

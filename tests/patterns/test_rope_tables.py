@@ -138,6 +138,13 @@ def packed(y: Tensor, x: Tensor, f: Tensor) -> Tables:
     return cos, sin
 
 
+def tiled_and_packed(y: Tensor, x: Tensor, f: Tensor) -> Tables:
+    """As timm 1.0.20 has it: the halves are repeated before both tables are packed into one tensor."""
+    angles = plain(y, x, f)
+    sin, cos = torch.cat([angles.sin(), angles.cos()], dim=-1).tensor_split(2, -1)
+    return cos, sin
+
+
 def without_autocast(y: Tensor, x: Tensor, f: Tensor) -> Tables:
     with torch.autocast("cpu", enabled=False):
         return of_angles(plain)(y, x, f)
@@ -156,6 +163,7 @@ AXIAL: dict[str, Callable[..., Tables]] = {
     "plain": of_angles(plain),
     "by_axis": of_angles(by_axis),
     "packed": packed,
+    "tiled_and_packed": tiled_and_packed,
     "repeated": of_angles(lambda y, x, f: axial(y, x, f).reshape(-1, HEAD_DIM // 2).repeat(1, 2)),
     "for_every_head": of_angles(lambda y, x, f: plain(y, x, f)[None, None]),
     "expanded": of_angles(lambda y, x, f: plain(y, x, f).expand(2, HEADS, -1, -1)),

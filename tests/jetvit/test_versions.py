@@ -50,9 +50,9 @@ def test_the_import_warns_once_and_names_all() -> None:
 
 
 def test_the_releases_at_hand_were_tested() -> None:
-    """The suite runs on them now: `TESTED` is behind if this fails."""
-    releases = installed() | {"Python": TESTED["Python"][0]}
-    assert list(untested_releases(releases)) == []
+    """The suite runs on them now: `TESTED` is behind if this fails. Of the others any release may have come out since."""
+    here = installed()
+    assert list(untested_releases({name: here[name] for name in ("torch", "triton")})) == []
 
 
 def test_floors_are_the_oldest_releases_that_the_tests_run_on() -> None:

@@ -50,7 +50,7 @@ def test_the_import_warns_once_and_names_all() -> None:
 
 
 def test_the_releases_at_hand_were_tested() -> None:
-    """The suite runs on them now: `TESTED` is behind if this fails. Of the others any release may have come out since."""
+    """The suite runs on them now: `TESTED` is behind if this fails. Of other packages a new release may be out."""
     here = installed()
     assert list(untested_releases({name: here[name] for name in ("torch", "triton")})) == []
 

@@ -18,7 +18,7 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "onnxscript": ("0.7.2", "0.7.2"),
     "onnxruntime": ("1.32.0", "1.32.0"),
 }
-"""The oldest and the newest release that the whole test suite ran with (docs/compatibility.md)."""
+"""The oldest and the newest release that the whole test suite ran with."""
 
 
 def warn_of_untested() -> None:

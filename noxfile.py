@@ -29,12 +29,13 @@ SUITES = {
 @nox.parametrize("transformers", ["4.57.0", "5.17.0"])
 def tests_oldest(session: nox.Session, transformers: str) -> None:
     """torch 2.11 and the floors of pyproject.toml, with two releases of transformers."""
+    name = f"oldest-transformers-{transformers.rpartition('.')[0]}"
     lines = Path("constraints-oldest.txt").read_text().splitlines()
-    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints = folder_of(name) / "constraints.txt"
     kept = [line for line in lines if not line.startswith("transformers")]
     constraints.write_text("\n".join([*kept, f"transformers=={transformers}"]) + "\n")
     install(session, constraints)
-    run_tests(session, f"oldest-transformers-{transformers.rpartition('.')[0]}")
+    run_tests(session, name)
 
 
 @nox.session(name="tests", python=["3.11", "3.12", "3.13", "3.14"])
@@ -51,6 +52,13 @@ def tests_newest(session: nox.Session) -> None:
     run_tests(session, "newest")
 
 
+def folder_of(name: str) -> Path:
+    """The folder of a session's own files. nox's would become the TMPDIR of the tests, inside of the checkout."""
+    folder = Path("build", "versions", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def install(session: nox.Session, constraints: Path | None) -> None:
     """Install jetvit and what it is tested with. torch first, so that nothing pulls another build of it."""
     pinned = ["--constraint", str(constraints.resolve())] if constraints else ["--upgrade"]
@@ -61,7 +69,7 @@ def install(session: nox.Session, constraints: Path | None) -> None:
 
 def run_tests(session: nox.Session, name: str) -> None:
     """Run both parts of the suite, record both, and fail if one did."""
-    folder = Path(session.create_tmp()).resolve()
+    folder = folder_of(name)
     for suite, (arguments, environment) in SUITES.items():
         report = folder / f"{suite}.xml"
         report.unlink(missing_ok=True)

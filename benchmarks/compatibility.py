@@ -9,19 +9,18 @@ The reports are those of `pytest --junitxml`. `record` exits with 1 if a test fa
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.results import RESULTS, write
+from benchmarks.results import RESULTS, environment, write
 
 RECORDS = RESULTS / "versions"
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
@@ -58,9 +57,7 @@ def record(name: str, reports: Sequence[Path]) -> dict[str, Any]:
     count = Counter((room, outcome) for room, outcome, _ in tests)
     return {
         "session": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"nox, session {name}",
-        "machine": f"{platform.machine()}, no GPU",
+        **environment(),
         "releases": {"Python": platform.python_version(), **dict(_releases())},
         "rooms": {room: {outcome: count[room, outcome] for outcome in OUTCOMES} for room in rooms},
         "skips": dict(Counter(reason for _, outcome, reason in tests if outcome == "skipped").most_common()),
@@ -81,36 +78,43 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     names = [each["session"] for each in records]
     rooms = sorted({room for each in records for room in each["rooms"]})
     reasons = sorted({reason for each in records for reason in each["skips"]})
+    totals = {
+        outcome: [sum(counts[outcome] for counts in each["rooms"].values()) for each in records] for outcome in OUTCOMES
+    }
+    releases = {package: [each["releases"].get(package, "–") for each in records] for package in ("Python", *PACKAGES)}
+    by_room = {room: [each["rooms"].get(room, dict.fromkeys(OUTCOMES, 0)) for each in records] for room in rooms}
     lines = [
         "# Compatibility",
         "",
         "The whole test suite, on the oldest releases that jetvit takes, on those that it is developed with, and on",
-        "the newest. `make test-versions` runs it; this page is made from the records of these runs. None had a GPU.",
+        "the newest. `make test-versions` runs it; this page is made from the records of these runs.",
         "",
-        "| | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
+        *_table(
+            names, releases | {f"**{outcome}**": [f"**{each}**" for each in totals[outcome]] for outcome in OUTCOMES}
+        ),
+        "",
+        "Passed, failed and skipped in each folder of `tests/`:",
+        "",
+        *_table(
+            names, {room: [" / ".join(str(one[key]) for key in OUTCOMES) for one in by_room[room]] for room in rooms}
+        ),
+        "",
+        "Why tests were skipped, and how many:",
+        "",
+        *_table(names, {reason: [each["skips"].get(reason, "") for each in records] for reason in reasons}),
     ]
-    for package in ("Python", *PACKAGES):
-        lines.append(f"| {package} | " + " | ".join(each["releases"].get(package, "–") for each in records) + " |")
-    for outcome in OUTCOMES:
-        totals = [sum(counts[outcome] for counts in each["rooms"].values()) for each in records]
-        lines.append(f"| **{outcome}** | " + " | ".join(f"**{total}**" for total in totals) + " |")
-    lines += ["", "Passed, failed and skipped in each folder of `tests/`:", ""]
-    lines += ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for room in rooms:
-        counts = (each["rooms"].get(room, dict.fromkeys(OUTCOMES, 0)) for each in records)
-        lines.append(
-            f"| {room} | " + " | ".join(" / ".join(str(one[key]) for key in OUTCOMES) for one in counts) + " |"
-        )
-    lines += ["", "Why tests were skipped, and how many:", ""]
-    lines += ["| reason | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for reason in reasons:
-        shown = reason.replace("|", "\\|")
-        lines.append(f"| {shown} | " + " | ".join(str(each["skips"].get(reason, "")) for each in records) + " |")
     if failures := [(each["session"], failure) for each in records for failure in each["failures"]]:
         lines += ["", "Failed:", "", *(f"* {session}: `{failure}`" for session, failure in failures)]
-    lines += ["", "Run on " + ", ".join(f"{each['date'][:10]} ({each['session']})" for each in records) + "."]
+    lines += ["", "Run on:", "", *(f"* {each['session']}: {each['device']}, {each['date'][:10]}" for each in records)]
     return "\n".join(lines) + "\n"
+
+
+def _table(names: Sequence[str], rows: Mapping[str, Sequence[object]]) -> Iterator[str]:
+    """The lines of a table with a column a session."""
+    yield "| | " + " | ".join(names) + " |"
+    yield "|---|" + "---|" * len(names)
+    for title, cells in rows.items():
+        yield f"| {title.replace('|', chr(92) + '|')} | " + " | ".join(map(str, cells)) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ class Level(NamedTuple):
 
     def has_index(self) -> bool:
         """Whether one of the two is, or ends with, a number: that of a layer, or of a call."""
-        return any(name[-1:].isdigit() and (name.isdigit() or "#" in name) for name in (self.old, self.new))
+        return any(name.isdigit() or "#" in name for name in (self.old, self.new))
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,16 @@ def _ambiguous(best: list[tuple[str, str]], found: dict[tuple[str, str], dict[st
             do="compile the whole model, not its blocks one by one",
         )
     prefixes = [removed or added for removed, added in best]
+    first = next(iter(found[best[0]]))
+    return several_parts(first, f"its site names match with any of the prefixes {_some(prefixes)}")
+
+
+def several_parts(site: str, why: str) -> PlanError:
+    """The refusal of a plan whose site could be several of the model's."""
     return PlanError(
         "the plan fits more than one part of the model",
-        why=f"its site names match with any of the prefixes {_some(prefixes)}",
-        where=f"site {next(iter(found[best[0]]))} of the plan",
+        why=why,
+        where=f"site {site} of the plan",
         do="apply the plan to the one part that it was made on, then put that part back",
     )
 

@@ -17,7 +17,7 @@ from jetvit.cost_model import plan_file
 from jetvit.cost_model.base_weights import base_warning, check_base, find_moved
 from jetvit.cost_model.choice import Choice
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape, refuse_repeats
-from jetvit.cost_model.names import NameMatch, match_names
+from jetvit.cost_model.names import NameMatch, match_names, several_parts
 from jetvit.cost_model.renaming import renamed_matches
 from jetvit.patterns.errors import PlanError
 
@@ -241,7 +241,7 @@ class Plan:
         if match.absent:
             self._refuse_scattered(match)
         if tensors and match.mapping:
-            match = replace(match, moved=find_moved(match.own(self.base_samples), match.rename, tensors))
+            match = self._with_moved(match, tensors)
         difference = None if partial and not match.mapping else self._difference(match, model, partial)
         if difference is not None:
             raise PlanError(
@@ -270,20 +270,18 @@ class Plan:
             fitting = [match for match in fitting if self._has_base(match, tensors)]
         if len(fitting) > 1:
             first = self.fingerprint.names[0]
-            raise PlanError(
-                "the plan fits more than one part of the model",
-                why=f"{first} could be any of {', '.join(match.mapping[first] for match in fitting)}",
-                where=f"site {first} of the plan",
-                do="apply the plan to the one part that it was made on, then put that part back",
-            )
+            raise several_parts(first, f"it could be any of {', '.join(match.mapping[first] for match in fitting)}")
         return fitting[0] if fitting else None
+
+    def _with_moved(self, match: NameMatch, tensors: Mapping[str, Tensor]) -> NameMatch:
+        """A match that knows the new names of the base weights, found by their values."""
+        return replace(match, moved=find_moved(match.own(self.base_samples), match.rename, tensors))
 
     def _has_base(self, match: NameMatch, tensors: Mapping[str, Tensor]) -> bool:
         """Whether a model's weights are known to be those that the plan was made on."""
         if self.base_samples:
-            match = replace(match, moved=find_moved(self.base_samples, match.rename, tensors))
             try:
-                return not check_base(match.here(self.base_samples), tensors)
+                return not check_base(self._with_moved(match, tensors).here(self.base_samples), tensors)
             except PlanError:
                 return False
         return bool(self.base) and base_warning(match.here(self.base), tensors) is None
@@ -324,7 +322,7 @@ class Plan:
         """
         file, document, tensors = plan_file.read(path)
         samples = {name: tensor for name, tensor in tensors.items() if name.startswith(_SAMPLES_PREFIX)}
-        with _errors_in(str(file)), plan_file.unchecked(str(file)):
+        with plan_file.unchecked(str(file)), _errors_in(str(file)):
             return cls(
                 sites=tuple(SitePlan.from_json(site) for site in document["sites"]),
                 fingerprint=Fingerprint(tuple(SiteShape.from_json(s) for s in document["fingerprint"]["sites"])),
@@ -354,7 +352,7 @@ def _errors_in(file: str) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        where = f"{file}, {error.where}" if error.where and not error.where.startswith(file) else file
+        where = f"{file}, {error.where}" if error.where else file
         raise PlanError(error.what, why=error.why, where=where, do=error.do) from None
 
 

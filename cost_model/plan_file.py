@@ -99,7 +99,7 @@ def validate(document: Any, where: str) -> None:
         )
     try:
         from jsonschema.exceptions import best_match
-    except ImportError:  # a machine that is only lent has torch and little else
+    except ImportError:  # a GPU machine may have torch and little else
         log.warning("jsonschema is not installed: %s is not checked against the schema of plans", where)
         return
     try:

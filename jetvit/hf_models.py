@@ -194,10 +194,10 @@ def _check_loading_info(
 
 def _misfit(entry: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, str]:
     """The name of a weight of another shape, and both shapes. transformers 5 gives all three, 4.57 the name alone."""
-    if isinstance(entry, str):
-        entry = (entry, *(list(each[entry].shape) if entry in each else "another" for each in (tensors, state)))
-    name, given, mine = entry
-    return name, f"{given if isinstance(given, str) else list(given)} in the file, {list(mine)} in the model"
+    name, *shapes = (entry,) if isinstance(entry, str) else entry
+    shapes = shapes or [each[name].shape if name in each else None for each in (tensors, state)]
+    given, mine = ("another shape" if shape is None else list(shape) for shape in shapes)
+    return name, f"{given} in the file, {mine} in the model"
 
 
 def _hf_normalisation(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

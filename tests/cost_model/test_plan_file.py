@@ -586,7 +586,7 @@ def with_schema(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_machine_without_jsonschema(folder: Path, with_schema: bool, caplog: pytest.LogCaptureFixture):
-    """GPU machines that are lent may have torch and little else: the plan is read there, and not checked as well."""
+    """A GPU machine may have torch and little else: the plan is read there, and not checked as well."""
     assert Plan.load(folder) == OLD
     assert with_schema == ("jsonschema is not installed" not in caplog.text)
     rewrite(folder, lambda document: document.pop("sites"))

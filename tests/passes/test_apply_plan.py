@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jetvit
-from jetvit.cost_model import Choice, Plan, base_record, sample_base
+from jetvit.cost_model import Choice, Fingerprint, Plan, base_record, projection_weights, sample_base
 from jetvit.kernels import linear_attention
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
 from jetvit.passes.apply_plan import ApplyPlan, rewritten_choice
@@ -197,6 +198,42 @@ def test_the_same_feature_map_again_changes_nothing_and_another_is_refused(featu
     message = f"is linear {feature_map} in the graph and linear {other} in the plan"
     with pytest.raises(PlanError, match=message):
         jetvit.optimize(optimized, plan=of_feature_map(model, other))
+
+
+# --- names of another release -----------------------------------------------------------------------------------------
+
+
+def of_another_release(model: nn.Module) -> tuple[Plan, Plan]:
+    """A plan, and the same one as it would be of a release that called `blocks` `layers`."""
+    sites = jetvit.find_attention(model, IMAGE)
+    plan = plan_of(sites, base=base_record(projection_weights(sites, dict(model.state_dict()))))
+
+    def before(name: str) -> str:
+        return name.replace("blocks.", "layers.")
+
+    fingerprint = Fingerprint(tuple(replace(site, name=before(site.name)) for site in plan.fingerprint.sites))
+    entries = tuple(replace(entry, name=before(entry.name)) for entry in plan.sites)
+    base = {before(name): values for name, values in plan.base.items()}
+    return plan, Plan(entries, fingerprint, base=base)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_plan_of_another_release_is_the_same_plan(road: str) -> None:
+    model = vit()
+    plan, older = of_another_release(model)
+    assert_close(by_road(road, model, ((IMAGE,), {}), older)(IMAGE), planned(model, ((IMAGE,), {}), plan))
+
+
+def test_a_plan_of_another_release_again_changes_nothing_and_another_is_refused() -> None:
+    model = vit()
+    plan, older = of_another_release(model)
+    optimized = jetvit.optimize(export_model(model, (IMAGE,)), plan=plan)
+    assert jetvit.optimize(optimized, plan=older) is optimized
+    turned = tuple(
+        replace(entry, choice=other.choice) for entry, other in zip(older.sites, older.sites[::-1], strict=True)
+    )
+    with pytest.raises(PlanError, match="rewritten before, by another plan"):
+        jetvit.optimize(optimized, plan=replace(older, sites=turned))
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Weights:
         self._tensors: dict[ir.Value, str] = {}
         self._numbers: dict[ir.Value, Known] = {}
         self._uniform: dict[ir.Value, Any] = {}
+        self._folded: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
         self._signature = scopes.parameters(graph)
         self._own = {name for name, value in graph.initializers.items() if not self.is_made_up(value)}
         for node in graph.all_nodes():
@@ -139,8 +140,22 @@ class Weights:
                     self._uniform[value] = tensor.reshape(-1)[0].item()
                     return self.stored(value)
                 tensor = tensor.t().contiguous() if self.is_turned(value) else tensor
-                self._tensors[value] = self._register(self._name(value), tensor, self._is_parameter(value, tensor))
+                self._tensors[value] = self._keep(value, tensor)
         return self.tensor(self._tensors[value])
+
+    def _keep(self, value: ir.Value, tensor: Tensor) -> str:
+        """Register the tensor of a constant; returns its FQN.
+
+        An exporter that folds a table which all layers read writes it anew for each of them, and for q and for k, where
+        the matcher looks for one table: equal ones are kept once, unless the original model had them itself.
+        """
+        own = value in self._names or not self.is_made_up(value)
+        alike = [] if own else self._folded.setdefault((tensor.dtype, tensor.shape), [])
+        for name in alike:
+            if torch.equal(self.tensor(name), tensor):
+                return name
+        alike.append(self._register(self._name(value), tensor, self._is_parameter(value, tensor)))
+        return alike[-1]
 
     def table(self, value: Known) -> Tensor:
         """A constant that was computed while the graph was read."""

@@ -29,6 +29,7 @@ from benchmarks.breakdown_profile import profiled, split
 from benchmarks.end_to_end_models import MODELS
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.plain_vit import PlainViT
+from tests.upstream import runs_dinov3_without_data
 
 CPU, CUDA = DeviceType.CPU, DeviceType.CUDA
 KNOWN = {"device": "a CPU", "torch": torch.__version__, "code": "12345678", "dry": "True"}
@@ -104,6 +105,7 @@ def test_on_a_cpu_operators_take_the_place_of_kernels() -> None:
     assert 0 <= found.gaps_ms < found.wall_ms
 
 
+@runs_dinov3_without_data
 def test_a_subject_is_a_model_of_the_end_to_end_benchmark_and_brings_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     small = MODELS["DINOv3-L"].shrunk()
     monkeypatch.setitem(MODELS, "DINOv3-L", small)

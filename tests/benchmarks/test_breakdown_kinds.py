@@ -30,6 +30,7 @@ from benchmarks.breakdown_kinds import (
 )
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, pixels
 from benchmarks.kernel_shapes import Ceilings
+from tests.upstream import runs_dinov3_without_data
 
 KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
 NAMES = {
@@ -180,6 +181,7 @@ def test_a_record_adds_up() -> None:
     assert found["unknown"] == ["some_new_kernel"]
 
 
+@runs_dinov3_without_data
 def test_the_table_of_floors_names_every_part(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr(breakdown_kinds, "MODELS", {"DINOv3-L": MODELS["DINOv3-L"]})
     breakdown_kinds.main()

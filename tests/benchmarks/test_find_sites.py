@@ -7,8 +7,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from benchmarks.find_sites import measure
+from tests.upstream import runs_dinov3_without_data
 
 
+@runs_dinov3_without_data
 def test_finding_is_fast_and_complete():
     row = measure(depth=4)
     assert (row["sites"], row["refused"], row["grid"]) == (4, 0, [64, 128])

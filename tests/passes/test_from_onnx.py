@@ -180,6 +180,26 @@ def test_a_weight_has_any_name(names: tuple[str, str], tmp_path: Path) -> None:
     torch.testing.assert_close(program.module()(x)["y"].detach(), torch.from_numpy(product))
 
 
+def test_a_table_that_was_folded_for_each_reader_is_one(tmp_path: Path) -> None:
+    """Tables of RoPE, which q and k are to share; what bears a name of the model stays apart."""
+    nodes = [
+        node("Mul", "x val_1", "a"),
+        node("Mul", "a val_2", "b"),
+        node("Mul", "b val_3", "c"),
+        node("Mul", "c layer.one", "d"),
+        node("Mul", "d layer.two", "y"),
+    ]
+    table = np.arange(8, dtype=np.float32).reshape(2, 4)
+    names = ("val_1", "val_2", "layer.one", "layer.two")
+    constants = [onnx.numpy_helper.from_array(table, name) for name in names]
+    constants.append(onnx.numpy_helper.from_array(table + 1, "val_3"))
+    file = save(tmp_path / "m.onnx", nodes, constants, {"x": [2, 4]}, {"y": [2, 4]})
+    program = read_onnx(file)
+    assert sorted(program.state_dict) == ["constants.val_1", "constants.val_3", "layer.one", "layer.two"]
+    expected = torch.from_numpy(table**4 * (table + 1))
+    assert torch.equal(program.module()(torch.ones(2, 4))["y"], expected)
+
+
 def test_a_graph_may_have_no_nodes(tmp_path: Path) -> None:
     program = read_onnx(save(tmp_path / "m.onnx", [], [], {"x": [2]}, {"x": [2]}))
     assert program.module()(torch.ones(2))["x"].tolist() == [1, 1]

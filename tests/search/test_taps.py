@@ -19,10 +19,11 @@ from jetvit.search.taps import Taps, blocks_of, evenly, read_by_the_head
 from tests.passes.models import assert_close
 from tests.search.tiny import SIZE, small
 from tests.zoo import CASES
+from tests.zoo.hf import since
 
 # By model: its blocks, and those that something behind the blocks reads.
 READ = {
-    "hf_dinov3_sdpa": ("model.layer.{}", [0, 1], [1]),
+    "hf_dinov3_sdpa": (since("5.17", "model.layer.{}", "layer.{}"), [0, 1], [1]),
     "hf_depth_anything_sdpa": ("backbone.encoder.layer.{}", [0, 1, 2, 3], [0, 1, 2, 3]),
     "timm_vit_fused": ("blocks.{}", [0, 1], [1]),
 }

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from jetvit import kernels, torch_private
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
+from jetvit.handed_on import Results, hand_on, learn
 from jetvit.passes.capture import capture_dynamo
 from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
@@ -45,19 +46,22 @@ class BackendOptions:
     inner_options: its options (for "inductor": its configuration; for "tensorrt": Torch-TensorRT's settings, and
         "plugins": True).
     freeze: the weights will not change: fold and merge them into the graph, one compilation an instance.
+    partial: what happens where an attention that the plan changes is in a graph and cannot be rewritten there, because
+        the token grid is lost for instance: "raise", or "warn" and compute full attention.
     """
 
     plan: Any = None
     inner: str | Callable[..., Any] = "inductor"
     inner_options: Mapping[str, Any] = field(default_factory=dict)
     freeze: bool = False
+    partial: str = "raise"
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:
         """Options from the mapping that `torch.compile` hands on.
 
         Raises:
-            InputError: an option is not known.
+            InputError: an option is not known, or `partial` is none of its two values.
         """
         known = [each.name for each in fields(cls)]
         for name in options or {}:
@@ -67,7 +71,10 @@ class BackendOptions:
                     f"the jetvit backend has no option {name!r}",
                     do=f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known)}",
                 )
-        return cls(**dict(options or {}))
+        parsed = cls(**dict(options or {}))
+        if parsed.partial not in ("raise", "warn"):
+            raise InputError(f"the option partial is {parsed.partial!r}", do='it is "raise" or "warn"')
+        return parsed
 
 
 def jetvit(
@@ -92,11 +99,17 @@ def jetvit(
     plan = load_plan(parsed.plan)
     tensorrt = _tensorrt(parsed, mode) if parsed.inner in TENSORRT else None
     graph = capture_dynamo(gm, example_inputs, parsed.freeze)
-    run_pipeline(graph, passes(plan, partial=True))
+    results = None
+    if plan is not None:
+        learn(graph, example_inputs)
+        results = Results(graph)
+    run_pipeline(graph, passes(plan, partial=True, skip_refused=parsed.partial == "warn"))
     if tensorrt is not None:
         compiled = tensorrt(graph, example_inputs)
     else:
         compiled = _compile_inner(graph.module, example_inputs, parsed, mode)
+    if results is not None:
+        compiled = hand_on(compiled, graph, results)
     tied = plan is not None and bool(plan.weights)
     if not (tied or parsed.freeze):
         return compiled

@@ -8,7 +8,7 @@ into the operator where that is provably the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,9 +21,9 @@ from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.rope import OperatorOperands
 from jetvit.patterns.errors import PlanError
-from jetvit.patterns.find import find_sites
+from jetvit.patterns.find import UNNAMED, find_sites
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.site import AttentionSite, Rewritten, Sites
+from jetvit.patterns.site import AttentionSite, Rejection, Rewritten, Sites
 from jetvit.patterns.sizes import is_static
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,12 @@ class ApplyPlan:
     Args:
         plan: the plan.
         partial: the graph may hold only some of the plan's sites (Dynamo, after a graph break).
+        skip_refused: attentions that the plan changes and that cannot be rewritten stay as they are, with a warning.
     """
 
     plan: Plan
     partial: bool = False
+    skip_refused: bool = False
     name: ClassVar[str] = "apply-plan"
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
@@ -49,10 +51,13 @@ class ApplyPlan:
         if sites.rewritten:
             _check_same_plan(self.plan, sites, graph)
             return PassResult(notes=("the plan was applied before",))
+        refused = list(_refused(self.plan, sites, self.partial))
+        if refused and not (self.partial and self.skip_refused):
+            raise _refusal(refused, self.partial)
         match = self.plan.match(sites, partial=self.partial, tensors=graph.values())
         if match.absent:
             _check_part(self.plan, match, sites, graph)
-        notes = _notes(self.plan, match, sites, graph)
+        notes = _notes(self.plan, match, sites, graph, refused)
         weights = {match.rename(name): tensor for name, tensor in self.plan.weights.items()}
         chosen = {match.mapping[entry.name]: entry.choice for entry in self.plan.sites if entry.name in match.mapping}
         work = [(site, chosen[site.name]) for site in sites if _changes(site, chosen.get(site.name))]
@@ -64,6 +69,41 @@ class ApplyPlan:
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name])
         return PassResult(len(work) + replaced, tuple(notes))
+
+
+def _refused(plan: Plan, sites: Sites, partial: bool) -> Iterator[tuple[str, Rejection]]:
+    """The sites that a plan changes and that the graph has as attentions which cannot be rewritten, by the plan's name.
+
+    In a part of a graph an attention may have lost its name: one that needs what lies before the part may be any site.
+    """
+    rejected = {rejection.name: rejection for rejection in sites.rejected}
+    try:
+        names = (entry.name for entry in plan.sites)
+        match = match_names(names, [*(site.name for site in sites), *rejected], partial=True)
+    except PlanError:
+        return  # of several parts of a model: that is the first thing to tell
+    changed = [entry.name for entry in plan.sites if entry.choice.kind != "full"]
+    for name in changed:
+        if (rejection := rejected.get(match.mapping.get(name, ""))) is not None:
+            yield name, rejection
+    if partial and changed and not match.mapping:
+        for rejection in sites.rejected:
+            if rejection.name.partition("#")[0] == UNNAMED and rejection.from_inputs:
+                yield f"an attention whose name is lost, maybe {changed[0]}", rejection
+
+
+def _refusal(refused: Sequence[tuple[str, Rejection]], partial: bool) -> PlanError:
+    (name, rejection), others = refused[0], len(refused) - 1
+    if rejection.from_inputs:
+        do = "compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize"
+    else:
+        do = "see jetvit.explain for all attentions of the model, and make a plan without this one"
+    return PlanError(
+        f"the plan changes {name}{f' and {others} more' if others else ''}, which cannot be rewritten here",
+        why=rejection.reason,
+        where=rejection.source,
+        do=do + (', or allow full attention there with options={"partial": "warn"}' if partial else ""),
+    )
 
 
 def _changes(site: AttentionSite, choice: Choice | None) -> bool:
@@ -226,11 +266,13 @@ def _check_base(plan: Plan, match: NameMatch, graph: RewritableGraph) -> list[st
     return [note]
 
 
-def _notes(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph) -> list[str]:
+def _notes(
+    plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph, refused: Sequence[tuple[str, Rejection]]
+) -> list[str]:
     """What the user should be told, and is, as warnings of the log."""
-    notes = []
-    if match.absent:
-        notes.append(f"{len(match.absent)} sites of the plan are not in this graph, first {match.absent[0]}")
+    notes = [f"{name} keeps full attention, against the plan: {rejection.reason}" for name, rejection in refused]
+    if absent := [name for name in match.absent if name not in dict(refused)]:
+        notes.append(f"{len(absent)} sites of the plan are not in this graph, first {absent[0]}")
     if match.added or match.removed:
         prefix = f"with {match.added!r} added" if match.added else f"without {match.removed!r}"
         log.info("the plan's names are taken %s in front", prefix)

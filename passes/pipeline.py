@@ -38,15 +38,18 @@ class PassRecord:
     notes: tuple[str, ...] = ()
 
 
-def passes(plan: Plan | None = None, partial: bool = False, operator: bool | None = None) -> list[Pass]:
+def passes(
+    plan: Plan | None = None, partial: bool = False, operator: bool | None = None, skip_refused: bool = False
+) -> list[Pass]:
     """The passes in their order.
 
     Args:
         plan: the approximate rewrites to make; None makes none.
         partial: the graph may hold only some of the plan's sites.
         operator: whether full attention becomes an operator, as `FuseAttention` takes it.
+        skip_refused: as `ApplyPlan` takes it.
     """
-    approximate: list[Pass] = [ApplyPlan(plan, partial)] if plan is not None else []
+    approximate: list[Pass] = [ApplyPlan(plan, partial, skip_refused)] if plan is not None else []
     exact: list[Pass] = [FuseAttention(operator), StraightenViews(), MergeProjections(), FoldConstants(), CleanUp()]
     return [Normalize(), *approximate, *exact]
 

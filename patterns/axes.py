@@ -22,7 +22,7 @@ class Atom:
     kind: "row" or "col" (of a two-dimensional map), "input" (an axis of a user's input), "feature" (made by a matrix
         product), "weight" (of a parameter or a constant) or "unknown" (made by an operator not known to the walk).
     origin: where it came from, in words.
-    entry: for "input", the input's name and the number of the axis there.
+    entry: of an axis of an input, the input's name and the number of the axis there.
     pieces: the atom and piece numbers that it was split from.
     cut: the axis and the bounds that it was sliced from.
     segments: the axes that were concatenated, with their sizes.

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
+
+if TYPE_CHECKING:
+    from jetvit.patterns.known_axes import Known
 
 
 @dataclass
@@ -17,8 +21,10 @@ class CapturedGraph:
         module: the graph. Autocast and no_grad regions are submodules (export) or flat enter/exit nodes (Dynamo).
         tensor_names: the FQN of every placeholder or attribute that stands for a parameter, buffer or constant.
         ambient_autocast: device type → dtype of the autocast regions that were open when the graph was captured.
+        known: what an earlier graph of the model has told of the axes of a placeholder.
     """
 
     module: GraphModule
     tensor_names: Mapping[Node, str]
     ambient_autocast: Mapping[str, torch.dtype] = field(default_factory=dict)
+    known: Mapping[Node, Known] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from torch.fx import Node
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.cores import Core, find_cores
 from jetvit.patterns.geometry import Geometry, Refused, read_geometry
+from jetvit.patterns.known_axes import entries
 from jetvit.patterns.names import module_name, source_line, unique
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
@@ -19,6 +20,9 @@ from jetvit.patterns.storage import storage, writes
 from jetvit.patterns.walk import LayoutWalk
 
 log = logging.getLogger(__name__)
+
+UNNAMED = "(root)"
+"""What an attention is called that is in no module of the model, or in the model itself."""
 
 
 def find_sites(graph: CapturedGraph) -> Sites:
@@ -30,7 +34,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
         The sites in the order of execution; `.rejected` holds the near misses. Linear in the size of the graph.
     """
     view = GraphView(graph.module, graph.ambient_autocast)
-    walk = LayoutWalk(view, graph.tensor_names)
+    walk = LayoutWalk(view, graph.tensor_names, entries(graph))
     order = {node: index for index, node in enumerate(view.nodes)}
     mutations, ropes = writes(view), RopeReader(walk)
     answers: dict[Node, tuple[Core, Geometry | Refused] | None] = {
@@ -40,7 +44,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
         answers[core.out.node] = (core, _judge(core, walk, mutations, order))
     # Names count through found, refused and rewritten ones alike, so that a rewrite does not rename its neighbours.
     nodes = sorted(answers, key=order.__getitem__)
-    names = unique([module_name(node) or "(root)" for node in nodes])
+    names = unique([module_name(node) or UNNAMED for node in nodes])
     sites = Sites()
     for name, node in zip(names, nodes, strict=True):
         answer = answers[node]
@@ -59,7 +63,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
 def _rejection(name: str, out: Node, refused: Refused) -> Rejection:
     where = source_line(refused.node) or source_line(out)
     log.info("%s: refused: %s (node %s, %s)", name, refused.reason, refused.node.name, where)
-    return Rejection(name, refused.reason, refused.node, where)
+    return Rejection(name, refused.reason, refused.node, where, refused.from_inputs)
 
 
 def _judge(

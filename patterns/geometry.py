@@ -16,11 +16,11 @@ from jetvit.patterns.walk import LayoutWalk
 
 
 class Refused(Exception):
-    """A core that is no rewritable site: the reason and the node at which it shows."""
+    """A core that is no rewritable site: the reason, the node at which it shows, and `Rejection.from_inputs`."""
 
-    def __init__(self, reason: str, node: Node):
+    def __init__(self, reason: str, node: Node, from_inputs: bool = False):
         super().__init__(reason)
-        self.reason, self.node = reason, node
+        self.reason, self.node, self.from_inputs = reason, node, from_inputs
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
     segments = ax.flat_segments(axis)
     grids = [index for index, (part, _) in enumerate(segments) if _grid(part) is not None]
     if len(grids) != 1:
-        raise Refused(_no_grid(segments, len(grids)), node)
+        raise Refused(_no_grid(segments, len(grids)), node, from_inputs=bool(_inputs(axis)))
     grid = _grid(segments[grids[0]][0])
     assert grid is not None
     before: Size = 0
@@ -195,13 +195,25 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         assert core.q is not None
         assert side is not None
         count, other = ax.axis_size(tokens[0]), ax.axis_size(axis)
+        inputs, others = _inputs(tokens[0]), _inputs(axis)
+        from_inputs = bool(inputs and others) and same(count, other)
         if ax.rank_of(tokens[0]) <= 0 and is_static(count):
             reason = f"cross attention: {count} learned queries attend to {other} tokens"
+        elif from_inputs:
+            reason = (
+                f"q and {name} come into this graph as inputs, {', '.join(inputs)} and {', '.join(others)}: "
+                "whether they are the same tokens is not known"
+            )
         elif same(count, other):
             reason = f"cross attention: {name} comes from another token sequence than q"
         else:
             reason = f"cross attention: {count} queries attend to {other} tokens"
-        raise Refused(reason, side.node)
+        raise Refused(reason, side.node, from_inputs)
+
+
+def _inputs(axis: Axis) -> list[str]:
+    """The inputs of the graph that the atoms of an axis were axes of."""
+    return list(dict.fromkeys(atom.root.entry[0] for atom in axis if atom.root.entry is not None))
 
 
 def _check_alignment(core: Core, walk: LayoutWalk) -> None:

@@ -9,6 +9,9 @@ from torch.fx import Node
 _ROOT = re.compile(r"^[LG]\[[^\]]*\](?:\[\d+\])?(?:\.__self__)?")
 _INDEX = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]")
 _CALL_COUNT = re.compile(r"@\d+")
+# Where a module keeps its own: a tracer goes through `__dict__` where its class has a `__getattr__`. `_orig_mod` is the
+# module inside what torch.compile returned.
+_INNER = {"__dict__", "_modules", "_parameters", "_buffers", "_orig_mod"}
 
 
 def module_name(node: Node) -> str:
@@ -20,9 +23,8 @@ def module_name(node: Node) -> str:
 
 def clean_name(path: str) -> str:
     """A module path without the root of the tracer, in dots: "L['self'].layer[0].attn" is "layer.0.attn"."""
-    path = _ROOT.sub("", path)
-    path = path.replace("._modules", "").replace("._parameters", "").replace("._buffers", "")
-    return _CALL_COUNT.sub("", _INDEX.sub(r".\1", path)).strip(".")
+    path = _CALL_COUNT.sub("", _INDEX.sub(r".\1", _ROOT.sub("", path)))
+    return ".".join(part for part in path.split(".") if part and part not in _INNER)
 
 
 def source_line(node: Node) -> str:

@@ -151,12 +151,16 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A near miss: an attention that is no rewritable site, and the reason, the node and the source line."""
+    """A near miss: an attention that is no rewritable site, and the reason, the node and the source line.
+
+    `from_inputs`: what was to be known of it lies before the inputs of the graph, as after a graph break.
+    """
 
     name: str
     reason: str
     node: Node
     source: str
+    from_inputs: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason} (node {self.node.name}{', ' + self.source if self.source else ''})"

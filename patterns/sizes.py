@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import sympy
 import torch
@@ -47,7 +47,11 @@ def quotient(a: Size, b: Size) -> Size | None:
     ratio = sympy.cancel(expression(a) / expression(b))
     if sympy.fraction(ratio)[1] != 1:
         return None
-    return int(ratio) if ratio.is_number else a // b
+    # Not a // b: torch leaves the floor of a square by its side as it is, and that equals no other size.
+    if ratio.is_number:
+        return int(ratio)
+    (symbolic, *_) = (size for size in (a, b) if isinstance(size, torch.SymInt))
+    return cast(torch.SymInt, symbolic.node.shape_env.create_symintnode(ratio, hint=None))
 
 
 def is_floor_of(part: Size, whole: Size, divisor: Size) -> bool:

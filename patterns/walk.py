@@ -8,7 +8,7 @@ that an attention over such an axis is refused with the true reason. The walk is
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,14 +32,20 @@ RULES: dict[Any, Rule] = {}
 class LayoutWalk:
     """The axes of every node of a view, and which of its inputs each depends on.
 
+    Args:
+        view: of the graph.
+        tensor_names: the placeholders and attributes that are parameters, buffers and constants.
+        told: the axes of inputs of which more is known than their shape.
+
     Attributes:
         axes: node → axes of its tensor (a list of axes where it yields several tensors).
         sources: node → the subset of {"input", "weight"} that its value depends on; empty for a constant.
         written: the nodes whose memory the graph writes to in place.
     """
 
-    def __init__(self, view: GraphView, tensor_names: Any):
+    def __init__(self, view: GraphView, tensor_names: Any, told: Mapping[Node, Axes] | None = None):
         self.view = view
+        told = told or {}
         self.axes: dict[Node, Value] = {}
         self.sources: dict[Node, frozenset[str]] = {}
         self.written = written(view)
@@ -53,7 +59,7 @@ class LayoutWalk:
             if node.op in ("placeholder", "get_attr"):
                 weight = node in tensor_names
                 self.sources[node] = frozenset(["weight" if weight else "input"])
-                self.axes[node] = self._entry(node, weight)
+                self.axes[node] = told.get(node) or self._entry(node, weight)
             elif node.op == "call_function":
                 if node.target is aten.sym_size.int:
                     self.sources[node] = frozenset()  # a size is nothing that an image holds

@@ -36,6 +36,7 @@ from tests.passes.models import (
     planned,
     rewrite,
 )
+from tests.patterns.test_geometry import PermutedPatches
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, SIZE, Attention, Block, TinyViT, sdpa
@@ -299,7 +300,7 @@ def test_another_model_is_refused() -> None:
         jetvit.optimize(exported("headless")[2], plan=plan)
     with pytest.raises(PlanError, match="for another model"):
         jetvit.optimize(exported("hf_vit_sdpa")[2], plan=plan)
-    with pytest.raises(PlanError, match="for another model"):
+    with pytest.raises(PlanError, match=r"cannot be rewritten here(.|\n)*causal attention"):
         jetvit.optimize(exported("causal")[2], plan=plan)
 
 
@@ -333,28 +334,64 @@ class BreakBefore(TinyViT):
         return super().forward(image)
 
 
-def test_a_break_between_blocks_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    """What can be applied is applied, and the rest is named."""
-    model = randomize(BreakBetween(partial(Attention, sdpa)))
-    whole = vit()
-    sites = jetvit.find_attention(whole, IMAGE)
-    with caplog.at_level(logging.WARNING, "jetvit"):
-        result = compiled(model, plan=plan_of(sites))(IMAGE)
-    warned = [record.getMessage() for record in caplog.records if "are not in this graph" in record.getMessage()]
-    assert warned == [
-        "1 sites of the plan are not in this graph, first blocks.1.attn",
-        "2 sites of the plan are not in this graph, first blocks.0.attn",
-    ]
-    assert_close(result, planned(whole, ((IMAGE,), {}), plan_of(sites[:1])))
+def test_behind_a_break_the_token_grid_is_known() -> None:
+    """The graph in front of the break has told it; a compiled model may be called at many sizes."""
+    model, whole = randomize(BreakBetween(partial(Attention, sdpa))), vit()
+    plan = plan_of(jetvit.find_attention(whole, IMAGE))
+    fast = compiled(model, plan=plan)
+    for size in ((32, 48), (48, 64), (64, 64), (32, 48)):
+        image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        expected = planned(whole, ((image,), {}), plan)
+        assert_close(fast(image), expected)
+        assert (expected - whole(image)).abs().max() > 0.01
 
 
-def test_a_break_inside_of_attention_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_behind_a_break_the_same_count_of_another_grid_is_refused() -> None:
+    """4×6 and 6×4 tokens are one length: torch runs the graph that it compiled for the first."""
+    model, whole = randomize(BreakBetween(partial(Attention, sdpa))), vit()
+    fast = compiled(model, plan=plan_of(jetvit.find_attention(whole, IMAGE)))
+    fast(torch.zeros(1, 3, 32, 48))
+    with pytest.raises(PlanError, match="the token grid was 4×6 and is 6×4 now"):
+        fast(torch.zeros(1, 3, 48, 32))
+    fast(torch.zeros(1, 3, 32, 48))
+
+
+class BreakThenEdit(BreakBetween):
+    """The tokens are edited where no graph sees it."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.blocks[0](self.tokens(image))
+        torch.compiler.disable(Tensor.add_)(x, 0)
+        return self.norm(self.blocks[1](x))
+
+
+def test_tokens_that_were_edited_between_graphs_are_not_known() -> None:
+    model, whole = randomize(BreakThenEdit(partial(Attention, sdpa))), vit()
+    with pytest.raises(Exception, match=r"the plan changes blocks.1.attn(.|\n)*from an input(.|\n)*fullgraph=True"):
+        compiled(model, plan=plan_of(jetvit.find_attention(whole, IMAGE)))(IMAGE)
+
+
+def test_a_break_inside_of_attention_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     model, whole = randomize(TinyViT(partial(BreakInside, sdpa))), vit()
     plan = plan_of(jetvit.find_attention(whole, IMAGE))
+    with pytest.raises(Exception, match=r"maybe blocks.0.attn(.|\n)*come into this graph as inputs"):
+        compiled(model, plan=plan)(IMAGE)
+    torch._dynamo.reset()
     with caplog.at_level(logging.WARNING, "jetvit"):
-        result = compiled(model, plan=plan)(IMAGE)
-    assert any("are not in this graph" in record.getMessage() for record in caplog.records)
+        result = compiled(model, plan=plan, partial="warn")(IMAGE)
+    assert any("keeps full attention, against the plan" in record.getMessage() for record in caplog.records)
     assert_close(result, whole(IMAGE))
+
+
+def test_an_attention_of_the_plan_that_is_refused_is_named_with_the_reason() -> None:
+    model, whole = randomize(TinyViT(partial(Attention, sdpa), patches=PermutedPatches)), vit()
+    plan = plan_of(jetvit.find_attention(whole, IMAGE))
+    with pytest.raises(PlanError, match=r"changes blocks.0.attn and 1 more(.|\n)*lost at(.|\n)*jetvit.explain"):
+        jetvit.optimize(model, IMAGE, plan=plan)
+    with pytest.raises(Exception, match=r"changes blocks.0.attn and 1 more(.|\n)*lost at(.|\n)*partial"):
+        compiled(model, plan=plan)(IMAGE)
+    torch._dynamo.reset()
+    assert_close(compiled(model, plan=plan, partial="warn")(IMAGE), model(IMAGE))
 
 
 def test_the_record_of_base_weights_is_for_the_part_that_is_there(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,10 @@ from tests.zoo import CASES
         ("blocks.0.attn", "blocks.0.attn"),
         ("blocks.0.attn@1", "blocks.0.attn"),
         ("blocks.0@2.attn@1", "blocks.0.attn"),
+        # A class with a `__getattr__`, and a block that was compiled by itself.
+        ("L['self'].__dict__['_modules']['base']._modules['blocks']._modules['0']", "base.blocks.0"),
+        ("L['self'].__dict__['_modules']['base']._buffers['periods']", "base.periods"),
+        ("L['self']._modules['blocks']._modules['0']._orig_mod.attn", "blocks.0.attn"),
     ],
 )
 def test_clean_name(path: str, name: str) -> None:

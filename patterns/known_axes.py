@@ -1,0 +1,105 @@
+"""Where the token grid is in a tensor that one graph hands to another.
+
+A model with code that Dynamo cannot follow becomes several graphs. The second one gets the tokens as a row of some
+length: that they are the patches of an image, row by row, was to be seen in the first. So the first tells it, in words
+that need no graph: `describe` reads them off the axes of a result, `axes_of` gives them to an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from jetvit.patterns import axes as ax
+from jetvit.patterns.axes import Atom, Axes, Axis
+from jetvit.patterns.calls import shape
+from jetvit.patterns.captured import CapturedGraph
+from jetvit.patterns.geometry import Refused, read_tokens
+from jetvit.patterns.sizes import Size, same
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An axis of extra tokens, a grid in row-major order, and extra tokens again."""
+
+    before: Size
+    grid: tuple[Size, Size]
+    after: Size
+
+    def sizes(self) -> tuple[Size, ...]:
+        """All numbers that it is made of."""
+        return self.before, *self.grid, self.after
+
+
+@dataclass(frozen=True)
+class Side:
+    """An axis of rows, or of columns, of a two-dimensional map; `kind` is "row" or "col"."""
+
+    kind: str
+    size: Size
+
+    def sizes(self) -> tuple[Size, ...]:
+        """All numbers that it is made of."""
+        return (self.size,)
+
+
+Known = tuple[Tokens | Side | None, ...]
+"""What is known of each axis of a tensor."""
+
+
+def describe(axes: Axes, node: Node) -> Known | None:
+    """What another graph can be told of a tensor with these axes; None if nothing."""
+    known = tuple(_describe(axis, node) for axis in axes)
+    return known if any(each is not None for each in known) else None
+
+
+def _describe(axis: Axis, node: Node) -> Tokens | Side | None:
+    if len(axis) == 1 and axis[0].kind in ("row", "col") and axis[0].segments is None and axis[0].cut is None:
+        return Side(axis[0].kind, axis[0].size) if axis[0].pieces is None or axis[0].pieces[1] == 0 else None
+    try:
+        return Tokens(*read_tokens(axis, node))
+    except Refused:
+        return None
+
+
+def evaluate(known: Known, number: Callable[[Size], int]) -> Known:
+    """The same with all sizes as numbers."""
+
+    def fixed(each: Tokens | Side | None) -> Tokens | Side | None:
+        if isinstance(each, Tokens):
+            return Tokens(number(each.before), (number(each.grid[0]), number(each.grid[1])), number(each.after))
+        return None if each is None else Side(each.kind, number(each.size))
+
+    return tuple(map(fixed, known))
+
+
+def entries(graph: CapturedGraph) -> dict[Node, Axes]:
+    """The axes of the inputs of a graph of which more is known than their shape."""
+    return {node: axes_of(known, shape(node), node.name) for node, known in graph.known.items()}
+
+
+def axes_of(known: Known, sizes: Sequence[Size], name: str) -> Axes:
+    """The axes of an input of which so much is known; what does not fit its shape is left out."""
+    return tuple(
+        _axis(each, size, (name, dim)) or ax.fresh(size, "input", name, (name, dim))
+        for dim, (each, size) in enumerate(zip(known, sizes, strict=True))
+    )
+
+
+def _axis(known: Tokens | Side | None, size: Size, entry: tuple[str, int]) -> Axis | None:
+    if known is None:
+        return None
+    if isinstance(known, Side):
+        return (Atom(size, known.kind, entry=entry),) if same(size, known.size) else None
+    height, width = known.grid
+    if not same(size, known.before + height * width + known.after):
+        return None
+    grid = (Atom(height, "row", entry=entry), Atom(width, "col", entry=entry))
+    if same(known.before, 0) and same(known.after, 0):
+        return grid
+    extra = [ax.fresh_axes([count], "input", "extra tokens")[0] for count in (known.before, known.after)]
+    parts = [(extra[0], known.before), (grid, height * width), (extra[1], known.after)]
+    segments = tuple(part for part in parts if not same(part[1], 0))
+    return (Atom(size, "unknown", "a concatenation", entry, segments=segments),)

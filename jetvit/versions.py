@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "Python": ("3.11", "3.11"),
-    "torch": ("2.11.0", "2.13.0"),
+    "torch": ("2.11.0", "2.14.1"),
     "triton": ("3.6.0", "3.9.0"),
-    "transformers": ("5.17.0", "5.24.0"),
-    "timm": ("1.0.31", "1.0.31"),
-    "onnx": ("1.23.2", "1.23.2"),
-    "onnxscript": ("0.7.2", "0.7.2"),
-    "onnxruntime": ("1.32.0", "1.32.0"),
+    "transformers": ("4.57.0", "5.24.0"),
+    "timm": ("1.0.20", "1.0.31"),
+    "onnx": ("1.19.0", "1.23.2"),
+    "onnxscript": ("0.7.1", "0.7.2"),
+    "onnxruntime": ("1.23.0", "1.32.0"),
 }
 """The oldest and the newest release that the whole test suite ran with."""
 

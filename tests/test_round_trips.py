@@ -105,7 +105,7 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
         assert_same(run(after, *tensors((args, kwargs))), expected)
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(QUICK), st.lists(st.sampled_from(CHOICES), min_size=1, max_size=4), st.sampled_from([18, 23]),
     st.booleans(),
@@ -129,9 +129,10 @@ def test_a_mask_that_the_exporter_folds_hides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "opset"),
     [
-        ("hf_vit_eager", 18),  # a mask of zeros that the exporter folds, called after a node of its own
+        # A mask of zeros that the exporter folds, called after a node of its own.
+        pytest.param("hf_vit_eager", 18, marks=pytest.mark.slow),
         ("timm_dinov3_qkv_bias_unfused", 23),  # a bias that the model puts together, and the exporter folds
-        ("dict_to_dataclass", 18),
+        pytest.param("dict_to_dataclass", 18, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_exporter_folds_is_one_function_too(name: str, opset: int, tmp_path: Path) -> None:

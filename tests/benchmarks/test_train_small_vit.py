@@ -34,12 +34,14 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert (opened.metadata()["steps"], opened.metadata()["seed"]) == ("1 1 1 + 0 1 0", "0 + 1")
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_steps_give_the_weights():
     first, same, other = (train((1, 1, 1), seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["blocks.0.mlp.fc1.weight"], other["blocks.0.mlp.fc1.weight"])
 
 
+@pytest.mark.slow
 def test_it_learns_the_rooms_that_it_sees(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(program, "render", lambda count, size, seed: render(count, size, 1))
     trainer = Trainer()
@@ -53,6 +55,7 @@ def test_the_loss_is_free_of_a_factor():
     assert depth_loss(1 / depth**2, depth) > 0.01
 
 
+@pytest.mark.slow
 def test_minutes_become_steps():
     few, many = steps_within(0.001), steps_within(1.0)
     assert len(few) == len(many) == len(STAGES)

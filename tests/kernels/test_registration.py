@@ -95,7 +95,7 @@ def test_one_dynamic_graph_serves_all_sizes(blocks: Blocks) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_inductor_compiles_once(blocks: Blocks, dynamic: bool) -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(blocks, backend=counter, dynamic=dynamic, fullgraph=True)

@@ -105,7 +105,7 @@ def test_offline(name: str, choice: str) -> None:
     assert_close(result.module()(*inputs[0], **inputs[1]), planned(model, inputs, plan))
 
 
-@pytest.mark.parametrize("name", ["hf_dinov3_sdpa", "rope_half"])
+@pytest.mark.parametrize("name", ["hf_dinov3_sdpa", pytest.param("rope_half", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_open_sizes(name: str, choice: str) -> None:
     """One graph for every size of image and batch; the tables are computed in it."""

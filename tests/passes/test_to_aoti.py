@@ -116,7 +116,7 @@ def code_of(package: Path) -> str:
     ("name", "choices", "open_sizes"),
     [
         pytest.param("rope_half", [WINDOW, CONVOLVED], False, id="a plan"),
-        pytest.param("dict_to_dataclass", [FULL, LINEAR], True, id="open sizes"),
+        pytest.param("dict_to_dataclass", [FULL, LINEAR], True, marks=pytest.mark.slow, id="open sizes"),
         pytest.param("sdpa", [WINDOW], True, marks=pytest.mark.slow, id="windows of open sizes"),
         pytest.param("hf_dinov3_sdpa", [WINDOW, LINEAR], False, marks=pytest.mark.slow, id="DINOv3"),
         pytest.param("hf_dinov3_sdpa", [CONVOLVED, WINDOW], True, marks=pytest.mark.slow, id="DINOv3 of open sizes"),

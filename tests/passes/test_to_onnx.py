@@ -103,11 +103,11 @@ def check_model(name: str, dynamic: bool, opset: int) -> None:
     [
         ("hf_dinov3_sdpa", True, 18),
         ("hf_dinov3_sdpa", False, 23),
-        ("hf_depth_anything_sdpa", True, 23),
+        pytest.param("hf_depth_anything_sdpa", True, 23, marks=pytest.mark.slow),
         ("timm_vit_fused", True, 18),
-        ("timm_vit_fused", False, 23),
+        pytest.param("timm_vit_fused", False, 23, marks=pytest.mark.slow),
         ("extra_both", True, 23),
-        ("extra_both", False, 18),
+        pytest.param("extra_both", False, 18, marks=pytest.mark.slow),
         ("no_grad_model", True, 23),
     ],
 )

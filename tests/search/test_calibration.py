@@ -70,7 +70,10 @@ def images(name: str, count: int = 4):
     return case.build(), batches
 
 
-@pytest.mark.parametrize("name", ["timm_vit_unfused", "hf_dinov3_eager", "hf_depth_anything_sdpa", "extra_both"])
+SLOW = pytest.param("hf_depth_anything_sdpa", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["timm_vit_unfused", "hf_dinov3_eager", SLOW, "extra_both"])
 def test_single_scores_are_those_of_the_rewritten_model(name: str):
     """What is scored from a cut in the middle of the graph equals the whole rewritten model, run from the image."""
     model, batches = images(name)

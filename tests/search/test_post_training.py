@@ -81,7 +81,7 @@ def test_killed_and_continued_it_is_the_same_plan(whole: Plan, tmp_path: Path):
     assert found.digest() == whole.digest(), killed
 
 
-@pytest.mark.parametrize("how", ["whole", "sharded"])
+@pytest.mark.parametrize("how", [pytest.param("whole", marks=pytest.mark.slow), "sharded"])
 def test_two_processes_find_what_one_finds(whole: Plan, tmp_path: Path, how: str):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     command = [sys.executable, *launch, *PROGRAM, str(tmp_path), how]

@@ -55,7 +55,8 @@ class SiteShape:
 
         A dynamic token count agrees with every count: the same model is captured with and without symbols. One packed
         projection agrees with three that it may have been put together from, and with none that is known: a bias that
-        a graph computes is folded in a file, where the projection is then seen.
+        a graph computes is folded in a file, where the projection is then seen, and a weight that two calls share, or
+        that is quantised, is no projection of one site.
         """
         for field in ("num_heads", "head_dim", "extra_before", "extra_after", "rope"):
             ours, theirs = getattr(self, field), getattr(other, field)
@@ -66,6 +67,8 @@ class SiteShape:
             mine, its = _packed(mine), _packed(its)
             if not (mine.keys() & _INPUTS and its.keys() & _INPUTS):
                 mine, its = ({role: size for role, size in each.items() if role == "out"} for each in (mine, its))
+            if not ("out" in mine and "out" in its):
+                mine, its = ({role: size for role, size in each.items() if role != "out"} for each in (mine, its))
         for role in sorted({*mine, *its}):
             if mine.get(role) != its.get(role):
                 return _differs(self.name, f"the {role} projection", _matrix(mine.get(role)), _matrix(its.get(role)))
@@ -148,6 +151,20 @@ class Fingerprint:
         for name in theirs:
             return f"site {name} is in the model and not in the plan"
         return None
+
+
+def later_calls(plan: Fingerprint, model: Fingerprint) -> dict[str, str]:
+    """The model's sites that are later calls of a module, each to the first call, where the plan knows one call only.
+
+    A later call that looks other than the first is left out, and so is not the plan's.
+    """
+    if any("#" in name for name in plan.names):
+        return {}
+    first = {site.name: site for site in model.sites}
+    calls = {site.name: site.name.partition("#")[0] for site in model.sites if "#" in site.name}
+    return {
+        call: name for call, name in calls.items() if name in first and replace(first[call], name=name) == first[name]
+    }
 
 
 def refuse_repeats(what: str, names: Iterable[str]) -> None:

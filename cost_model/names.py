@@ -35,6 +35,8 @@ class NameMatch:
     that the model has not, `unplanned` the model's sites that the plan does not name: they keep full attention.
     `renamed`: the sites have other names than a prefix gives them, by `level` and by segments that stand twice.
     `moved`: parameters, or modules that hold some, that were found under other names, from plan name to model name.
+    `calls`: later calls of a module that the plan knows one call of, as of a backbone that is called with two views,
+    each to the model's name of the first: they are treated as it is.
     """
 
     mapping: dict[str, str]
@@ -45,6 +47,13 @@ class NameMatch:
     level: Level | None = None
     renamed: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
+    calls: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> dict[str, str]:
+        """The plan's name of each of the model's sites that the plan names."""
+        first = {new: old for old, new in self.mapping.items()}
+        return first | {call: first[name] for call, name in self.calls.items() if name in first}
 
     def here(self, by_fqn: Mapping[str, T]) -> dict[str, T]:
         """The same values by the model's names, without those that `own` leaves out."""

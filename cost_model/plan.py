@@ -16,7 +16,7 @@ from torch import Tensor
 from jetvit.cost_model import plan_file
 from jetvit.cost_model.base_weights import base_warning, check_base, find_moved
 from jetvit.cost_model.choice import Choice
-from jetvit.cost_model.fingerprint import Fingerprint, SiteShape, refuse_repeats
+from jetvit.cost_model.fingerprint import Fingerprint, SiteShape, later_calls, refuse_repeats
 from jetvit.cost_model.names import NameMatch, match_names, several_parts
 from jetvit.cost_model.renaming import renamed_matches
 from jetvit.patterns.errors import PlanError
@@ -228,7 +228,9 @@ class Plan:
         Raises:
             PlanError: as `match_names`; or it names the first difference between the fingerprints.
         """
-        model = Fingerprint.of(sites)
+        whole = Fingerprint.of(sites)
+        calls = later_calls(self.fingerprint, whole)
+        model = Fingerprint(tuple(site for site in whole.sites if site.name not in calls))
         try:
             match = match_names((site.name for site in self.sites), model.names, partial=partial)
         except PlanError:
@@ -249,7 +251,7 @@ class Plan:
                 why=difference,
                 do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
             )
-        return match
+        return replace(match, calls=calls)
 
     def _difference(self, match: NameMatch, model: Fingerprint, partial: bool = False) -> str | None:
         """The first difference between the plan's fingerprint and that of the part of a model that it names."""

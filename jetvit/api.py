@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import Plan
+from jetvit.passes.calling import signature_of
 from jetvit.passes.capture import capture
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.pipeline import passes, run_pipeline
@@ -73,7 +74,8 @@ def optimize(
     records = run_pipeline(graph, passes(plan), Path(dump) if dump is not None else None)
     if isinstance(model, ExportedProgram):
         return cast(ModelOrProgram, graph.program() if any(record.fired for record in records) else model)
-    return cast(ModelOrProgram, OptimizedModule(graph.program()))
+    signature = model.signature if isinstance(model, OptimizedModule) else signature_of(model)
+    return cast(ModelOrProgram, OptimizedModule(graph.program(), signature))
 
 
 def load_plan(plan: Plan | str | os.PathLike[str] | None) -> Plan | None:

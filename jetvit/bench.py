@@ -224,7 +224,7 @@ def _predictions(
 
 def count_choices(plan: Plan | None, sites: Sites) -> dict[str, int]:
     """How many sites of a model become what under a plan, by label, the most frequent first."""
-    names = {} if plan is None or sites.rewritten else plan.match(sites).mapping
+    names = [] if plan is None or sites.rewritten else list(plan.match(sites).planned.values())
     counts = Counter(rewritten_choice(site).label for site in sites.rewritten)
     if plan is not None:
         counts.update(plan.choice_for(name).label for name in names)

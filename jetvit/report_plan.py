@@ -106,8 +106,12 @@ def entries_by_name(plan: Plan | None, sites: Sites) -> dict[str, SitePlan]:
     """
     if plan is None:
         return {}
-    mapping = {} if sites.rewritten else plan.match(sites).mapping
-    return {mapping.get(entry.name, entry.name): entry for entry in plan.sites}
+    entries = {entry.name: entry for entry in plan.sites}
+    if sites.rewritten:
+        return entries
+    match = plan.match(sites)
+    absent = {name: entry for name, entry in entries.items() if name not in match.mapping}
+    return absent | {name: entries[old] for name, old in match.planned.items()}
 
 
 def warnings_on(plan: Plan, sites: Sites, names: SizeNames, graph: RewritableGraph | None) -> Iterator[str]:

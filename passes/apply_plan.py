@@ -59,15 +59,18 @@ class ApplyPlan:
             _check_part(self.plan, match, sites, graph)
         notes = _notes(self.plan, match, sites, graph, refused)
         weights = {match.rename(name): tensor for name, tensor in self.plan.weights.items()}
-        chosen = {match.mapping[entry.name]: entry.choice for entry in self.plan.sites if entry.name in match.mapping}
+        chosen = {site: self.plan.choice_for(name) for site, name in match.planned.items()}
         work = [(site, chosen[site.name]) for site in sites if _changes(site, chosen.get(site.name))]
-        generators = {site.name: _generator(site, choice, weights) for site, choice in work}
+        owners = {site.name: match.calls.get(site.name, site.name) for site, _ in work}
+        generators = {site.name: _generator(site, owners[site.name], choice, weights) for site, choice in work}
         replaced = 0
         if weights and not match.absent:
             notes += _check_base(self.plan, match, graph)
-            replaced = _replace_base(graph, weights, {name for site in generators for name in generator_names(site)})
+            new = {name for owner in owners.values() for name in generator_names(owner)}
+            replaced = _replace_base(graph, weights, new)
+        added: dict[str, Node] = {}
         for site, choice in work:
-            _rewrite(graph, site, choice, generators[site.name])
+            _rewrite(graph, site, choice, generators[site.name], weights, added)
         return PassResult(len(work) + replaced, tuple(notes))
 
 
@@ -118,8 +121,18 @@ def covers(site: AttentionSite, choice: Choice) -> bool:
 
 
 def _rewrite(
-    graph: RewritableGraph, site: AttentionSite, choice: Choice, generator: Mapping[str, torch.Tensor]
+    graph: RewritableGraph,
+    site: AttentionSite,
+    choice: Choice,
+    generator: Mapping[str, str],
+    weights: Mapping[str, torch.Tensor],
+    added: dict[str, Node],
 ) -> None:
+    """Put an operator in the place of a site.
+
+    generator: part of the kernel generator → its FQN in `weights`.
+    added: the weights of generators that the graph has got so far: several calls of a module share them.
+    """
     view = GraphView(graph.module, graph.ambient_autocast)
     operands = OperatorOperands(graph, site, view)
     tensors, place, insertion = operands.tensors, operands.place, operands.insertion
@@ -128,11 +141,10 @@ def _rewrite(
         result = insertion.call(target, *tensors, *place, *choice.window, site.scale)
     else:
         target = torch.ops.jetvit.linear_attention.default
-        names = dict(zip(GENERATOR, generator_names(site.name), strict=True))
-        nodes = {
-            part: insertion.bring(graph.add_tensor(names[part], _like(tensor, operands.v)))
-            for part, tensor in generator.items()
-        }
+        for name in generator.values():
+            if name not in added:
+                added[name] = graph.add_tensor(name, _like(weights[name], operands.v))
+        nodes = {part: insertion.bring(added[name]) for part, name in generator.items()}
         parts = [nodes.get(part) or operands.absent for part in GENERATOR]
         result = insertion.call(target, *tensors, *parts, *place, choice.conv_size, choice.eps, choice.feature_map)
     operands.replace(result)
@@ -144,31 +156,30 @@ def generator_names(site: str) -> tuple[str, ...]:
     return tuple(f"{site}.linear_attention.{part}" for part in GENERATOR)
 
 
-def _generator(site: AttentionSite, choice: Choice, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The kernel generator's weights that the plan holds for a site.
+def _generator(site: AttentionSite, owner: str, choice: Choice, weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The names of the kernel generator's weights for a site, by their part; `owner` is the site that they belong to.
 
     Raises:
         PlanError: the choice has a convolution and the plan has no kernel for it, or one of another shape.
     """
     if choice.kind != "linear" or not choice.conv_size:
         return {}
-    found = {
-        part: weights[name] for part, name in zip(GENERATOR, generator_names(site.name), strict=True) if name in weights
-    }
+    names = generator_names(owner)
+    found = {part: name for part, name in zip(GENERATOR, names, strict=True) if name in weights}
     channels, taps = site.num_heads * site.head_dim, choice.conv_size**2
     if set(found) not in ({"b2"}, set(GENERATOR)):
         raise PlanError(
             f"the plan has no weights for the convolution of {site.name}",
-            why=f"it holds {', '.join(found) or 'none'} of {', '.join(generator_names(site.name))}",
+            why=f"it holds {', '.join(found) or 'none'} of {', '.join(names)}",
             do="use a plan from a trained search, or linear attention with conv_size 0",
         )
-    hidden = found["b1"].numel() if "b1" in found else 0
+    hidden = weights[found["b1"]].numel() if "b1" in found else 0
     shapes = {"w1": (hidden, channels), "b1": (hidden,), "w2": (channels * taps, hidden), "b2": (channels * taps,)}
-    for part, tensor in found.items():
-        if tuple(tensor.shape) != shapes[part]:
+    for part, name in found.items():
+        if tuple(weights[name].shape) != shapes[part]:
             raise PlanError(
                 f"a weight of the plan has the wrong shape at {site.name}",
-                why=f"{part} is {list(tensor.shape)}, and {choice.label} needs {list(shapes[part])}",
+                why=f"{part} is {list(weights[name].shape)}, and {choice.label} needs {list(shapes[part])}",
                 do="make the plan again",
             )
     return found
@@ -227,6 +238,8 @@ def _check_same_plan(plan: Plan, sites: Sites, graph: RewritableGraph) -> None:
     asked = {
         match.mapping.get(entry.name, entry.name): entry.choice for entry in plan.sites if entry.choice.kind != "full"
     }
+    if not any("#" in name for name in plan.fingerprint.names):  # later calls of a module are treated as the first
+        asked |= {name: asked[name.partition("#")[0]] for name in (*present, *full) if name.partition("#")[0] in asked}
     for name in sorted({*present, *asked}):
         same = present.get(name) == asked.get(name)
         if not same and not (name in full and name in asked and covers(full[name], asked[name])):

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
+from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
 from jetvit.torch_private import (
@@ -55,8 +56,9 @@ def export_model(
             why="it holds compiled code, made anew for other inputs",
             do="give the module that torch.compile was given; compile what jetvit returns",
         )
+    warn_of_hooks(model)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(model):
             return torch.export.export(
                 model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )

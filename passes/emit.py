@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
-from jetvit.patterns.errors import RewriteError
+from jetvit.passes.calling import as_captured, other_shape
+from jetvit.patterns.errors import InputError, RewriteError
 
 
 class OptimizedModule(nn.Module):
@@ -23,10 +25,12 @@ class OptimizedModule(nn.Module):
 
     Args:
         program: the rewritten program.
+        signature: of the model's `forward`; with it an input may be given by its name or by its position.
     """
 
-    def __init__(self, program: ExportedProgram):
+    def __init__(self, program: ExportedProgram, signature: inspect.Signature | None = None):
         super().__init__()
+        object.__setattr__(self, "_signature", signature)
         self._adopt(program)
 
     def _adopt(self, program: ExportedProgram) -> None:
@@ -54,9 +58,32 @@ class OptimizedModule(nn.Module):
         """The program that the module was made from, for saving; it shares the module's storage."""
         return self.__dict__["_program"]
 
+    @property
+    def signature(self) -> inspect.Signature | None:
+        """The signature of the model's `forward`, if it is known."""
+        return self.__dict__["_signature"]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph. Inputs of another shape than the captured one are refused, unless it was left dynamic."""
-        return self.graph_module(*args, **kwargs)
+        """Run the graph.
+
+        Raises:
+            InputError: an input has another shape than at capture, where it was not left dynamic, or is one that the
+                model was captured without.
+        """
+        if torch.compiler.is_compiling():
+            return self.graph_module(*args, **kwargs)
+        if self.signature is not None:
+            args, kwargs = as_captured(self.signature, self.program, args, kwargs)
+        try:
+            return self.graph_module(*args, **kwargs)
+        except AssertionError as error:
+            if (other := other_shape(self.program, args, kwargs)) is None:
+                raise
+            raise InputError(
+                f"the rewritten model does not take these inputs: {other}",
+                why="its graph was captured for inputs of fixed sizes",
+                do="give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size",
+            ) from error
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Set the flag; the graph computes the same either way."""
@@ -80,4 +107,4 @@ class OptimizedModule(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        return OptimizedModule(copy.deepcopy(self.program))
+        return OptimizedModule(copy.deepcopy(self.program), self.signature)

@@ -2,6 +2,7 @@
 
 normalise → the plan's rewrites → exact rewrites (fuse, straighten, merge, fold) → clean up. Exact rewrites come after
 the plan, because they take away the parameter names that a plan asks for. A second run of the pipeline fires nowhere.
+At the end the results get the strides that they had.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.merge_projections import MergeProjections
 from jetvit.passes.normalize import Normalize
+from jetvit.passes.result_strides import keep_result_strides
 from jetvit.passes.straighten_views import StraightenViews
 from jetvit.passes.verify import result_types, verify
 from jetvit.patterns.find import find_sites
@@ -87,6 +89,8 @@ def run_pipeline(
         record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes)
         log.debug("%s fired %d times in %.3f s", record.name, record.fired, record.seconds)
         records.append(record)
+    if any(record.fired for record in records) and keep_result_strides(graph, expected) and check:
+        verify(graph, expected, "keep-result-strides")
     return records
 
 

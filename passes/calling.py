@@ -1,0 +1,77 @@
+"""How a rewritten model is called: as the original was, with inputs by position or by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from jetvit.patterns.errors import InputError
+from jetvit.torch_private import pytree
+
+
+def signature_of(model: nn.Module) -> inspect.Signature | None:
+    """The signature of a model's `forward`; None where Python cannot tell."""
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def as_captured(
+    signature: inspect.Signature, program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a call in the places that they had at capture.
+
+    An input that the program was captured without is left out where it has its default value.
+
+    Raises:
+        InputError: an input has another value, or one of the program's is missing.
+    """
+    positional, named = _places(program)
+    if len(args) == positional and kwargs.keys() == set(named):
+        return tuple(args), dict(kwargs)
+    given = signature.bind_partial(*args, **kwargs).arguments
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    values = {name: value for name, value in given.items() if name not in (rest, extra)} | dict(
+        given.get(rest or "", {})
+    )
+    order = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    first = order[:positional]
+    if missing := [name for name in (*first, *named) if name not in values]:
+        raise InputError(f"the rewritten model needs {', '.join(missing)}", do="give what it was captured with")
+    for name, value in values.items():
+        if name in first or name in named:
+            continue
+        parameter = signature.parameters.get(name)
+        if value is not (parameter.default if parameter is not None else None):
+            raise InputError(
+                f"the rewritten model does not take {name}",
+                why="its graph was captured without it",
+                do=f"give {name} among the example inputs of jetvit.optimize",
+            )
+    return (*(values[name] for name in first), *given.get(extra or "", ())), {name: values[name] for name in named}
+
+
+def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """The first input that has another shape than the example that a program was captured with, in words."""
+    if program.example_inputs is None:
+        return None
+    examples = pytree.tree_leaves_with_path(program.example_inputs)
+    given = pytree.tree_leaves((tuple(args), dict(kwargs)))
+    for (path, example), value in zip(examples, given, strict=False):
+        if isinstance(example, Tensor) and isinstance(value, Tensor) and example.shape != value.shape:
+            where = pytree.keystr(path[1:])
+            return f"{where} is {list(value.shape)}, captured was {list(example.shape)}"
+    return None
+
+
+def _places(program: ExportedProgram) -> tuple[int, list[str]]:
+    """How many inputs were captured by position, and the names of the others."""
+    inputs = program.call_spec.in_spec
+    args, kwargs = inputs.child(0), inputs.child(1)
+    return args.num_children, list(kwargs.context)

@@ -1,0 +1,70 @@
+"""Exact: results stand in memory as the model's own do, so that code behind the graph may view them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from jetvit.passes.graph import RewritableGraph
+from jetvit.patterns.sizes import same
+from jetvit.torch_private import pytree
+
+aten = torch.ops.aten
+
+
+def keep_result_strides(graph: RewritableGraph, expected: Sequence[Any]) -> int:
+    """Copy the results whose strides have changed into the order in memory that they had; returns how many.
+
+    Args:
+        graph: a rewritten graph.
+        expected: the recorded values of its results before the first pass.
+    """
+    output = graph.module.graph.output_node()
+    moved: dict[Node, Node] = {}
+    for node, before in zip(pytree.tree_leaves(output.args[0]), expected, strict=True):
+        if not (isinstance(node, Node) and isinstance(before, Tensor)) or _same_strides(before, node.meta["val"]):
+            continue
+        if (order := _order(before)) is not None:
+            moved[node] = _in_order(output, node, order)
+    if moved:
+        output.args = torch.fx.map_arg(output.args, lambda node: moved.get(node, node))
+        graph.module.recompile()
+    return len(moved)
+
+
+def _in_order(output: Node, node: Node, order: list[int]) -> Node:
+    """A copy whose axes stand in memory in an order, the slowest first."""
+    graph = output.graph
+    with graph.inserting_before(output):
+        turned = graph.call_function(aten.permute.default, (node, order))
+        copied = graph.call_function(aten.clone.default, (turned,), {"memory_format": torch.contiguous_format})
+        result = graph.call_function(aten.permute.default, (copied, sorted(range(len(order)), key=order.__getitem__)))
+    for each in (turned, copied, result):
+        each.meta = {key: value for key, value in node.meta.items() if key != "val"}
+    return result
+
+
+def _order(tensor: Tensor) -> list[int] | None:
+    """The axes of a tensor in the order in which they stand in memory; None where it has gaps or repeats entries."""
+    left = [dim for dim in range(tensor.dim()) if not same(tensor.shape[dim], 1)]
+    order: list[int] = []
+    stride: int | torch.SymInt = 1
+    while left:
+        fastest = next((dim for dim in left if same(tensor.stride(dim), stride)), None)
+        if fastest is None:
+            return None
+        left.remove(fastest)
+        order.insert(0, fastest)
+        stride = stride * tensor.shape[fastest]
+    return [dim for dim in range(tensor.dim()) if dim not in order] + order
+
+
+def _same_strides(a: Tensor, b: Tensor) -> bool:
+    return all(
+        same(size, 1) or same(first, second)
+        for size, first, second in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )

@@ -10,7 +10,8 @@ Outside of every room: this file imports none, and each may import it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +156,22 @@ def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
 def symbols_of_input(context: TracingContext, tensor: Tensor) -> Any:
     """Which sizes of an input of a Dynamo graph are symbols, for `FakeTensorMode.from_tensor`; None if unknown."""
     return attribute_of(context, "tensor_to_context").get(tensor)
+
+
+def is_vmap(target: Any) -> bool:
+    """Whether a function is a part of `torch.vmap`, which opens and closes levels and gives nothing back."""
+    return str(getattr(target, "__module__", None)).startswith("torch._functorch.")
+
+
+@contextmanager
+def recording_vmap() -> Iterator[None]:
+    """Record the parts of `torch.vmap` in a trace as calls, as torch.export does; else its tensors become constants."""
+    before = attribute_of(torch.compiler, "_is_exporting_flag")
+    torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_exporting_flag = before
 
 
 def type_named(name: str) -> Any:

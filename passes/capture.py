@@ -24,6 +24,8 @@ from jetvit.torch_private import (
     detect_fake_mode,
     enter_autocast,
     exit_autocast,
+    is_vmap,
+    recording_vmap,
     symbols_of_input,
     tracing,
 )
@@ -150,6 +152,9 @@ class RegionInterpreter(Interpreter):
         if target is exit_autocast:
             self._open.pop().__exit__(None, None, None)
             return None
+        if is_vmap(target):
+            with recording_vmap():
+                return super().call_function(target, args, kwargs)
         if target is torch.ops.higher_order.tag_activation_checkpoint:
             # At inference nothing is computed anew: what was to be checkpointed is run as it is.
             return type(self)(args[0]).run(*args[1:])

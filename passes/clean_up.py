@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
-from jetvit.passes.regions import submodules
+from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
 from jetvit.patterns.storage import relies_on_strides, storage, written
@@ -34,7 +34,7 @@ class CleanUp:
                 if storage(node, view) not in mutated:
                     fired += _simplify(module.graph, node)
             before = len(module.graph.nodes)
-            module.graph.eliminate_dead_code()
+            drop_dead_code(module.graph)
             fired += before - len(module.graph.nodes)
             module.recompile()
         return PassResult(fired)

@@ -20,7 +20,7 @@ from jetvit.passes.chains import chain_to, follow
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.insertion import Insertion
 from jetvit.passes.layouts import relax_views
-from jetvit.passes.regions import submodules
+from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.passes.strided import Strided
 from jetvit.patterns.calls import shape
 from jetvit.patterns.cores import CASTS, SDPA
@@ -45,7 +45,7 @@ class StraightenViews:
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
         for module in submodules(graph.module):
-            module.graph.eliminate_dead_code()  # what an attention left behind still reads its operands
+            drop_dead_code(module.graph)  # what an attention left behind still reads its operands
         sites = find_sites(graph)
         fired = 0
         for node in [each.node for each in sites.rewritten] + [site.out.node for site in sites]:

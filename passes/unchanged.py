@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_DEPTH, _SIZE = 3, 10_000  # of containers in containers that are looked into, and how much one may hold
+_DEPTH, _SIZE = 5, 10_000  # of containers in containers that are looked into, and how much one may hold
 _WITHOUT_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex)
 
 

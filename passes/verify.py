@@ -49,10 +49,15 @@ def verify(graph: RewritableGraph, expected: list[Any], name: str) -> None:
             )
 
 
+_READS_A_VALUE = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+
+
 class _Propagation(RegionInterpreter):
     """Runs a graph on fake tensors and notes every value."""
 
     def run_node(self, n: Node) -> Any:
+        if n.target in _READS_A_VALUE and "val" in n.meta:
+            return n.meta["val"]  # the symbol that capture gave it; a tensor without values cannot be read again
         result = super().run_node(n)
         if isinstance(result, torch.Tensor | torch.SymInt | list | tuple) and n.op != "output":
             n.meta["val"] = result

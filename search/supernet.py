@@ -22,6 +22,7 @@ from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
+from jetvit.passes.regions import drop_dead_code
 from jetvit.patterns.errors import JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite
@@ -217,7 +218,7 @@ class Supernet(nn.Module):
         frozen(model)
         for number, (name, owner) in enumerate(owners.items()):
             _put_in(model, f"choice_site_{number}", owner, outside[cuts[name].end], outside)
-        model.graph.eliminate_dead_code()
+        drop_dead_code(model.graph)
         model.recompile()
         return model, owners
 

@@ -17,7 +17,7 @@ import jetvit.kernels  # noqa: F401  registers the operators
 from jetvit.kernels.autocast import without_autocast
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import ExportedGraph, RewritableGraph, on_fake_tensors
-from jetvit.passes.regions import submodules
+from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.passes.tensorrt import decompositions
 from jetvit.passes.tensorrt.plugins import to_plugin
 from jetvit.passes.verify import result_types, verify
@@ -63,7 +63,7 @@ class LowerOperators:
                 if key not in traced:
                     traced[key] = _trace(graph, node, view)
                 _inline(node, traced[key])
-            module.graph.eliminate_dead_code()
+            drop_dead_code(module.graph)
             module.recompile()
         for note in notes:
             log.warning("%s", note)
@@ -128,7 +128,7 @@ def _trace(graph: RewritableGraph, node: Node, view: GraphView) -> Graph:
     with on_fake_tensors(graph.fake_mode):
         values = [argument.meta["val"] for argument in node.args if isinstance(argument, Node)]
         traced = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
-    traced.graph.eliminate_dead_code()
+    drop_dead_code(traced.graph)
     return traced.graph
 
 

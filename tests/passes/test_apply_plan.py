@@ -304,6 +304,113 @@ def test_another_model_is_refused() -> None:
         jetvit.optimize(exported("causal")[2], plan=plan)
 
 
+# --- a model that calls another ---------------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """A backbone that is called with two views."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image) + self.net(image.flip(-1))
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_the_plan_of_a_backbone_holds_for_all_its_calls(road: str, with_weights: bool) -> None:
+    model = vit()
+    plan = trained(model) if with_weights else plan_of(jetvit.find_attention(model, IMAGE))
+    fast = by_road(road, Twice(model), ((IMAGE,), {}), plan)
+    one = jetvit.optimize(model, IMAGE, plan=plan)
+    assert_close(fast(IMAGE), one(IMAGE) + one(IMAGE.flip(-1)), 1e-4)
+    if road == "export":
+        assert jetvit.optimize(fast, plan=plan).graph_module.code == fast.graph_module.code  # it was applied before
+        assert len([name for name in fast.state_dict() if name.endswith("b2")]) == 2 * with_weights
+
+
+def test_a_later_call_that_looks_different_is_another_site() -> None:
+    class Other(Twice):
+        def forward(self, image: Tensor) -> Tensor:
+            return self.net(image).mean() + self.net.blocks[0](self.net.tokens(image)[:, 1:]).mean()
+
+    model = vit()
+    with pytest.raises(PlanError, match=r"net\.blocks\.0\.attn#1 is in the model and not in the plan"):
+        jetvit.optimize(Other(model), IMAGE, plan=plan_of(jetvit.find_attention(model, IMAGE)))
+
+
+class Forwarding(nn.Module):
+    """Hands on the attributes of the module inside, as wrappers for adapters do."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.base(image)
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_a_plan_goes_through_a_wrapper_with_attributes_of_its_own(road: str, with_weights: bool) -> None:
+    model = vit()
+    plan = trained(model) if with_weights else plan_of(jetvit.find_attention(Forwarding(model), IMAGE))
+    fast = by_road(road, Forwarding(model), ((IMAGE,), {}), plan)
+    assert_close(fast(IMAGE), by_road("export", model, ((IMAGE,), {}), plan)(IMAGE), 1e-4)
+
+
+class Scaled(TinyViT):
+    """A number of the model's code, which Dynamo makes an input of the graph under `dynamic=True`."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(Attention, sdpa))
+        self.factor = 0.7
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image * self.factor) * self.factor
+
+
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_all_sizes_and_numbers_may_be_open(with_plan: bool) -> None:
+    model = randomize(Scaled())
+    plan = plan_of(jetvit.find_attention(model, IMAGE)) if with_plan else None
+    fast = torch.compile(model, backend="jetvit", dynamic=True, options={"inner": "eager", "plan": plan})
+    for size in (SIZE, (48, 64)):
+        image = images(2, 3, *size)
+        assert_close(fast(image), planned(model, ((image,), {}), plan) if plan is not None else model(image))
+
+
+class Square(TinyViT):
+    """Its check makes both sides of an image one symbol."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[-1] != image.shape[-2]:
+            raise ValueError("square images only")
+        return super().forward(image)
+
+
+def test_a_square_of_open_size_has_a_grid() -> None:
+    """Its count of tokens is the square of a side, which torch does not divide by that side again."""
+    model = randomize(Square(partial(Attention, sdpa)))
+    sides = [images(2, 3, side, side) for side in (32, 48, 64)]
+    plan = plan_of(jetvit.find_attention(model, sides[0]))
+    side = torch.export.Dim("side", min=2, max=16)
+    shapes = {"image": {2: 8 * side, 3: 8 * side}}
+    offline, fast = jetvit.optimize(model, sides[0], plan=plan, dynamic_shapes=shapes), compiled(model, plan=plan)
+    for image in (*sides, sides[0]):
+        expected = planned(model, ((image,), {}), plan)
+        assert_close(fast(image), expected)
+        assert_close(offline(image), expected)
+
+
 # --- a part of the model ----------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,9 @@ from tests.passes.models import (
 from tests.zoo import CASES, Case, found, refused
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import (
+    DIM,
     PATCH,
+    SIZE,
     Attention,
     AutocastViT,
     NoGradViT,
@@ -438,3 +440,24 @@ def test_both_roads_are_the_plan(of: dict[str, Any]) -> None:
 def test_both_roads_are_the_plan_at_length(of: dict[str, Any]) -> None:
     with torch.no_grad():
         check_law(of)
+
+
+class MappedHead(TinyViT):
+    """Its head is mapped over prototypes by torch.vmap."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(Attention, sdpa))
+        self.prototypes = torch.nn.Parameter(torch.empty(3, DIM))
+
+    def forward(self, image: Tensor) -> Tensor:
+        y = super().forward(image)
+        return torch.vmap(lambda prototype: (y * prototype).sum(-1))(self.prototypes)
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("with_plan", [False, True])
+def test_levels_of_vmap_stay(road: str, with_plan: bool) -> None:
+    model, image = randomize(MappedHead()), images(2, 3, *SIZE)
+    plan = plan_of(jetvit.find_attention(model, image)) if with_plan else None
+    expected = planned(model, ((image,), {}), plan) if plan is not None else model(image)
+    assert_close(by_road(road, model, ((image,), {}), plan)(image), expected)

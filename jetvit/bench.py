@@ -27,8 +27,8 @@ from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio, sampler
 from jetvit.cost_model.runs import Mode
 from jetvit.cost_model.timing import summary
-from jetvit.passes.apply_plan import rewritten_choice
 from jetvit.passes.capture import export_model
+from jetvit.passes.plan_checks import rewritten_choice
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
 from jetvit.search.calibration import device_name

@@ -13,7 +13,7 @@ from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Estimate
 from jetvit.cost_model.latencies import UnknownLatency
 from jetvit.cost_model.site_operation import site_operation
-from jetvit.passes.apply_plan import covers
+from jetvit.passes.plan_checks import covers
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.sizes import is_static

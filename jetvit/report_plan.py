@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jetvit.cost_model import FrontPoint, NameMatch, Plan, SitePlan, base_warning, check_base
-from jetvit.passes.apply_plan import far_from_plan, rewritten_choice
 from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.plan_checks import far_from_plan, rewritten_choice
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.site import Sites
 from jetvit.patterns.sizes import is_static

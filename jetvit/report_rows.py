@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch.fx import Node
 
 from jetvit.cost_model import SitePlan
-from jetvit.passes.apply_plan import covers, rewritten_choice
+from jetvit.passes.plan_checks import covers, rewritten_choice
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, Projections, Rejection, Rewritten, Sites

@@ -17,11 +17,12 @@ from torch.fx import GraphModule, Node
 
 from jetvit.cost_model import FULL, Choice, Fingerprint, Plan, SitePlan, projection_weights, sample_base
 from jetvit.cost_model.timing import generator_shapes
-from jetvit.passes.apply_plan import ApplyPlan, covers, generator_names
+from jetvit.passes.apply_plan import ApplyPlan, generator_names
 from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
+from jetvit.passes.plan_checks import covers
 from jetvit.passes.regions import drop_dead_code
 from jetvit.patterns.errors import JetvitError
 from jetvit.patterns.find import find_sites

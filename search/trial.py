@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.passes.apply_plan import ApplyPlan, covers
+from jetvit.passes.apply_plan import ApplyPlan
 from jetvit.passes.clean_up import CleanUp
 from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
+from jetvit.passes.plan_checks import covers
 from jetvit.patterns.find import find_sites
 from jetvit.search.drift import Drift, check_finite, place_axes
 from jetvit.search.runner import Batch, Output, Runner

@@ -16,9 +16,10 @@ import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan, base_record, projection_weights, sample_base
 from jetvit.kernels import linear_attention
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, linear_attention_reference
-from jetvit.passes.apply_plan import ApplyPlan, rewritten_choice
+from jetvit.passes.apply_plan import ApplyPlan
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.plan_checks import rewritten_choice
 from jetvit.patterns import PlanError
 from tests.passes.models import (
     ALTERNATING,

@@ -1,4 +1,4 @@
-"""Show the whole search in three minutes on a CPU."""
+"""Show the whole search on a CPU, in some ten minutes on two cores."""
 
 from __future__ import annotations
 

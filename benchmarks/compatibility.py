@@ -3,7 +3,8 @@
     python -m benchmarks.compatibility record NAME REPORT.xml…   after a run: releases, counts and reasons of skips
     python -m benchmarks.compatibility [--check]                 write docs/compatibility.md from all records
 
-The reports are those of `pytest --junitxml`. `record` exits with 1 if a test failed.
+The reports are those of `pytest --junitxml`. A test that is in several counts as it ended in the last, and the page
+says how many were run again. `record` exits with 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -32,17 +33,24 @@ PACKAGES = (
 OUTCOMES = ("passed", "failed", "skipped")
 
 
-def read_report(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(room, outcome, reason) of every test of a report; a test that expectedly fails counts as skipped."""
+def read_report(path: Path) -> dict[tuple[str, str], tuple[str, str, str]]:
+    """(room, outcome, reason) of every test of a report, by its file and name.
+
+    A test that expectedly fails counts as skipped.
+    """
+    found = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
-        parts = case.get("classname", "").split(".")
+        file, name = case.get("classname", ""), case.get("name", "")
+        parts = file.split(".")
         room = parts[1] if len(parts) > 2 else "top level"
         if (skip := case.find("skipped")) is not None:
-            yield room, "skipped", _reason(skip.get("message", ""))
+            found[file, name] = room, "skipped", _reason(skip.get("message", ""))
         elif case.find("failure") is not None or case.find("error") is not None:
-            yield room, "failed", case.get("name", "")
+            # One whose end fails too stands twice in a report.
+            found[file, name] = room, "failed", name
         else:
-            yield room, "passed", ""
+            found.setdefault((file, name), (room, "passed", ""))
+    return found
 
 
 def _reason(message: str) -> str:
@@ -52,13 +60,20 @@ def _reason(message: str) -> str:
 
 def record(name: str, reports: Sequence[Path]) -> dict[str, Any]:
     """What a session ran on and what came out, for `RECORDS`."""
-    tests = [test for report in reports for test in read_report(report)]
+    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    again = 0
+    for report in reports:
+        read = read_report(report)
+        again += len(found.keys() & read.keys())
+        found |= read
+    tests = list(found.values())
     rooms = sorted({room for room, _, _ in tests})
     count = Counter((room, outcome) for room, outcome, _ in tests)
     return {
         "session": name,
         **environment(),
         "releases": {"Python": platform.python_version(), **dict(_releases())},
+        "again": again,
         "rooms": {room: {outcome: count[room, outcome] for outcome in OUTCOMES} for room in rooms},
         "skips": dict(Counter(reason for _, outcome, reason in tests if outcome == "skipped").most_common()),
         "failures": [f"{room}: {reason}" for room, outcome, reason in tests if outcome == "failed"],
@@ -83,15 +98,15 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     }
     releases = {package: [each["releases"].get(package, "–") for each in records] for package in ("Python", *PACKAGES)}
     by_room = {room: [each["rooms"].get(room, dict.fromkeys(OUTCOMES, 0)) for each in records] for room in rooms}
+    last = {f"**{outcome}**": [f"**{each}**" for each in totals[outcome]] for outcome in OUTCOMES}
+    last["run again after a change"] = [each["again"] for each in records]
     lines = [
         "# Compatibility",
         "",
         "The whole test suite, on the oldest releases that jetvit takes, on those that it is developed with, and on",
         "the newest. `make test-versions` runs it; this page is made from the records of these runs.",
         "",
-        *_table(
-            names, releases | {f"**{outcome}**": [f"**{each}**" for each in totals[outcome]] for outcome in OUTCOMES}
-        ),
+        *_table(names, releases | last),
         "",
         "Passed, failed and skipped in each folder of `tests/`:",
         "",

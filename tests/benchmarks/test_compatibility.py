@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def report(tmp_path: Path) -> Path:
 
 
 def test_a_report_is_counted_by_room(report: Path) -> None:
-    assert list(read_report(report)) == [
+    assert list(read_report(report).values()) == [
         ("passes", "passed", ""),
         ("passes", "failed", "test_b"),
         ("passes", "skipped", "needs a GPU"),
@@ -41,18 +42,23 @@ def test_a_report_is_counted_by_room(report: Path) -> None:
 def test_a_run_is_recorded_and_shown(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compatibility, "RECORDS", tmp_path)
     monkeypatch.setattr(compatibility, "PAGE", tmp_path / "docs" / "compatibility.md")
-    assert main(["record", "some", str(report), str(report)]) == 1  # a test failed
+    again = tmp_path / "again.xml"
+    again.write_text(re.sub(r"<failure.*</failure>", "", REPORT))
+    assert main(["record", "some", str(report)]) == 1
+    assert json.loads((tmp_path / "some.json").read_text())["failures"] == ["passes: test_b", "top level: test_d"]
+    assert main(["record", "some", str(report), str(again)]) == 1  # a test still fails
     record = json.loads((tmp_path / "some.json").read_text())
-    assert record["rooms"]["passes"] == {"passed": 2, "failed": 2, "skipped": 2}
-    assert record["skips"] == {"needs a GPU": 4}
-    assert record["failures"] == ["passes: test_b", "top level: test_d"] * 2
+    assert record["rooms"]["passes"] == {"passed": 2, "failed": 0, "skipped": 1}
+    assert record["skips"] == {"needs a GPU": 2}
+    assert (record["failures"], record["again"]) == (["top level: test_d"], 5)
     assert main(["--check"]) == 1
     assert main([]) == 0
     assert main(["--check"]) == 0
     text = compatibility.PAGE.read_text()
-    assert "| **failed** | **4** |" in text
-    assert "| passes | 2 / 2 / 2 |" in text
-    assert "* some: `passes: test_b`" in text
+    assert "| **failed** | **1** |" in text
+    assert "| run again after a change | 5 |" in text
+    assert "| passes | 2 / 0 / 1 |" in text
+    assert "* some: `top level: test_d`" in text
     assert f"| torch | {record['releases']['torch']} |" in text
 
 

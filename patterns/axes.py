@@ -96,6 +96,11 @@ def rank_of(axis: Axis) -> int:
     return max((rank(atom) for atom in axis), default=-1)
 
 
+def is_of_a_map(axis: Axis) -> bool:
+    """True if an axis holds rows or columns of a two-dimensional map, or a part of them."""
+    return rank_of(axis) == 4
+
+
 def join(a: Axis, b: Axis) -> Axis:
     """The axis of an elementwise result, broadcast over axes of size 1."""
     return a if rank_of(a) >= rank_of(b) else b

@@ -80,7 +80,7 @@ def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
     """Extra tokens before, the grid, extra tokens after.
 
     Raises:
-        Refused: the axis holds no two-dimensional grid in row-major order, or more than one.
+        Refused: the axis holds no two-dimensional grid in row-major order, more than one, or parts of another.
     """
     if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
         axis = inside
@@ -90,6 +90,9 @@ def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
         raise Refused(_no_grid(segments, len(grids)), node, from_inputs=bool(_inputs(axis)))
     grid = _grid(segments[grids[0]][0])
     assert grid is not None
+    for index, (part, size) in enumerate(segments):
+        if index != grids[0] and ax.is_of_a_map(part):
+            raise Refused(f"unknown token grid: {size} tokens beside the {grid[0]}×{grid[1]} are of an image too", node)
     before: Size = 0
     after: Size = 0
     for index, (_, size) in enumerate(segments):

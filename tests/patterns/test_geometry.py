@@ -103,6 +103,14 @@ class TwoGridsViT(TinyViT):
         return torch.cat([super().tokens(image), super().tokens(F.avg_pool2d(image, 2))], dim=1)
 
 
+class TemplateInside(TinyViT):
+    """A tracker's template stands in the middle of the region that it is searched in."""
+
+    def tokens(self, image: Tensor) -> Tensor:
+        region, template = super().tokens(image), super().tokens(image[..., :16, :16])
+        return torch.cat([region[:, :9], template, region[:, 9:]], dim=1)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -111,8 +119,9 @@ class TwoGridsViT(TinyViT):
         (partial(TinyViT, partial(Attention, sdpa), patches=PermutedPatches), "lost at .*index"),
         (partial(TinyViT, partial(Attention, sdpa), patches=PhasePatches), ""),
         (partial(TwoGridsViT, partial(Attention, sdpa)), "grids stand side by side"),
+        (partial(TemplateInside, partial(Attention, sdpa), before=0), "9 tokens beside the 2×2 are of an image too"),
     ],
-    ids=["column_major", "blocked", "permuted", "phases", "two_grids"],
+    ids=["column_major", "blocked", "permuted", "phases", "two_grids", "template_inside"],
 )
 @ROAD
 def test_other_orders_of_tokens(model: Callable[[], nn.Module], reason: str, road: str) -> None:

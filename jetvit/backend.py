@@ -12,7 +12,6 @@ import difflib
 import functools
 import hashlib
 import logging
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,8 +27,8 @@ from jetvit.handed_on import Results, hand_on, learn
 from jetvit.passes.capture import capture_dynamo
 from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.patterns.errors import InputError, PlanError
-from jetvit.torch_private import edit_count
+from jetvit.patterns.errors import CaptureError, InputError
+from jetvit.tied import for_each_set_of_weights, tie
 
 log = logging.getLogger(__name__)
 Compiled = Callable[..., Any]
@@ -45,7 +44,8 @@ class BackendOptions:
         jetvit's operators, or, with plugins, with those that can be plugins.
     inner_options: its options (for "inductor": its configuration; for "tensorrt": Torch-TensorRT's settings, and
         "plugins": True).
-    freeze: the weights will not change: fold and merge them into the graph, one compilation an instance.
+    freeze: the weights will not change: fold and merge them into the graph, one compilation an instance, or a block
+        where a graph break makes blocks share their code.
     partial: what happens where an attention that the plan changes is in a graph and cannot be rewritten there, because
         the token grid is lost for instance: "raise", or "warn" and compute full attention.
     """
@@ -98,22 +98,32 @@ def jetvit(
     parsed = BackendOptions.parse(options)
     plan = load_plan(parsed.plan)
     tensorrt = _tensorrt(parsed, mode) if parsed.inner in TENSORRT else None
-    graph = capture_dynamo(gm, example_inputs, parsed.freeze)
+    try:
+        graph = capture_dynamo(gm, example_inputs, parsed.freeze)
+    except CaptureError as error:
+        if plan is not None:
+            raise
+        log.warning("%s", error)
+        return _compile_inner(gm, example_inputs, parsed, mode)
     results = None
     if plan is not None:
         learn(graph, example_inputs)
         results = Results(graph)
-    run_pipeline(graph, passes(plan, partial=True, skip_refused=parsed.partial == "warn"))
+    records = run_pipeline(graph, passes(plan, partial=True, skip_refused=parsed.partial == "warn"))
     if tensorrt is not None:
         compiled = tensorrt(graph, example_inputs)
     else:
-        compiled = _compile_inner(graph.module, example_inputs, parsed, mode)
+        rewritten = any(record.fired for record in records)
+        compiled = _compile_inner(graph.module if rewritten else gm, example_inputs, parsed, mode)
     if results is not None:
         compiled = hand_on(compiled, graph, results)
     tied = plan is not None and bool(plan.weights)
-    if not (tied or parsed.freeze):
-        return compiled
-    return _tie(compiled, graph, "the plan's weights belong" if tied else "the frozen graph belongs")
+    if tied:
+        return tie(compiled, graph, "the plan's weights belong")
+    if parsed.freeze:
+        anew = functools.partial(jetvit, gm, options=options, mode=mode)
+        return for_each_set_of_weights(tie(compiled, graph, "the frozen graph belongs"), graph, anew)
+    return compiled
 
 
 def _compile_inner(
@@ -179,32 +189,6 @@ def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGrap
         return backend(graph.module, list(example_inputs), **({"options": settings} if settings else {}))
 
     return compile_graph
-
-
-def _tie(compiled: Compiled, graph: DynamoGraph, what: str) -> Compiled:
-    """Refuse to run on parameters other than those that were compiled for, or on edited ones.
-
-    Identity and version of each parameter are compared at every call; both are a few attribute reads.
-    """
-    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    known = [
-        (position, weakref.ref(graph.inputs[node]), edit_count(graph.inputs[node]), graph.tensor_names[node])
-        for position, node in enumerate(placeholders)
-        if node in graph.inputs
-    ]
-
-    def checked(*inputs: Any) -> Any:
-        for position, reference, version, name in known:
-            if inputs[position] is not reference() or edit_count(inputs[position]) != version:
-                raise PlanError(
-                    f"{what} to other parameters than these",
-                    why=f"{name} is another tensor than at compilation, or was edited since",
-                    do="call torch.compiler.reset() before a change of weights, or compile each model with a plan of "
-                    "its own",
-                )
-        return compiled(*inputs)
-
-    return checked
 
 
 __all__ = ["BackendOptions", "Plan", "jetvit"]

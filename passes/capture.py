@@ -31,6 +31,9 @@ from jetvit.torch_private import (
 )
 from jetvit.torch_private import OptimizedModule as CompiledModule
 
+aten = torch.ops.aten
+_DECOMPOSED = (aten._softmax.default, aten.native_layer_norm.default, aten._native_batch_norm_legit_no_training.default)
+
 
 def export_model(
     model: nn.Module | ExportedProgram,
@@ -46,6 +49,7 @@ def export_model(
     if isinstance(model, OptimizedModule):
         return model.program
     if isinstance(model, ExportedProgram):
+        _refuse_decomposed(model)
         return model
     if not isinstance(model, nn.Module):
         raise CaptureError(
@@ -73,6 +77,17 @@ def export_model(
         ) from error
 
 
+def _refuse_decomposed(program: ExportedProgram) -> None:
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            if node.target in _DECOMPOSED:
+                raise CaptureError(
+                    "a program that was decomposed cannot be rewritten",
+                    why=f"it has {node.target}, which torch.export.export does not yield",
+                    do="give the program as torch.export.export yields it, before run_decompositions",
+                )
+
+
 def capture(
     model: nn.Module | ExportedProgram,
     args: Sequence[Any] = (),
@@ -90,6 +105,8 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
         gm: what Dynamo hands to a backend.
         example_inputs: its example inputs, in the order of the placeholders.
         freeze: take the present values of parameters and buffers as constants that may be folded.
+    Raises:
+        CaptureError: it works on tensors that a trace takes for constants.
     """
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     context = TracingContext.try_get()
@@ -105,21 +122,28 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
             return RegionInterpreter(gm).run(*inputs)
 
     with tracing(context), mode:
-        aten = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        traced = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     names: dict[Node, str] = {}
     values: dict[Node, torch.Tensor] = {}
-    inputs = [node for node in aten.graph.nodes if node.op == "placeholder"]
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     for node, original, example in zip(inputs, placeholders, example_inputs, strict=True):
         node.meta |= {key: value for key, value in original.meta.items() if key in ("tensor_dict", "grapharg")}
-        name = _parameter_name(original, example)
+        # Dynamo takes the sources away when it is done; a graph may be captured again for other weights.
+        name = original.meta.setdefault("jetvit_parameter", _parameter_name(original, example))
         if name is not None:
             names[node] = name
             values[node] = example
-    for node in aten.graph.nodes:
-        if node.op == "get_attr" and isinstance(tensor := getattr(aten, str(node.target), None), torch.Tensor):
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and isinstance(tensor := getattr(traced, str(node.target), None), torch.Tensor):
+            if isinstance(tensor, FakeTensor):
+                raise CaptureError(
+                    "this graph cannot be traced",
+                    why="it makes tensors that a trace does not follow, as the parts of quantised weights are",
+                    do="rewrite the model with jetvit.optimize, or rewrite it before it is quantised",
+                )
             names[node] = str(node.target)
             node.meta.setdefault("val", mode.from_tensor(tensor, static_shapes=True))
-    return DynamoGraph(aten, names, ambient_autocast(), values, freeze)
+    return DynamoGraph(traced, names, ambient_autocast(), values, freeze)
 
 
 def ambient_autocast() -> dict[str, torch.dtype]:

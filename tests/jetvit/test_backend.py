@@ -258,21 +258,64 @@ def test_an_edit_of_tied_weights_is_refused(tie: Callable[..., Any], edit: Calla
     expected = function(IMAGE)
     assert_close(function(IMAGE), expected, 1e-7)
     edit(model)
+    if tie is frozen and edit is replace_bias:  # another tensor is another set of weights, and compiled for itself
+        assert_close(function(IMAGE), model(IMAGE))
+        return
     with pytest.raises(Exception, match=r"belongs? to other parameters|not the one that the plan was made on"):
         function(IMAGE)
 
 
-@TIED
-def test_a_second_instance_of_tied_weights_is_refused(tie: Callable[..., Any]) -> None:
+def test_a_second_instance_is_not_what_the_plan_was_made_on() -> None:
     """The compiled code is found again by the class, so the parameters are compared at every call."""
     first = vit()
-    function = tie(first)
+    function = with_weights(first)
     expected = function(IMAGE)
-    second = vit(seed=1)
-    plan = {"plan": trained(first)} if tie is with_weights else {"freeze": True}
     with pytest.raises(Exception, match=r"to other parameters|not the one that the plan was made on"):
-        compiled(second, **plan)(IMAGE)
+        compiled(vit(seed=1), plan=trained(first))(IMAGE)
     assert_close(function(IMAGE), expected, 1e-7)
+
+
+def test_every_instance_is_frozen_by_itself() -> None:
+    models = [vit(seed=seed) for seed in range(3)]
+    functions = [frozen(model) for model in models]
+    for _ in range(2):
+        for model, function in zip(models, functions, strict=True):
+            assert_close(function(IMAGE), model(IMAGE))
+    models[1].norm.bias.detach().mul_(2)
+    with pytest.raises(PlanError, match="the frozen graph belongs to other parameters"):
+        functions[1](IMAGE)
+    assert_close(functions[2](IMAGE), models[2](IMAGE))
+
+
+class Loud(nn.Module):
+    """Breaks the graph in front of each attention: Dynamo has one code for all blocks."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return self.attention(x)
+
+
+def test_blocks_behind_a_break_are_frozen_one_by_one() -> None:
+    model = vit()
+    for block in model.blocks:
+        block.attn = Loud(block.attn)
+    assert_close(frozen(model)(IMAGE), model(IMAGE))
+
+
+def test_a_graph_without_attention_goes_on_as_it_came() -> None:
+    graphs = []
+
+    def inner(gm: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(gm)
+        return gm
+
+    linear = nn.Linear(3, 3)
+    assert_close(compiled(linear, inner)(torch.ones(2, 3)), linear(torch.ones(2, 3)))
+    assert [node.target for node in graphs[0].graph.nodes if node.op == "call_function"] == [torch._C._nn.linear]
 
 
 def test_each_with_a_plan_of_its_own() -> None:

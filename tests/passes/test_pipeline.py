@@ -22,7 +22,7 @@ from jetvit.passes.capture import export_model
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.patterns import PlanError, Sites
+from jetvit.patterns import CaptureError, PlanError, Sites
 from tests.passes.models import (
     FULL,
     LINEAR,
@@ -461,3 +461,10 @@ def test_levels_of_vmap_stay(road: str, with_plan: bool) -> None:
     plan = plan_of(jetvit.find_attention(model, image)) if with_plan else None
     expected = planned(model, ((image,), {}), plan) if plan is not None else model(image)
     assert_close(by_road(road, model, ((image,), {}), plan)(image), expected)
+
+
+def test_a_decomposed_program_is_refused() -> None:
+    program = exported("sdpa")[2].run_decompositions()
+    for call in (jetvit.find_attention, jetvit.optimize):
+        with pytest.raises(CaptureError, match=r"was decomposed(.|\n)*native_layer_norm(.|\n)*run_decompositions"):
+            call(program)

@@ -103,7 +103,7 @@ def jetvit(
     except CaptureError as error:
         if plan is not None:
             raise
-        log.warning("%s", error)
+        log.warning("a graph is left as it is: %s", error)
         return _compile_inner(gm, example_inputs, parsed, mode)
     results = None
     if plan is not None:

@@ -139,7 +139,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
                 raise CaptureError(
                     "this graph cannot be traced",
                     why="it makes tensors that a trace does not follow, as the parts of quantised weights are",
-                    do="rewrite the model with jetvit.optimize, or rewrite it before it is quantised",
+                    do="rewrite the model before it is quantised",
                 )
             names[node] = str(node.target)
             node.meta.setdefault("val", mode.from_tensor(tensor, static_shapes=True))

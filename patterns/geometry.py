@@ -202,6 +202,8 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         from_inputs = bool(inputs and others) and same(count, other)
         if ax.rank_of(tokens[0]) <= 0 and is_static(count):
             reason = f"cross attention: {count} learned queries attend to {other} tokens"
+        elif lost := _lost(tokens[0]) or _lost(axis):
+            reason = f"the tokens of q or {name} were lost at {lost}"
         elif from_inputs:
             reason = (
                 f"q and {name} come into this graph as inputs, {', '.join(inputs)} and {', '.join(others)}: "
@@ -212,6 +214,11 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         else:
             reason = f"cross attention: {count} queries attend to {other} tokens"
         raise Refused(reason, side.node, from_inputs)
+
+
+def _lost(axis: Axis) -> str:
+    """The operator, not known to the walk, that made a part of an axis; "" if there is none."""
+    return next((atom.origin for atom in axis if atom.kind == "unknown" and atom.origin and not atom.segments), "")
 
 
 def _inputs(axis: Axis) -> list[str]:

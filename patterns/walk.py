@@ -160,6 +160,8 @@ def pointwise(walk: LayoutWalk, node: Node) -> Value:
     aten._softmax.default, aten.log_softmax.int, aten.layer_norm.default, aten.rms_norm.default,
     aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default, aten.copy_.default,
     aten.cumsum.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams,
+    aten.fake_quantize_per_channel_affine.default,
 )  # fmt: skip
 def like_first(walk: LayoutWalk, node: Node) -> Value:
     """The result has the axes of the first argument."""
@@ -189,6 +191,18 @@ def view(walk: LayoutWalk, node: Node) -> Value:
         # A size that the model's code gives as a number is shorter than the expression that the tracer derives for it.
         sizes = [own if isinstance(own, int) and own > 0 else size for own, size in zip(asked, sizes, strict=True)]
     return ax.reshape(walk.of(node.args[0]), sizes)
+
+
+@rule(aten.view_as_complex.default)
+def view_as_complex(walk: LayoutWalk, node: Node) -> Value:
+    """The last axis, of real and imaginary part, goes. Some models write rotary embeddings as complex products."""
+    return walk.of(node.args[0])[:-1]
+
+
+@rule(aten.view_as_real.default)
+def view_as_real(walk: LayoutWalk, node: Node) -> Value:
+    """The last axis, of real and imaginary part, comes back."""
+    return (*walk.of(node.args[0]), ax.fresh(2, "feature", "the parts of a complex number"))
 
 
 @rule(aten.permute.default)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from sympy import Symbol
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils.weak import WeakIdKeyDictionary
 
 from jetvit.passes.graph import DynamoGraph
@@ -39,7 +40,9 @@ def learn(graph: DynamoGraph, inputs: Sequence[Any]) -> None:
     graph.known = {
         node: known
         for node, example in zip(placeholders, inputs, strict=True)
-        if node not in graph.inputs and (known := told(example)) is not None
+        if node not in graph.inputs
+        and (known := told(example)) is not None
+        and not free_unbacked_symbols(node.meta["val"])
     }
     for node, known in graph.known.items():
         for size, each in zip(node.meta["val"].shape, known, strict=True):
@@ -83,13 +86,17 @@ class Results:
     def __init__(self, graph: DynamoGraph):
         walk = LayoutWalk(GraphView(graph.module, graph.ambient_autocast), graph.tensor_names, entries(graph))
         output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output")
+        symbols = {symbol: where for symbol, *where in _symbols(graph)}
         self.known: dict[int, Known] = {}
+        used: set[Symbol] = set()
         for index, node in enumerate(output.args[0]):
-            if isinstance(node, torch.fx.Node) and (known := describe(walk.of(node), node)) is not None:
+            known = describe(walk.of(node), node) if isinstance(node, torch.fx.Node) else None
+            sizes = [size for each in known or () if each is not None for size in each.sizes()]
+            needed = set().union(*(expression(size).free_symbols for size in sizes))
+            if known is not None and needed <= symbols.keys():
                 self.known[index] = known
-        sizes = [size for known in self.known.values() for each in known if each is not None for size in each.sizes()]
-        used = set().union(*(expression(size).free_symbols for size in sizes))
-        self._symbols = [each for each in _symbols(graph) if each[0] in used]
+                used |= needed
+        self._symbols = [(symbol, *where) for symbol, where in symbols.items() if symbol in used]
         self._fixed: dict[tuple[int, ...], dict[int, Known]] = {}
 
     def remember(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

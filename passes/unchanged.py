@@ -6,6 +6,7 @@ dictionary or in a cache, would hold such tensors afterwards, and so would the d
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections import deque
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+_CACHE = type(functools.lru_cache(len))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _DEPTH, _SIZE = 5, 10_000  # of containers in containers that are looked into, and how much one may hold
 _WITHOUT_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex)
@@ -70,8 +72,8 @@ def _caches(model: nn.Module) -> list[Any]:
     classes = {kind for module in model.modules() for kind in type(module).__mro__[:-1] if kind is not nn.Module}
     places: list[Mapping[str, Any]] = [vars(kind) for kind in classes]
     places += [vars(sys.modules[name]) for name in {kind.__module__ for kind in classes} if name in sys.modules]
-    found = {id(each): each for place in places for each in list(place.values()) if hasattr(each, "cache_clear")}
-    return [each for each in found.values() if hasattr(each, "cache_info")]
+    found = {id(each): each for place in places for each in list(place.values()) if isinstance(each, _CACHE)}
+    return list(found.values())
 
 
 class _Kept:

@@ -16,7 +16,7 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "timm": ("1.0.20", "1.0.31"),
     "onnx": ("1.19.0", "1.23.2"),
     "onnxscript": ("0.7.1", "0.7.2"),
-    "onnxruntime": ("1.23.0", "1.32.0"),
+    "onnxruntime": ("1.27.0", "1.32.0"),
 }
 """The oldest and the newest release that the whole test suite ran with."""
 

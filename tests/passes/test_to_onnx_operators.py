@@ -15,7 +15,6 @@ from torch import Tensor
 from jetvit.passes.to_onnx.convention import FLOAT, OPERATORS, TENSOR, input_names, metadata_key, overload, parameters
 from jetvit.passes.to_onnx.functions import add_functions
 from jetvit.patterns.errors import InputError
-from jetvit.versions import installed, numbers
 from tests.upstream import evaluates_bf16
 
 ir = pytest.importorskip("onnx_ir")
@@ -30,8 +29,6 @@ DTYPES = {
     torch.float16: "FLOAT16",
     torch.bfloat16: "BFLOAT16",
 }
-# A transposition goes into a product in fp64, which has no kernel then: microsoft/onnxruntime#28136.
-FUSES_FP64 = numbers(installed()["onnxruntime"]) < (1, 26)
 
 
 def one_node(
@@ -71,8 +68,6 @@ def run(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    if FUSES_FP64 and any(each.dtype == ir.DataType.DOUBLE for each in model.graph.inputs):
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {each.name: arguments[each.name] for each in session.get_inputs()}
     feeds = {name: x.numpy() if isinstance(x, Tensor) else np.array(x, np.int64) for name, x in feeds.items()}

@@ -161,7 +161,7 @@ def attend_to_windows(
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Softmax attention of [batch, token, head, dim]; `mask` [batch, 1, 1, key] is True where a key takes part."""
     if q.shape[2] == 0:  # on a CPU torch 2.11 divides by the count of heads, which ends the process
-        return torch.empty_like(q)
+        return q.new_empty(q.shape)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 

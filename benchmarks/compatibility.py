@@ -22,6 +22,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.results import RESULTS, environment, write
+from jetvit.versions import numbers
 
 RECORDS = RESULTS / "versions"
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
@@ -89,7 +90,8 @@ def _releases() -> Iterator[tuple[str, str]]:
 
 
 def page(records: Sequence[dict[str, Any]]) -> str:
-    """docs/compatibility.md, from the records of all sessions."""
+    """docs/compatibility.md, from the records of all sessions, the oldest releases first."""
+    records = sorted(records, key=lambda each: [numbers(each["releases"][name]) for name in ("torch", "transformers")])
     names = [each["session"] for each in records]
     rooms = sorted({room for each in records for room in each["rooms"]})
     reasons = sorted({reason for each in records for reason in each["skips"]})

@@ -26,7 +26,8 @@ def keep_result_strides(graph: RewritableGraph, expected: Sequence[Any]) -> int:
     output = graph.module.graph.output_node()
     moved: dict[Node, Node] = {}
     for node, before in zip(pytree.tree_leaves(output.args[0]), expected, strict=True):
-        if not (isinstance(node, Node) and isinstance(before, Tensor)) or _same_strides(before, node.meta["val"]):
+        now = node.meta.get("val") if isinstance(node, Node) else None
+        if not (isinstance(before, Tensor) and isinstance(now, Tensor)) or _same_strides(before, now):
             continue
         if (order := _order(before)) is not None:
             moved[node] = _in_order(output, node, order)

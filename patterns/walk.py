@@ -247,6 +247,12 @@ def expand(walk: LayoutWalk, node: Node) -> Value:
     return tuple(axis if keep else ax.fresh(size, "weight") for axis, size, keep in zip(axes, sizes, kept, strict=True))
 
 
+@rule(aten.repeat_interleave.self_int)
+def repeat_interleave(walk: LayoutWalk, node: Node) -> Value:
+    """One axis has each of its entries several times; without an axis, all entries stand in one row."""
+    return expand(walk, node) if argument(node, 2, "dim") is not None else None
+
+
 @rule(aten.select.int)
 def select(walk: LayoutWalk, node: Node) -> Value:
     """One entry of an axis: the axis goes."""

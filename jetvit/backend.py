@@ -28,10 +28,9 @@ from jetvit.passes.capture import capture_dynamo
 from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import CaptureError, InputError
-from jetvit.tied import for_each_set_of_weights, tie
+from jetvit.tied import Compiled, for_each_set_of_weights, tie
 
 log = logging.getLogger(__name__)
-Compiled = Callable[..., Any]
 TENSORRT = ("tensorrt", "torch_tensorrt")
 
 
@@ -101,7 +100,7 @@ def jetvit(
     try:
         graph = capture_dynamo(gm, example_inputs, parsed.freeze)
     except CaptureError as error:
-        if plan is not None:
+        if plan is not None or tensorrt is not None:
             raise
         log.warning("a graph is left as it is: %s", error)
         return _compile_inner(gm, example_inputs, parsed, mode)

@@ -7,7 +7,7 @@ have one length. A tensor that other code made, or edited, is not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from jetvit.patterns.known_axes import Known, Tokens, describe, entries, evaluat
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, expression, is_static
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.tied import Compiled
 from jetvit.torch_private import edit_count
 
-Compiled = Callable[..., Any]
 _RESULTS: Any = WeakIdKeyDictionary()  # tensor → its count of edits, and what is known of it
 
 
@@ -36,10 +36,9 @@ def told(tensor: Any) -> Known | None:
 
 def learn(graph: DynamoGraph, inputs: Sequence[Any]) -> None:
     """Note in a graph what is known of the inputs that it is compiled for; their token counts become fixed."""
-    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     graph.known = {
         node: known
-        for node, example in zip(placeholders, inputs, strict=True)
+        for node, example in zip(graph.module.graph.find_nodes(op="placeholder"), inputs, strict=True)
         if node not in graph.inputs
         and (known := told(example)) is not None
         and not free_unbacked_symbols(node.meta["val"])
@@ -58,17 +57,17 @@ def hand_on(compiled: Compiled, graph: DynamoGraph, original: Results) -> Compil
         graph: the rewritten graph.
         original: the results of the graph before it was rewritten.
     """
-    nodes = list(graph.module.graph.nodes)
-    rewritten = any(str(node.target).startswith("jetvit.") for node in nodes)
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    expected = [(index, graph.known[node]) for index, node in enumerate(placeholders) if node in graph.known]
-    if not (expected and rewritten) and not original.known:
+    expected: list[tuple[int, Known]] = []
+    if any(str(node.target).startswith("jetvit.") for node in graph.module.graph.nodes):
+        inputs = enumerate(graph.module.graph.find_nodes(op="placeholder"))
+        expected = [(index, graph.known[node]) for index, node in inputs if node in graph.known]
+    if not expected and not original.known:
         return compiled
 
     def handed_on(*inputs: Any) -> Any:
-        for index, known in expected if rewritten else ():
-            if told(inputs[index]) != known:
-                raise _other_grid(known, told(inputs[index]))
+        for index, known in expected:
+            if (found := told(inputs[index])) != known:
+                raise _other_grid(known, found)
         outputs = compiled(*inputs)
         original.remember(inputs, outputs)
         return outputs
@@ -85,11 +84,10 @@ class Results:
 
     def __init__(self, graph: DynamoGraph):
         walk = LayoutWalk(GraphView(graph.module, graph.ambient_autocast), graph.tensor_names, entries(graph))
-        output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output")
         symbols = {symbol: where for symbol, *where in _symbols(graph)}
         self.known: dict[int, Known] = {}
         used: set[Symbol] = set()
-        for index, node in enumerate(output.args[0]):
+        for index, node in enumerate(graph.module.graph.output_node().args[0]):
             known = describe(walk.of(node), node) if isinstance(node, torch.fx.Node) else None
             sizes = [size for each in known or () if each is not None for size in each.sizes()]
             needed = set().union(*(expression(size).free_symbols for size in sizes))
@@ -119,7 +117,7 @@ class Results:
 def _symbols(graph: DynamoGraph) -> Iterator[tuple[Symbol, int, int | None]]:
     """Each symbol of a graph's sizes, and where its value is read: an input that is a number, or an axis of one."""
     seen: set[Symbol] = set()
-    for index, node in enumerate(node for node in graph.module.graph.nodes if node.op == "placeholder"):
+    for index, node in enumerate(graph.module.graph.find_nodes(op="placeholder")):
         value = node.meta.get("val")
         sizes = enumerate(value.shape) if isinstance(value, Tensor) else [(None, value)]
         for dim, size in sizes:

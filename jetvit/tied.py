@@ -57,12 +57,13 @@ def for_each_set_of_weights(
         graph: the graph.
         anew: compiles it for other inputs.
     """
-    values = [node.meta.get("val") for node in graph.module.graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in graph.module.graph.find_nodes(op="placeholder")]
     sizes = [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
     if any(isinstance(each, torch.SymInt | torch.SymFloat) for each in (*values, *sizes)):
         return compiled
-    positions = [position for position, _ in _parameters(graph)]
-    first = [weakref.ref(graph.inputs[node]) for _, node in _parameters(graph)]
+    parameters = list(_parameters(graph))
+    positions = [position for position, _ in parameters]  # and no node, which would keep the graph
+    first = [weakref.ref(graph.inputs[node]) for _, node in parameters]
     variants: list[tuple[list[weakref.ref[Any]], Compiled]] = [(first, compiled)]
 
     def dispatch(*inputs: Any) -> Any:
@@ -79,5 +80,5 @@ def for_each_set_of_weights(
 
 def _parameters(graph: DynamoGraph) -> Iterator[tuple[int, Any]]:
     """The placeholders that are parameters and buffers, with their positions."""
-    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    return ((position, node) for position, node in enumerate(placeholders) if node in graph.inputs)
+    placeholders = enumerate(graph.module.graph.find_nodes(op="placeholder"))
+    return ((position, node) for position, node in placeholders if node in graph.inputs)

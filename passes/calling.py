@@ -34,12 +34,10 @@ def as_captured(
     positional, named = _places(program)
     if len(args) == positional and kwargs.keys() == set(named):
         return tuple(args), dict(kwargs)
-    given = signature.bind_partial(*args, **kwargs).arguments
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    extra = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
-    values = {name: value for name, value in given.items() if name not in (rest, extra)} | dict(
-        given.get(rest or "", {})
-    )
+    values = dict(signature.bind_partial(*args, **kwargs).arguments)
+    names = {parameter.kind: parameter.name for parameter in signature.parameters.values()}
+    more = values.pop(names.get(inspect.Parameter.VAR_POSITIONAL, ""), ())
+    values |= values.pop(names.get(inspect.Parameter.VAR_KEYWORD, ""), {})
     order = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     first = order[:positional]
     if missing := [name for name in (*first, *named) if name not in values]:
@@ -54,7 +52,7 @@ def as_captured(
                 why="its graph was captured without it",
                 do=f"give {name} among the example inputs of jetvit.optimize",
             )
-    return (*(values[name] for name in first), *given.get(extra or "", ())), {name: values[name] for name in named}
+    return (*(values[name] for name in first), *more), {name: values[name] for name in named}
 
 
 def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ dictionary or in a cache, would hold such tensors afterwards, and so would the d
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import sys
 from collections import deque
@@ -21,7 +22,20 @@ log = logging.getLogger(__name__)
 _CACHE = type(functools.lru_cache(len))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _DEPTH, _SIZE = 5, 10_000  # of containers in containers that are looked into, and how much one may hold
-_WITHOUT_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex)
+_WITHOUT_STATE = (
+    nn.Module,
+    Tensor,
+    logging.Logger,
+    type,
+    ModuleType,
+    FunctionType,
+    MethodType,
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+)
 
 
 @contextmanager
@@ -33,7 +47,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     kept = _Kept()
     for module in model.modules():
         kept.attributes(module)
-        for _, hook in _hooks(module):
+        for hook in _hooks(module):
             kept.function(hook)
     caches = [(cache, cache.cache_info()) for cache in _caches(model)]
     try:
@@ -53,15 +67,14 @@ def warn_of_hooks(model: nn.Module) -> None:
         log.warning("forward hooks of %s%s: the result does not call them", names[0], more)
 
 
-def _hooks(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
+def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
     for kind in _HOOKS:
-        for hook in vars(module).get(kind, {}).values():
-            yield kind, hook
+        yield from vars(module).get(kind, {}).values()
 
 
 def _user_hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
     """Hooks that are no part of a library's own modules, as those of weight norms and of placed models are."""
-    for _, hook in _hooks(module):
+    for hook in _hooks(module):
         origin = str(getattr(hook, "__module__", None) or type(hook).__module__)
         if origin.partition(".")[0] not in ("torch", "accelerate", "transformers"):
             yield hook
@@ -109,7 +122,7 @@ class _Kept:
     def put_back(self) -> None:
         """Give every container the entries that it had."""
         for container, before in reversed(self._copies):
-            if _same(_entries(container), before):
+            if _identities(container, _entries(container)) == _identities(container, before):
                 continue
             container.clear()
             if isinstance(container, dict | set):
@@ -138,10 +151,6 @@ def _entries(container: Any) -> list[Any]:
     return list(container.items() if isinstance(container, dict) else container)
 
 
-def _same(a: list[Any], b: list[Any]) -> bool:
-    """The same objects in the same order; for a dictionary, pairs of them."""
-    return len(a) == len(b) and all(
-        x is y
-        or (isinstance(x, tuple) and isinstance(y, tuple) and len(x) == len(y) == 2 and x[0] is y[0] and x[1] is y[1])
-        for x, y in zip(a, b, strict=True)
-    )
+def _identities(container: Any, entries: list[Any]) -> list[int]:
+    """What tells entries apart; those of a dictionary are pairs, made anew each time that they are listed."""
+    return [id(each) for each in (itertools.chain(*entries) if isinstance(container, dict) else entries)]

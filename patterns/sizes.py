@@ -50,7 +50,7 @@ def quotient(a: Size, b: Size) -> Size | None:
     # Not a // b: torch leaves the floor of a square by its side as it is, and that equals no other size.
     if ratio.is_number:
         return int(ratio)
-    (symbolic, *_) = (size for size in (a, b) if isinstance(size, torch.SymInt))
+    symbolic = next(size for size in (a, b) if isinstance(size, torch.SymInt))
     return cast(torch.SymInt, symbolic.node.shape_env.create_symintnode(ratio, hint=None))
 
 

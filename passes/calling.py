@@ -59,12 +59,11 @@ def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[s
     """The first input that has another shape than the example that a program was captured with, in words."""
     if program.example_inputs is None:
         return None
-    examples = pytree.tree_leaves_with_path(program.example_inputs)
+    examples = pytree.tree_leaves(program.example_inputs)
     given = pytree.tree_leaves((tuple(args), dict(kwargs)))
-    for (path, example), value in zip(examples, given, strict=False):
+    for name, example, value in zip(program.graph_signature.user_inputs, examples, given, strict=False):
         if isinstance(example, Tensor) and isinstance(value, Tensor) and example.shape != value.shape:
-            where = pytree.keystr(path[1:])
-            return f"{where} is {list(value.shape)}, captured was {list(example.shape)}"
+            return f"{name} is {list(value.shape)}, captured was {list(example.shape)}"
     return None
 
 

@@ -52,7 +52,9 @@ def test_another_call_is_refused_in_the_models_words() -> None:
         fast(IMAGE, label=1)
     with pytest.raises(InputError, match="needs pixels"):
         fast()
-    with pytest.raises(InputError, match=r"\[3, 3, 32, 48\], captured was \[2, 3, 32, 48\](.|\n)*dynamic_shapes"):
+    with pytest.raises(
+        InputError, match=r"pixels is \[3, 3, 32, 48\], captured was \[2, 3, 32, 48\](.|\n)*dynamic_shapes"
+    ):
         fast(images(3, 3, *SIZE))
     with pytest.raises(TypeError, match="too many positional"):
         fast(IMAGE, None, None)

@@ -15,7 +15,7 @@ from jetvit.cost_model.operation import ELEMENT_BYTES, Operation
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.tuning import hint
 from jetvit.patterns.calls import argument
-from jetvit.patterns.cores import SDPA
+from jetvit.patterns.operators import SDPA
 from jetvit.patterns.regions import GraphView
 from jetvit.torch_private import OpOverload
 

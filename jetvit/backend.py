@@ -12,6 +12,7 @@ import difflib
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import CaptureError, InputError
 from jetvit.tied import Compiled, for_each_set_of_weights, tie
+from jetvit.whole_calls import watch
 
 log = logging.getLogger(__name__)
 TENSORRT = ("tensorrt", "torch_tensorrt")
@@ -95,7 +97,7 @@ def jetvit(
         PlanError: the plan does not fit the model.
     """
     parsed = BackendOptions.parse(options)
-    plan = load_plan(parsed.plan)
+    plan = _plan(parsed.plan)
     tensorrt = _tensorrt(parsed, mode) if parsed.inner in TENSORRT else None
     try:
         graph = capture_dynamo(gm, example_inputs, parsed.freeze)
@@ -116,13 +118,28 @@ def jetvit(
         compiled = _compile_inner(graph.module if rewritten else gm, example_inputs, parsed, mode)
     if results is not None:
         compiled = hand_on(compiled, graph, results)
-    tied = plan is not None and bool(plan.weights)
-    if tied:
+    if plan is not None:
+        compiled = watch(compiled, plan, records, only_warn=parsed.partial == "warn")
+    if plan is not None and plan.weights:
         return tie(compiled, graph, "the plan's weights belong")
     if parsed.freeze:
         anew = functools.partial(jetvit, gm, options=options, mode=mode)
         return for_each_set_of_weights(tie(compiled, graph, "the frozen graph belongs"), graph, anew)
     return compiled
+
+
+def _plan(given: Any) -> Plan | None:
+    """The plan of the options; one that is read from a folder is the same object for all graphs of a model."""
+    if not isinstance(given, str | os.PathLike):
+        return load_plan(given)
+    path = Path(given)
+    file = path / "plan.json" if path.is_dir() else path
+    return _loaded(path, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path, written: int) -> Plan | None:
+    return load_plan(path)
 
 
 def _compile_inner(

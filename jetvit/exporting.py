@@ -22,6 +22,7 @@ from jetvit.files import atomic_files, load_exported, writable
 from jetvit.models import reason
 from jetvit.passes.capture import capture
 from jetvit.passes.emit import OptimizedModule
+from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.to_aoti import require_compiler, write_aoti
@@ -197,6 +198,12 @@ class ExportJob:
         Raises:
             InputError, RewriteError: as `export`.
         """
+        if self.target.name != "pt2" and (fixed := fixed_sizes(program)):
+            raise InputError(
+                f"the file would be wrong for other sizes than {fixed[0]}",
+                why="the model's code fixed that at capture, and a file of this kind does not check it",
+                do="leave that axis out of dynamic_shapes, or choose the target 'pt2', which checks it",
+            )
         program = plain_program(program)
         inputs = inputs or program.example_inputs
         with atomic_files(self.path) as path:

@@ -42,7 +42,8 @@ class SiteRow:
     * `status`: "found", "refused" or "rewritten" (by an earlier run of jetvit). A refused one has a `reason`, the
       `node` at which it shows and, if it is known, the `source` line of the model; what follows is then None.
     * `tokens`, `extra_before`, `extra_after`: token counts; text such as "(H//8)*(W//8) + 5" where they are dynamic.
-    * `grid`: rows and columns of the token grid, "44×60".
+    * `grid`: rows and columns of the token grid, "44×60", or "4×4 pooled" where the attention's own module makes it
+      from a larger map.
     * `rope`: "half", "interleaved" or None; `form`: "sdpa", "softmax", or None for a rewritten one.
     * `projections`: "packed" (one product yields q, k and v), "separate", or "shared" (not this site's alone, or not
       found); None for a rewritten one.
@@ -120,7 +121,7 @@ def _found(site: AttentionSite, entry: SitePlan | None, names: SizeNames) -> Sit
         node=site.out.node.name,
         source=site.source,
         tokens=names.text(site.tokens),
-        grid=grid_text(*map(names.text, site.grid)),
+        grid=grid_text(*map(names.text, site.grid)) + (" pooled" if site.pooled else ""),
         extra_before=names.text(site.extra_before),
         extra_after=names.text(site.extra_after),
         num_heads=site.num_heads,

@@ -147,6 +147,11 @@ def flat_inputs(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping
     return list(attribute_of(program, "_graph_module_flat_inputs")(args, dict(kwargs)))
 
 
+def size_guards(program: ExportedProgram) -> list[str]:
+    """What a program asks of the sizes of its inputs, as Python expressions such as "L['x'].size()[2] // 8 == 4"."""
+    return list(attribute_of(program, "_guards_code") or ())
+
+
 def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
     """Give an ExportedProgram other parameters and buffers, by FQN."""
     attribute_of(program, "_state_dict")

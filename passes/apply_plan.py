@@ -58,7 +58,7 @@ class ApplyPlan:
         sites = find_sites(graph)
         if sites.rewritten:
             check_same_plan(self.plan, sites, graph)
-            return PassResult(notes=("the plan was applied before",))
+            return PassResult(notes=("the plan was applied before",), planned=self.plan.fingerprint.names)
         refused = list(refused_sites(self.plan, sites, self.partial))
         if refused and not (self.partial and self.skip_refused):
             raise refusal(refused, self.partial)
@@ -79,7 +79,8 @@ class ApplyPlan:
         added: dict[str, Node] = {}
         for site, choice in work:
             _rewrite(graph, site, choice, generators[site.name], weights, added)
-        return PassResult(len(work) + replaced, tuple(notes))
+        planned = (*match.mapping, *(name for name, _ in refused))
+        return PassResult(len(work) + replaced, tuple(notes), planned)
 
 
 def _changes(site: AttentionSite, choice: Choice | None) -> bool:

@@ -10,10 +10,14 @@ from jetvit.passes.graph import RewritableGraph
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: how often it fired, and what a reader should know, one sentence each."""
+    """What a pass did: how often it fired, and what a reader should know, one sentence each.
+
+    `planned` are the sites of a plan that the graph has, by the plan's names.
+    """
 
     fired: int = 0
     notes: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
 
 class Pass(Protocol):

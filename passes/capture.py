@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
+from jetvit.passes.scalar_reads import is_about_values, read_values, told
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
@@ -64,10 +69,9 @@ def export_model(
         )
     warn_of_hooks(model)
     try:
-        with torch.no_grad(), unchanged(model):
-            return torch.export.export(
-                model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
-            )
+        return _export(model, args, kwargs or {}, dynamic_shapes)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} could not be captured by torch.export",
@@ -75,6 +79,33 @@ def export_model(
             do="check that the model runs on these inputs; torch.compile(model, backend='jetvit') splits a model at "
             "code that cannot be captured, torch.export does not",
         ) from error
+
+
+def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    """Export a model; where its code reads numbers off constants, a second time, with these numbers."""
+    export = partial(torch.export.export, model, tuple(args), dict(kwargs), strict=False)
+    printed = io.StringIO()  # torch prints the whole graph so far when a value is read
+    with torch.no_grad(), unchanged(model):
+        try:
+            with redirect_stderr(printed):
+                return export(dynamic_shapes=dynamic_shapes)
+        except Exception as error:
+            if not is_about_values(error):
+                raise
+            printed = io.StringIO()
+        finally:
+            sys.stderr.write(printed.getvalue())
+    with torch.no_grad(), unchanged(model):
+        reads = read_values(model, args, kwargs)
+        if dynamic_shapes is not None:
+            raise CaptureError(
+                "the model reads a value off a tensor, and sizes are to stay open",
+                why="what is read may depend on them",
+                where=reads[0].line if reads else "",
+                do="leave dynamic_shapes out, and optimize for each size",
+            )
+        with told(reads):
+            return export()
 
 
 def _refuse_decomposed(program: ExportedProgram) -> None:
@@ -139,7 +170,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
                 raise CaptureError(
                     "this graph cannot be traced",
                     why="it makes tensors that a trace does not follow, as the parts of quantised weights are",
-                    do="rewrite the model before it is quantised",
+                    do="rewrite the model before it is quantised, or with jetvit.optimize, which captures it otherwise",
                 )
             names[node] = str(node.target)
             node.meta.setdefault("val", mode.from_tensor(tensor, static_shapes=True))

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from jetvit.passes.strided import Strided
 from jetvit.patterns.axes import Axes
-from jetvit.patterns.calls import SPLITS, argument, shape
-from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS
+from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
 from jetvit.patterns.projections import NORMS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same

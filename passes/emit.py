@@ -14,6 +14,7 @@ from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
 from jetvit.passes.calling import as_captured, other_shape
+from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.patterns.errors import InputError, RewriteError
 
 
@@ -79,10 +80,15 @@ class OptimizedModule(nn.Module):
         except AssertionError as error:
             if (other := other_shape(self.program, args, kwargs)) is None:
                 raise
+            fixed = fixed_sizes(self.program)
             raise InputError(
                 f"the rewritten model does not take these inputs: {other}",
-                why="its graph was captured for inputs of fixed sizes",
-                do="give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size",
+                why=f"the model's own code fixed a size at capture: {', '.join(fixed)}"
+                if fixed
+                else "its graph was captured for inputs of fixed sizes",
+                do="optimize for this size"
+                if fixed
+                else "give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size",
             ) from error
 
     def train(self, mode: bool = True) -> OptimizedModule:

@@ -20,8 +20,8 @@ from jetvit.passes.layouts import relax_views
 from jetvit.passes.operands import Operands
 from jetvit.passes.rope import OperatorOperands
 from jetvit.patterns.calls import argument
-from jetvit.patterns.cores import SDPA
 from jetvit.patterns.find import find_sites
+from jetvit.patterns.operators import SDPA
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 

@@ -61,7 +61,10 @@ class Insertion:
         """A size as an argument: an int, or a node that computes it from the inputs' shapes."""
         if isinstance(size, int) or is_static(size):
             return int(size)
-        return self.bring(size_node(self.graph, size))
+        anchor = self.anchor
+        while anchor.graph in self.view.entrances:
+            anchor = self.view.entrances[anchor.graph]
+        return self.bring(size_node(self.graph, size, anchor))
 
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
         """The tensor in a dtype; itself if it has it already."""

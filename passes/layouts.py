@@ -31,6 +31,18 @@ def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order:
     return node
 
 
+def factor_in_order(insertion: Insertion, operand: Operand, site: AttentionSite, order: str) -> Node:
+    """A factor of a site's scores, as a tensor of four axes in the order of the letters: 1 along those it has not."""
+    node = insertion.bring(operand.node)
+    letters = _letters(operand.layout)
+    sizes = {"b": -1, "h": site.num_heads}
+    if letters != (kept := [letter for letter in order if letter in letters]):
+        node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
+        node = insertion.call(aten.permute.default, node, [letters.index(letter) for letter in kept])
+    shape = [sizes[letter] if letter in letters else 1 for letter in order]
+    return insertion.call(aten.reshape.default, node, shape)
+
+
 def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str) -> Node:
     """The inverse for the site's result: a tensor in the four-letter order as the layout of `site.out`."""
     layout = site.out.layout

@@ -9,13 +9,15 @@ from torch.fx import Node
 
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.insertion import Insertion
-from jetvit.passes.layouts import from_order, relax_views, to_order
+from jetvit.passes.layouts import factor_in_order, from_order, relax_views, to_order
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 
+aten = torch.ops.aten
+
 
 class Operands:
-    """The inputs of a replacement attention.
+    """The inputs of a replacement attention. What multiplies the scores beside the scale multiplies q.
 
     Under autocast q, k and v get the region's dtype, as autocast itself would give it to the attention. Elsewhere they
     get the widest of their dtypes, so that a softmax that the model computes in fp32 stays in fp32.
@@ -36,6 +38,10 @@ class Operands:
             dtype = sides[0].meta["val"].dtype
             for side in sides[1:]:
                 dtype = torch.promote_types(dtype, side.meta["val"].dtype)
+        for factor in site.factors:
+            target = aten.div.Tensor if factor.divides else aten.mul.Tensor
+            scales = factor_in_order(self.insertion, factor.operand, site, order)
+            sides[0] = self.insertion.call(target, sides[0], scales)
         self.q, self.k, self.v = (self.insertion.cast(side, dtype) for side in sides)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:

@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One pass of a run: its name, how often it fired, its time in seconds, and its notes."""
+    """One pass of a run: its name, how often it fired, its time in seconds, and what `PassResult` holds beside."""
 
     name: str
     fired: int
     seconds: float
     notes: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
 
 def passes(
@@ -86,7 +87,7 @@ def run_pipeline(
             verify(graph, expected, each.name)
         if result.fired:
             _dump(graph, dump, index, each.name)
-        record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes)
+        record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes, result.planned)
         log.debug("%s fired %d times in %.3f s", record.name, record.fired, record.seconds)
         records.append(record)
     if any(record.fired for record in records) and keep_result_strides(graph, expected) and check:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from jetvit.passes.graph import RewritableGraph
 from jetvit.patterns.sizes import same
-from jetvit.torch_private import pytree
+from jetvit.torch_private import OpOverload, pytree
 
 aten = torch.ops.aten
 
@@ -39,13 +39,16 @@ def keep_result_strides(graph: RewritableGraph, expected: Sequence[Any]) -> int:
 
 def _in_order(output: Node, node: Node, order: list[int]) -> Node:
     """A copy whose axes stand in memory in an order, the slowest first."""
-    graph = output.graph
-    with graph.inserting_before(output):
-        turned = graph.call_function(aten.permute.default, (node, order))
-        copied = graph.call_function(aten.clone.default, (turned,), {"memory_format": torch.contiguous_format})
-        result = graph.call_function(aten.permute.default, (copied, sorted(range(len(order)), key=order.__getitem__)))
-    for each in (turned, copied, result):
-        each.meta = {key: value for key, value in node.meta.items() if key != "val"}
+    steps: list[tuple[OpOverload, list[Any], dict[str, Any]]] = [
+        (aten.permute.default, [order], {}),
+        (aten.clone.default, [], {"memory_format": torch.contiguous_format}),
+        (aten.permute.default, [sorted(range(len(order)), key=order.__getitem__)], {}),
+    ]
+    result = node
+    for target, args, kwargs in steps[1:2] if order == sorted(order) else steps:
+        with output.graph.inserting_before(output):
+            result = output.graph.call_function(target, (result, *args), kwargs)
+        result.meta = {key: value for key, value in node.meta.items() if key != "val"}
     return result
 
 

@@ -23,9 +23,9 @@ from jetvit.passes.layouts import relax_views
 from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.passes.strided import Strided
 from jetvit.patterns.calls import shape
-from jetvit.patterns.cores import CASTS, SDPA
 from jetvit.patterns.errors import RewriteError
 from jetvit.patterns.find import find_sites
+from jetvit.patterns.operators import CASTS, SDPA
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same

@@ -196,6 +196,23 @@ def cut(axis: Axis, start: Size, stop: Size) -> Axis:
     return (Atom(stop - start, kind, "a slice", cut=(axis, start, stop)),)
 
 
+def uncut(axis: Axis) -> Axis:
+    """What a slice of a concatenation holds, where it holds whole segments; else the axis itself."""
+    inside = whole_segments(axis[0]) if len(axis) == 1 else None
+    return axis if inside is None else inside
+
+
+def alike(a: Axis, b: Axis) -> bool:
+    """True if two axes are one, or the same slice of one."""
+    a, b = uncut(a), uncut(b)
+    if a == b:
+        return True
+    if not (len(a) == len(b) == 1 and a[0].cut is not None and b[0].cut is not None):
+        return False
+    (whole, *bounds), (other, *others) = a[0].cut, b[0].cut
+    return whole == other and all(map(same, bounds, others))
+
+
 def whole_segments(atom: Atom) -> Axis | None:
     """What a slice of a concatenation holds, where its bounds provably fall between segments; else None."""
     if atom.cut is None:

@@ -9,13 +9,6 @@ from torch.fx import Node
 
 from jetvit.patterns.sizes import Size
 
-_aten = torch.ops.aten
-SPLITS = (
-    _aten.chunk.default, _aten.split.Tensor, _aten.split.default, _aten.split.sizes, _aten.split_with_sizes.default,
-    _aten.tensor_split.sections,
-)  # fmt: skip
-"""Operators that cut an axis, their third argument, into consecutive parts."""
-
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, by position or by keyword."""
@@ -28,3 +21,13 @@ def shape(node: Node) -> tuple[Size, ...]:
     """The sizes of the tensor that a node yields."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def turned(node: Node) -> list[int]:
+    """For each axis of the result of a transposition, `permute` or one that swaps two axes, the axis before it."""
+    order = list(range(len(shape(node))))
+    if node.target is torch.ops.aten.permute.default:
+        return [dim % len(order) for dim in node.args[1]]
+    first, second = (dim % len(order) for dim in (node.args[1:] or (-2, -1)))
+    order[first], order[second] = order[second], order[first]
+    return order

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import SPLITS, argument
-from jetvit.patterns.cores import CASTS, COPIES
+from jetvit.patterns.calls import argument
 from jetvit.patterns.lengths import Length, Lengths, product, quotient
+from jetvit.patterns.operators import CASTS, COPIES, SPLITS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.storage import storage
 from jetvit.torch_private import OpOverload, schema

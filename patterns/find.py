@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch.fx import Node
 
+from jetvit.patterns import axes as ax
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.cores import Core, find_cores
+from jetvit.patterns.core import Core
+from jetvit.patterns.cores import find_cores
 from jetvit.patterns.geometry import Geometry, Refused, read_geometry
 from jetvit.patterns.known_axes import entries
 from jetvit.patterns.names import module_name, source_line, unique
+from jetvit.patterns.operators import TURNS
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import RopeReader
@@ -45,6 +49,7 @@ def find_sites(graph: CapturedGraph) -> Sites:
     # Names count through found, refused and rewritten ones alike, so that a rewrite does not rename its neighbours.
     nodes = sorted(answers, key=order.__getitem__)
     names = unique([module_name(node) or UNNAMED for node in nodes])
+    poolings = {node.name: module_name(node) for node in view.nodes if _reads_a_map(node, walk)}
     sites = Sites()
     for name, node in zip(names, nodes, strict=True):
         answer = answers[node]
@@ -55,9 +60,20 @@ def find_sites(graph: CapturedGraph) -> Sites:
         if isinstance(found, Refused):
             sites.rejected.append(_rejection(name, node, found))
         else:
-            site = _site(name, core, found, graph, view)
+            site = _site(name, core, found, graph, view, poolings)
             sites.append(replace(site, rope=ropes.read(core, site)))
     return sites
+
+
+def _reads_a_map(node: Node, walk: LayoutWalk) -> bool:
+    axes = walk.of(node.args[0]) if node.args else ()
+    return any(ax.is_of_a_map(axis) for axis in axes)
+
+
+def _is_near(module: str, site: str) -> bool:
+    """True if a module is that of a site, a part of it, or the one right around it."""
+    own = site.partition("#")[0]
+    return bool(module) and (f"{module}.".startswith(f"{own}.") or module == own.rpartition(".")[0])
 
 
 def _rejection(name: str, out: Node, refused: Refused) -> Rejection:
@@ -74,18 +90,20 @@ def _judge(
         return Refused(core.obstacles[0].reason, core.obstacles[0].node)
     try:
         geometry = read_geometry(core, walk)
-        _check_mutations(core, walk.view, mutations, order)
+        _check_mutations(core, walk, mutations, order)
     except Refused as refused:
         return refused
     return geometry
 
 
-def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view: GraphView) -> AttentionSite:
+def _site(
+    name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view: GraphView, poolings: Mapping[str, str]
+) -> AttentionSite:
     assert core.q is not None
     assert core.k is not None
     assert core.v is not None
     device = core.out.node.meta["val"].device.type
-    log.debug("%s: found (%s), grid %s", name, core.form, geometry.grid)
+    log.debug("%s: found (%s), grid %s", name, core.form, geometry.tokens.grid)
     return AttentionSite(
         name=name,
         q=Operand(core.q.node, geometry.q),
@@ -95,28 +113,33 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
         num_heads=geometry.num_heads,
         head_dim=geometry.head_dim,
         scale=core.scale,
-        grid=geometry.grid,
-        extra_before=geometry.extra_before,
-        extra_after=geometry.extra_after,
+        grid=geometry.tokens.grid,
+        extra_before=geometry.tokens.before,
+        extra_after=geometry.tokens.after,
         rope=None,
         projections=read_projections(core, view, graph.tensor_names),
         form=core.form,
         autocast=view.autocast_dtype(core.out.node, device),
         source=source_line(core.out.node),
+        factors=geometry.factors,
+        pooled=_is_near(poolings.get(geometry.tokens.origin, ""), name),
     )
 
 
-def _check_mutations(core: Core, view: GraphView, mutations: list[tuple[Node, Node]], order: dict[Node, int]) -> None:
-    """q, k and v are read where the attention ends: nothing may write to them after they were first read."""
+def _check_mutations(core: Core, walk: LayoutWalk, mutations: list[tuple[Node, Node]], order: dict[Node, int]) -> None:
+    """What an attention reads is read where it ends: nothing may write to it after it was first read."""
     if not mutations:
         return
     assert core.q is not None
     assert core.k is not None
     assert core.v is not None
-    storages = {storage(side.node, view) for side in (core.q, core.k, core.v)}
-    first, last = min(order[node] for node in (*core.nodes, *core.peeled)), order[core.out.node]
+    read = [side.node for side in (core.q, core.k, core.v)] + [factor.node for factor in core.factors]
+    storages = {storage(node, walk.view) for node in read}
+    # A transposition that was taken in looks at the same memory: it reads nothing.
+    reads = (*core.nodes, *(node for node in core.peeled if node.target not in TURNS))
+    first, last = min(map(order.__getitem__, reads)), order[core.out.node]
     for node, target in mutations:
         if target is core.out.node:
             raise Refused("the result of the attention is changed in place", node)
         if first < order[node] < last and node not in core.nodes and target in storages:
-            raise Refused("q, k or v is changed in place while the attention reads them", node)
+            raise Refused("q, k, v or a factor of the scores is changed in place while the attention reads them", node)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.fx import Node
 
 from jetvit.patterns import axes as ax
+from jetvit.patterns import core as cores
 from jetvit.patterns.axes import Atom, Axis
 from jetvit.patterns.calls import shape
-from jetvit.patterns.cores import Core, Side
-from jetvit.patterns.site import Layout
+from jetvit.patterns.core import Core, Side
+from jetvit.patterns.site import Factor, Layout, Operand
 from jetvit.patterns.sizes import Size, is_one, is_static, same
 from jetvit.patterns.walk import LayoutWalk
+
+_MOST_UNKNOWN_TOKENS = 16
+"""Tokens beside a grid of which only is known that they are of no image: a CLS token that was made from something."""
 
 
 class Refused(Exception):
@@ -24,8 +28,22 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """An axis of extra tokens, a grid in row-major order, and extra tokens again; `origin` is what made the grid."""
+
+    before: Size
+    grid: tuple[Size, Size]
+    after: Size
+    origin: str = field(default="", compare=False)
+
+    def sizes(self) -> tuple[Size, ...]:
+        """All numbers that it is made of."""
+        return self.before, *self.grid, self.after
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """Layouts of the four tensors, heads, and where the token grid lies."""
+    """Layouts of the four tensors, heads, tokens, and what else multiplies the scores."""
 
     q: Layout
     k: Layout
@@ -33,9 +51,8 @@ class Geometry:
     out: Layout
     num_heads: int
     head_dim: int
-    grid: tuple[Size, Size]
-    extra_before: Size
-    extra_after: Size
+    tokens: Tokens
+    factors: tuple[Factor, ...]
 
 
 def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
@@ -49,6 +66,10 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
     assert k is not None
     assert v is not None
     tokens = [_axis(walk, side, side.token) for side in (q, k, v)]
+    if tokens[0] and all(_is_head(atom) for atom in tokens[0]):
+        inside = all(_is_head(atom) for atom in _axis(walk, q, q.dim))
+        what = "the heads of each token" if inside else "channels"
+        raise Refused(f"the attention runs over {what}, not over tokens", q.node)
     _check_self_attention(core, walk, tokens)
     leading = {name: _leading(walk, side) for name, side in (("q", q), ("k", k), ("v", v))}
     _check_not_local(core, leading["q"], tokens[0])
@@ -69,38 +90,49 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
         raise Refused("the number of heads or their size is not fixed", q.node)
     if not same(head_dim, shape(v.node)[v.dim]):
         raise Refused(f"v has {shape(v.node)[v.dim]} features a head, q has {head_dim}", v.node)
-    before, grid, after = read_tokens(tokens[0], q.node)
-    out_layout = _layout(core.out, leading["q"], tokens[0])
+    place = read_tokens(tokens[0], q.node)
+    result = _leading(walk, core.out)
+    if not _same_batch(leading["q"], result):
+        raise Refused("the batch of the result is not that of q", core.out.node)
+    out_layout = _layout(core.out, result, tokens[0])
+    factors = tuple(_factor(walk, factor, tokens[0]) for factor in core.factors)
     return Geometry(
-        layouts["q"], layouts["k"], layouts["v"], out_layout, int(heads["q"]), int(head_dim), grid, before, after
+        q=layouts["q"],
+        k=layouts["k"],
+        v=layouts["v"],
+        out=out_layout,
+        num_heads=int(heads["q"]),
+        head_dim=int(head_dim),
+        tokens=place,
+        factors=factors,
     )
 
 
-def read_tokens(axis: Axis, node: Node) -> tuple[Size, tuple[Size, Size], Size]:
-    """Extra tokens before, the grid, extra tokens after.
+def read_tokens(axis: Axis, node: Node) -> Tokens:
+    """Where the token grid lies on an axis.
 
     Raises:
-        Refused: the axis holds no two-dimensional grid in row-major order, more than one, or parts of another.
+        Refused: the axis holds no two-dimensional grid in row-major order, more than one, parts of another, or many
+            tokens of which is not known what they are.
     """
     if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
         axis = inside
     segments = ax.flat_segments(axis)
-    grids = [index for index, (part, _) in enumerate(segments) if _grid(part) is not None]
-    if len(grids) != 1:
-        raise Refused(_no_grid(segments, len(grids)), node, from_inputs=bool(_inputs(axis)))
-    grid = _grid(segments[grids[0]][0])
-    assert grid is not None
+    found = [(index, grid) for index, (part, _) in enumerate(segments) if (grid := _grid(part)) is not None]
+    if len(found) != 1:
+        raise Refused(_no_grid(segments, len(found)), node, from_inputs=bool(_inputs(axis)))
+    ((place, (rows, columns)),) = found
+    extra: list[Size] = [0, 0]
     for index, (part, size) in enumerate(segments):
-        if index != grids[0] and ax.is_of_a_map(part):
-            raise Refused(f"unknown token grid: {size} tokens beside the {grid[0]}×{grid[1]} are of an image too", node)
-    before: Size = 0
-    after: Size = 0
-    for index, (_, size) in enumerate(segments):
-        if index < grids[0]:
-            before = before + size
-        elif index > grids[0]:
-            after = after + size
-    return before, grid, after
+        if index == place:
+            continue
+        beside = f"unknown token grid: {size} tokens beside the {rows.size}×{columns.size}"
+        if ax.is_of_a_map(part):
+            raise Refused(f"{beside} are of an image too", node)
+        if ax.rank_of(part) > 0 and not (is_static(size) and size <= _MOST_UNKNOWN_TOKENS):
+            raise Refused(f"{beside} are not learned ones, and what they are is not known", node)
+        extra[index > place] = extra[index > place] + size
+    return Tokens(extra[0], (rows.size, columns.size), extra[1], rows.origin)
 
 
 def layout_like(walk: LayoutWalk, side: Side, other: Side) -> Layout | None:
@@ -118,8 +150,15 @@ def layout_like(walk: LayoutWalk, side: Side, other: Side) -> Layout | None:
         return None
 
 
-def _grid(axis: Axis) -> tuple[Size, Size] | None:
-    """(rows, columns) of an axis that is a flattened two-dimensional map, in row-major order."""
+def _factor(walk: LayoutWalk, factor: cores.Factor, tokens: Axis) -> Factor:
+    """A factor of the scores with the roles of its axes, which are those of q's axes that it goes along."""
+    roles = _layout(factor.side, _leading(walk, factor.side), tokens).roles
+    layout = Layout(tuple(() if axis is None else roles[axis] for axis in factor.axes))
+    return Factor(Operand(factor.node, layout), factor.divides)
+
+
+def _grid(axis: Axis) -> tuple[Atom, Atom] | None:
+    """The rows and the columns of an axis that is a flattened two-dimensional map, in row-major order."""
     if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
         axis = inside
     axis = tuple(atom for atom in axis if not is_one(atom.size))
@@ -127,12 +166,12 @@ def _grid(axis: Axis) -> tuple[Size, Size] | None:
         return None
     row, col = axis
     if (row.kind, col.kind) == ("row", "col"):
-        return row.size, col.size
+        return row, col
     patches = row.pieces is not None and col.pieces is not None  # cut into patches, as an image is and a table is not
     if row.kind == col.kind == "input" and row.entry is not None and col.entry is not None and patches:
         (row_input, row_dim), (col_input, col_dim) = row.entry, col.entry
         if row_input == col_input and 0 < row_dim < col_dim:
-            return row.size, col.size
+            return row, col
     return None
 
 
@@ -175,11 +214,11 @@ def _same_tokens(a: Axis, b: Axis) -> bool:
     """The same atoms; or concatenations of the same segments, made once for q and once for k."""
     if a == b:
         return True
-    a, b = (axis if len(axis) != 1 else ax.whole_segments(axis[0]) or axis for axis in (a, b))
+    a, b = ax.uncut(a), ax.uncut(b)
     first, second = ax.flat_segments(a), ax.flat_segments(b)
     if len(first) != len(second) or len(first) < 2:
         return a == b
-    return all(x == y and same(n, m) for (x, n), (y, m) in zip(first, second, strict=True))
+    return all(ax.uncut(x) == ax.uncut(y) and same(n, m) for (x, n), (y, m) in zip(first, second, strict=True))
 
 
 def _same_batch(a: list[Axis], b: list[Axis]) -> bool:
@@ -248,6 +287,8 @@ def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
             if atom.root.kind in ("row", "col") or (atom.pieces and atom.root in roots):
                 sizes = "×".join(str(piece.size) for piece in tokens) or "1"
                 assert core.q is not None
+                if tokens and all(piece.pieces is not None and piece.pieces[1] == 0 for piece in tokens):
+                    raise Refused(f"the attention is dilated: it runs over {sizes} tokens that lie apart", core.q.node)
                 raise Refused(f"the attention is local already: it runs inside windows of {sizes} tokens", core.q.node)
 
 

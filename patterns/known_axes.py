@@ -16,21 +16,8 @@ from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.geometry import Refused, read_tokens
+from jetvit.patterns.geometry import Refused, Tokens, read_tokens
 from jetvit.patterns.sizes import Size, same
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """An axis of extra tokens, a grid in row-major order, and extra tokens again."""
-
-    before: Size
-    grid: tuple[Size, Size]
-    after: Size
-
-    def sizes(self) -> tuple[Size, ...]:
-        """All numbers that it is made of."""
-        return self.before, *self.grid, self.after
 
 
 @dataclass(frozen=True)
@@ -59,7 +46,7 @@ def _describe(axis: Axis, node: Node) -> Tokens | Side | None:
     if len(axis) == 1 and axis[0].kind in ("row", "col") and axis[0].segments is None and axis[0].cut is None:
         return Side(axis[0].kind, axis[0].size) if axis[0].pieces is None or axis[0].pieces[1] == 0 else None
     try:
-        return Tokens(*read_tokens(axis, node))
+        return read_tokens(axis, node)
     except Refused:
         return None
 
@@ -99,7 +86,7 @@ def _axis(known: Tokens | Side | None, size: Size, entry: tuple[str, int]) -> Ax
     grid = (Atom(height, "row", entry=entry), Atom(width, "col", entry=entry))
     if same(known.before, 0) and same(known.after, 0):
         return grid
-    extra = [ax.fresh_axes([count], "input", "extra tokens")[0] for count in (known.before, known.after)]
+    extra = [ax.fresh(count, "weight", "extra tokens") for count in (known.before, known.after)]
     parts = [(extra[0], known.before), (grid, height * width), (extra[1], known.after)]
     segments = tuple(part for part in parts if not same(part[1], 0))
     return (Atom(size, "unknown", "a concatenation", entry, segments=segments),)

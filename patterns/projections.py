@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import SPLITS, argument, shape
-from jetvit.patterns.cores import CASTS, COPIES, SCALINGS, VIEWS, Core
+from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.core import Core
+from jetvit.patterns.operators import CASTS, COPIES, SCALINGS, SPLITS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rotation
 from jetvit.patterns.site import Linear, Projections

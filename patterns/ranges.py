@@ -74,7 +74,7 @@ def _truth(node: Node) -> Range:
     """Bounds of comparisons and of what is made of them."""
     target = node.target
     if target in _COMPARISONS:
-        (a, b), (c, d) = value_range(node.args[0]), value_range(node.args[1])
+        (a, b), (c, d) = value_range(node.args[0]), _as_dtype_of(node.args[0], node.args[1])
         always = {"ge": a >= d, "gt": a > d, "le": b <= c, "lt": b < c}[_COMPARISONS[target]]
         never = {"ge": b < c, "gt": b <= c, "le": a > d, "lt": a >= d}[_COMPARISONS[target]]
         return (1.0, 1.0) if always else (0.0, 0.0) if never else (0.0, 1.0)
@@ -94,6 +94,17 @@ def _truth(node: Node) -> Range:
         (a, b), (c, d) = value_range(node.args[1]), value_range(node.args[2])
         return (min(a, c), max(b, d))
     return _ANY
+
+
+def _as_dtype_of(tensor: Any, other: Any) -> Range:
+    """The bounds of what a tensor is compared with: an int that its dtype cannot hold wraps around."""
+    bounds, value = value_range(other), tensor.meta.get("val") if isinstance(tensor, Node) else None
+    if not isinstance(other, int) or isinstance(other, bool) or not isinstance(value, torch.Tensor):
+        return bounds
+    if value.dtype.is_floating_point or value.dtype is torch.bool:
+        return bounds
+    limits = torch.iinfo(value.dtype)
+    return bounds if limits.min <= other <= limits.max else _ANY
 
 
 def _stored(node: Node, before: Range) -> Range:

@@ -18,10 +18,11 @@ import torch
 from torch.fx import Graph, Node
 
 from jetvit.patterns.axes import Axis, axis_size
-from jetvit.patterns.calls import SPLITS, argument, shape
-from jetvit.patterns.cores import CASTS, COPIES, TURNS, VIEWS, Core, Side
+from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.core import Core, Side
 from jetvit.patterns.geometry import layout_like
 from jetvit.patterns.lengths import Lengths, product, total
+from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope_tables import AxialTables
 from jetvit.patterns.site import AttentionSite, Operand, Rope, RopeTables

@@ -37,6 +37,20 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A tensor that multiplies q·kᵀ beside the scale, or `divides` it: a temperature for each head, say.
+
+    The roles of its layout are over "b" and "h"; an axis of size 1 is ().
+    """
+
+    operand: Operand
+    divides: bool
+
+    def __str__(self) -> str:
+        return f"{'/' if self.divides else '·'} {self.operand}"
+
+
+@dataclass(frozen=True)
 class RopeTables:
     """What an operator of jetvit needs to do a rotation itself; that it would be the same rotation is proven.
 
@@ -107,10 +121,11 @@ class AttentionSite:
     The tokens of a site are `extra_before` prefix tokens (CLS, registers), then `grid[0]` × `grid[1]` patch tokens in
     row-major order, then `extra_after` tokens. Sizes are ints, or SymInts where the graph is dynamic.
 
-    `scale` multiplies q·kᵀ. `form` is "sdpa" for the one operator of ATen, "softmax" for two products with a softmax
-    between, "operator" for `jetvit::full_attention`, which also does the rotation where `rope` is there.
-    `autocast` is the dtype that an enclosing autocast region gives the attention, None outside of one. `projections`
-    are those that belong to this site alone; `source` is the line of the model's code that computes the result.
+    `scale` multiplies q·kᵀ, and so do the tensors of `factors`. `form` is "sdpa" for the one operator of ATen,
+    "softmax" for two products with a softmax between, "operator" for `jetvit::full_attention`, which also does the
+    rotation where `rope` is there. `autocast` is the dtype that an enclosing autocast region gives the attention, None
+    outside of one. `projections` are those that belong to this site alone; `source` is the line of the model's code
+    that computes the result. `pooled`: the module of the attention, or the one around it, makes the grid from a map.
     """
 
     name: str
@@ -129,6 +144,8 @@ class AttentionSite:
     form: str
     autocast: torch.dtype | None
     source: str
+    factors: tuple[Factor, ...] = ()
+    pooled: bool = False
 
     @property
     def tokens(self) -> Size:

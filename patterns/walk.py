@@ -17,16 +17,30 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns import ranges
 from jetvit.patterns.axes import Atom, Axes, Axis
-from jetvit.patterns.calls import SPLITS, argument, shape
+from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.constants import Constants
+from jetvit.patterns.operators import SPLITS
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import Size, quotient, same
-from jetvit.patterns.storage import storage, written
+from jetvit.patterns.sizes import Size, is_one, quotient, same
+from jetvit.patterns.storage import storage, writes
 from jetvit.torch_private import OpOverload
 
 aten = torch.ops.aten
 Value = Axes | list[Any] | None
 Rule = Callable[["LayoutWalk", Node], Value]
 RULES: dict[Any, Rule] = {}
+
+
+_LIKE_ANOTHER = {aten.type_as.default, aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
+_FILLED = {
+    aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default,
+}  # fmt: skip
+_POINTWISE_WRITES = {
+    aten.copy_, aten.fill_, aten.zero_, aten.masked_fill_, aten.gelu_, aten.hardswish_, aten.mish_, aten.relu6_,
+    aten.celu_, aten.rrelu_, aten.threshold_, aten.dropout_, aten.feature_dropout_, aten.normal_, aten.uniform_,
+    aten.bernoulli_,
+}  # fmt: skip
+"""Beside those that torch tags as pointwise."""
 
 
 class LayoutWalk:
@@ -48,14 +62,27 @@ class LayoutWalk:
         told = told or {}
         self.axes: dict[Node, Value] = {}
         self.sources: dict[Node, frozenset[str]] = {}
-        self.written = written(view)
+        self._writes: dict[Node, list[Node]] = {}
+        for node, target in writes(view):
+            self._writes.setdefault(node, []).append(target)
+        self.written = {target for targets in self._writes.values() for target in targets}
+        self._looking_at: dict[Node, list[Node]] = {target: [] for target in self.written}
+        for node in view.nodes if self.written else ():
+            if (memory := storage(node, view)) in self._looking_at:
+                self._looking_at[memory].append(node)
         self._chosen: dict[tuple[Axis, Any], Atom] = {}
+        self._constants = Constants(view, self.sources)
         for node in view.nodes:
             resolved = view.resolve(node)
             if resolved is not node:
                 self.axes[node], self.sources[node] = self.axes.get(resolved), self.sources.get(resolved, frozenset())
                 continue
-            self.sources[node] = frozenset().union(*(self.sources.get(used, ()) for used in node.all_input_nodes))
+            used = node.all_input_nodes
+            if node.target in _LIKE_ANOTHER:  # only the dtype, or the sizes, of the other tensor count
+                used = used[:1]
+            elif node.target in _FILLED:
+                used = []
+            self.sources[node] = frozenset().union(*(self.sources.get(each, ()) for each in used))
             if node.op in ("placeholder", "get_attr"):
                 weight = node in tensor_names
                 self.sources[node] = frozenset(["weight" if weight else "input"])
@@ -64,23 +91,62 @@ class LayoutWalk:
                 if node.target is aten.sym_size.int:
                     self.sources[node] = frozenset()  # a size is nothing that an image holds
                 self.axes[node] = self._call(node)
+                self._forget_what_is_scrambled(node)
+
+    def _forget_what_is_scrambled(self, node: Node) -> None:
+        """After other tokens were written into a tensor nothing is known of all that looks at its memory."""
+        for target in self._writes.get(node, ()):
+            if not self.keeps_tokens(node):
+                for each in self._looking_at[target]:
+                    if each in self.axes:
+                        self.axes[each] = unknown(each, origin=f"{node.target}, which writes other tokens in place")
 
     def of(self, node: Any) -> Axes:
         """The axes of a tensor argument; a number has none."""
         value = self.axes.get(node) if isinstance(node, Node) else ()
         return value if isinstance(value, tuple) else ()
 
-    def is_always(self, node: Node, value: float) -> bool:
-        """True if every entry of a tensor is provably this number, and nothing writes to what it is made from."""
+    def is_always(self, node: Node, value: float, reader: Node) -> bool:
+        """True if every entry of a tensor is provably this number where another node reads it."""
+        if not self._is_written(node) and ranges.is_always(node, value):
+            return True
+        known = self.constant(node, reader)
+        return known is not None and bool((known == value).all())
+
+    def constant(self, node: Node, reader: Node) -> torch.Tensor | None:
+        """The value, on the CPU, that a node has where another one reads it, if nothing but constants makes it."""
+        return self._constants.value(node, reader)
+
+    def keeps_tokens(self, node: Node) -> bool:
+        """True if an in-place node writes, into each place of a tensor, what stands at that place of another.
+
+        Numbers and what is the same for every image may be written anywhere.
+        """
+        if not isinstance(node.target, OpOverload):
+            return True  # the body of a higher-order operator writes to none of its operands, in all that is known
+        if torch.Tag.pointwise not in node.target.tags and node.target.overloadpacket not in _POINTWISE_WRITES:
+            return False
+        places = self.of(node.args[0])
+        for other in node.all_input_nodes:
+            axes = self.of(other)
+            pairs = zip(reversed(axes), reversed(places), strict=False)
+            if len(axes) > len(places) or any(
+                ax.rank_of(axis) > 0 and not _in_place(axis, place) for axis, place in pairs
+            ):
+                return False
+        return True
+
+    def _is_written(self, node: Node) -> bool:
+        """True if something writes to a tensor, or to what it is made from."""
         stack, seen = [node], set()
         while stack:
             each = stack.pop()
             if each not in seen:
                 seen.add(each)
                 if storage(each, self.view) in self.written:
-                    return False
+                    return True
                 stack.extend(each.all_input_nodes)
-        return ranges.is_always(node, value)
+        return False
 
     def entry_of(self, axis: Axis, index: Any) -> Axis:
         """What is left of an axis when one entry is taken: an atom of size 1 that tells one entry from another.
@@ -103,7 +169,7 @@ class LayoutWalk:
 
     def _call(self, node: Node) -> Value:
         value = node.meta.get("val")
-        rule = RULES.get(node.target)
+        rule = RULES.get(node.target) or BY_NAME.get(str(node.target))
         result: Value = None
         if rule is not None:
             result = rule(self, node)
@@ -115,16 +181,22 @@ class LayoutWalk:
             return result
         if isinstance(result, list):
             return result
-        # What is made of weights alone is the same for every image, whatever makes it.
-        return unknown(node, "weight" if self.sources[node] == {"weight"} else "unknown")
+        # What is made of weights and constants alone is the same for every image, whatever makes it.
+        return unknown(node, "weight" if self.sources[node] <= {"weight"} else "unknown")
 
 
-def unknown(node: Node, kind: str = "unknown") -> Value:
-    """Axes of an operator that the walk does not know, named after it."""
+def _in_place(axis: Axis, place: Axis) -> bool:
+    """True if the entries of an axis can go along another: the same ones, or features in the place of features."""
+    axis, place = (tuple(atom for atom in each if not is_one(atom.size)) for each in (axis, place))
+    return not axis or ax.alike(axis, place) or all(atom.kind == "feature" for atom in axis + place)
+
+
+def unknown(node: Node, kind: str = "unknown", origin: str = "") -> Value:
+    """Axes of an operator that the walk does not know, named after it, or of which an origin is known."""
 
     def make(value: Any) -> Value:
         if isinstance(value, torch.Tensor):
-            return ax.fresh_axes(value.shape, kind, f"{node.target} ({node.name})")
+            return ax.fresh_axes(value.shape, kind, origin or f"{node.target} ({node.name})")
         return [make(item) for item in value] if isinstance(value, list | tuple) else None
 
     return make(node.meta.get("val"))
@@ -148,6 +220,7 @@ def dims(index: Any, rank: int) -> list[int]:
 # Elementwise ------------------------------------------------------------------------------------------------------
 
 
+@rule(aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def pointwise(walk: LayoutWalk, node: Node) -> Value:
     """Every tensor argument is broadcast against the others."""
     return ax.broadcast([walk.of(used) for used in node.all_input_nodes])
@@ -166,6 +239,12 @@ def pointwise(walk: LayoutWalk, node: Node) -> Value:
 def like_first(walk: LayoutWalk, node: Node) -> Value:
     """The result has the axes of the first argument."""
     return walk.of(node.args[0])
+
+
+BY_NAME: dict[str, Rule] = dict.fromkeys(
+    ("torchao.quantize_affine.default", "torchao.dequantize_affine.default"), like_first
+)
+"""Rules for operators of packages that need not be installed."""
 
 
 @rule(operator.getitem)
@@ -300,7 +379,7 @@ def slice_(walk: LayoutWalk, node: Node) -> Value:
     start = start.meta["val"] if isinstance(start, Node) else start
     if step != 1:
         kind = before[0].kind if len(before) == 1 and before[0].kind in ("row", "col") else "unknown"
-        after = ax.fresh(size, kind, "a strided slice")
+        after = ax.fresh(size, kind, "a strided slice" if kind == "unknown" else node.name)
     elif isinstance(start, int) and start < 0 and (stop is None or stop == 2**63 - 1):
         after = ax.cut(before, whole - size, whole)
     elif isinstance(start, int) and start < 0:
@@ -384,7 +463,10 @@ def linear(walk: LayoutWalk, node: Node) -> Value:
     return (*walk.of(node.args[0])[:-1], ax.fresh(shape(node)[-1], "feature"))
 
 
-@rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default)
+@rule(
+    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default,
+    aten._int_mm.default,
+)  # fmt: skip
 def matmul(walk: LayoutWalk, node: Node) -> Value:
     """Rows of the first operand, columns of the second; columns of a weight are new features."""
     first, second = node.args[1:3] if node.target in (aten.addmm.default, aten.baddbmm.default) else node.args[:2]

@@ -18,7 +18,7 @@ from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns import AttentionSite, PlanError, find_sites
-from jetvit.patterns.cores import SDPA
+from jetvit.patterns.operators import SDPA
 from jetvit.patterns.storage import relies_on_strides
 from jetvit.patterns.walk import argument
 from tests.passes.models import (

@@ -21,7 +21,7 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.straighten_views import StraightenViews
 from jetvit.passes.verify import result_types, verify
-from jetvit.patterns.cores import SDPA
+from jetvit.patterns.operators import SDPA
 from tests.passes.models import assert_close, aten, count, exported, nodes_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, SIZE, SelfMHA, TinyViT

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Interpreter
 
+import jetvit
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.passes.capture import capture_dynamo, export_model
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.symbols import size_node
@@ -122,3 +125,33 @@ def test_symbols_are_inputs_on_the_dynamo_road() -> None:
         function(x)
         function(torch.ones(9, 50))
     assert found == [28, 52]
+
+
+class RoundedGrid(nn.Module):
+    """MoGe's: the token grid is a rounded root, computed by way of floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv, self.proj = nn.Conv2d(3, 32, 8, 8), nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, image: Tensor, num_tokens: int) -> Tensor:
+        height, width = image.shape[-2:]
+        aspect = width / height
+        rows, columns = round((num_tokens / aspect) ** 0.5), round((num_tokens * aspect) ** 0.5)
+        x = F.interpolate(image, (rows * 8, columns * 8), mode="bilinear", align_corners=False)
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_a_size_by_way_of_floats() -> None:
+    model, options = RoundedGrid().eval(), {"kwargs": {"num_tokens": 24}}
+    first, second = torch.randn(1, 3, 64, 80), torch.randn(1, 3, 96, 40)
+    shapes = {"image": {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "num_tokens": None}
+    sites = jetvit.find_attention(model, first, dynamic_shapes=shapes, **options)
+    plan = Plan(tuple(SitePlan(s.name, Choice("window", window=(2, 2))) for s in sites), Fingerprint.of(sites))
+    optimized = jetvit.optimize(model, first, plan=plan, dynamic_shapes=shapes, **options)
+    with torch.no_grad():
+        for image in (first, second):
+            expected = jetvit.optimize(model, image, plan=plan, **options)(image, num_tokens=24)
+            torch.testing.assert_close(optimized(image, num_tokens=24), expected)

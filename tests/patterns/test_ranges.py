@@ -78,6 +78,7 @@ def constants(draw: st.DrawFn, depth: int = 4) -> Callable[[], Tensor]:
 @example(lambda: (torch.arange(3) + 0.5).to(torch.int64))
 @example(lambda: torch.full((3,), 0.5, dtype=torch.int64))
 @example(lambda: torch.full((3,), 3, dtype=torch.bool))
+@example(lambda: torch.full((3,), 3, dtype=torch.uint8) >= -1)  # the number wraps around too
 def test_every_value_lies_inside(build: Callable[[], Tensor]) -> None:
     _, values = results(build)
     for node, value in values.items():

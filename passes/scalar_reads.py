@@ -1,0 +1,178 @@
+"""Numbers that a model's own code reads off tensors while it runs, such as `int(positions.max())`.
+
+torch.export has no values to read. Where such a number comes from constants, parameters or buffers, and not from an
+input, it is the same for every image of one size: the model is run once, the numbers are noted, and a second export is
+told them. A number that an input has a part in cannot be told, and the line that reads it is named.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jetvit.patterns.errors import CaptureError
+from jetvit.torch_private import pytree
+
+log = logging.getLogger(__name__)
+_READS = {
+    Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
+    Tensor.__contains__, Tensor.is_nonzero, Tensor.equal, Tensor.allclose, torch.is_nonzero, torch.equal,
+    torch.allclose,
+}  # fmt: skip
+_INPUT, _WEIGHT = 1, 2
+
+
+@dataclass(frozen=True)
+class Read:
+    """One number, or a list of them, that the model's code took out of a tensor; `line` is where it did."""
+
+    function: Any
+    shape: tuple[int, ...]
+    line: str
+    value: Any
+
+
+def is_about_values(error: BaseException) -> bool:
+    """True if an export failed because the model's code reads a value."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+    return any("data-dependent" in str(each).lower() or "DataDependent" in type(each).__name__ for each in chain)
+
+
+def read_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Read]:
+    """Run a model once and note every number that its code reads off a tensor.
+
+    Raises:
+        CaptureError: an input has a part in one of them.
+    """
+    sources = _Sources()
+    sources.mark((args, kwargs), _INPUT)
+    sources.mark((list(model.parameters()), list(model.buffers())), _WEIGHT)
+    recording = _Recording(sources)
+    with torch.no_grad(), recording, sources:
+        model(*args, **kwargs)
+    if recording.of_weights:
+        line, count = recording.of_weights[0], len(recording.of_weights)
+        more = f" and {count - 1} more" if count > 1 else ""
+        log.warning("what the model reads off its parameters or buffers stays as it is now: %s%s", line, more)
+    return recording.reads
+
+
+@contextmanager
+def told(reads: Sequence[Read]) -> Iterator[None]:
+    """Answer the same reads, in the same order, with the numbers that were noted."""
+    with _Telling(reads):
+        yield
+
+
+class _Sources(TorchDispatchMode):
+    """Follows which tensors an input, or a weight, has a part in, by their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._marks: dict[int, int] = {}
+
+    def mark(self, tree: Any, mark: int) -> None:
+        for tensor in _tensors(tree):
+            self._marks[_memory(tensor)] = mark
+
+    def of(self, tree: Any) -> int:
+        """The marks of the tensors of a tree, together."""
+        marks = 0
+        for tensor in _tensors(tree):
+            marks |= self._marks.get(_memory(tensor), 0)
+        return marks
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        marks = self.of((args, kwargs))
+        shared = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+        result = func(*args, **kwargs)
+        written = args if func._schema.is_mutable else ()
+        for tensor in _tensors((result, written)):
+            memory = _memory(tensor)
+            if memory in shared:
+                self._marks[memory] = self._marks.get(memory, 0) | marks
+            else:  # new memory, maybe where another tensor was
+                self._marks[memory] = marks
+        return result
+
+
+class _Recording(TorchFunctionMode):
+    def __init__(self, sources: _Sources) -> None:
+        super().__init__()
+        self.sources = sources
+        self.reads: list[Read] = []
+        self.of_weights: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _READS:
+            marks, line = self.sources.of(args), _line_of_user()
+            if marks & _INPUT:
+                raise CaptureError(
+                    "the model reads a value off what it computes from its input",
+                    why="torch.export has no values; the code after this line may differ from image to image",
+                    where=line,
+                    do="compute it with tensor operations, or use torch.compile(model, backend='jetvit'), which splits "
+                    "the model there",
+                )
+            if marks & _WEIGHT:
+                self.of_weights.append(line)
+            self.reads.append(Read(func, tuple(args[0].shape), line, result))
+        return result
+
+
+class _Telling(TorchFunctionMode):
+    def __init__(self, reads: Sequence[Read]) -> None:
+        super().__init__()
+        self._left = deque(reads)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _READS:
+            return func(*args, **(kwargs or {}))
+        line, read = _line_of_user(), self._left.popleft() if self._left else None
+        if read is not None and read.function is Tensor.tolist and func is Tensor.item:  # an export takes it apart
+            values = [Read(Tensor.item, (), read.line, value) for value in pytree.tree_leaves(read.value)]
+            self._left.extendleft(reversed(values[1:]))
+            read = values[0] if values else None
+        if read is None or (read.function, read.line, read.shape) != (func, line, tuple(args[0].shape)):
+            raise CaptureError(
+                "the model reads other values when it is exported than when it runs",
+                why="its code takes another way there",
+                where=line,
+                do="use torch.compile(model, backend='jetvit')",
+            )
+        return read.value
+
+
+def _line_of_user() -> str:
+    """The line of code, outside of torch and this file, that is running: "file.py:12 in forward"."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__ and name.partition(".")[0] != "torch":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return ""
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,71 @@
+"""What an attention is made of, as read off a graph: `Core`, its operands, and what speaks against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from jetvit.patterns.calls import shape
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a core: its node, its token axis and its head_dim axis; the others lead (batch, heads)."""
+
+    node: Node
+    token: int
+    dim: int
+
+    @property
+    def leading(self) -> list[int]:
+        """The batch and head axes, in order."""
+        return [axis for axis in range(len(shape(self.node))) if axis not in (self.token, self.dim)]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a core is not plain full attention, and at which node."""
+
+    reason: str
+    node: Node
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A tensor that multiplies the scores, or divides them: the same for all tokens, as a temperature of each head is.
+
+    side: the operand of the first product that is q. axes: for each axis of the tensor the axis of q that it goes
+    along; None where it has one entry, for all.
+    """
+
+    node: Node
+    divides: bool
+    side: Side
+    axes: tuple[int | None, ...]
+
+
+@dataclass
+class Core:
+    """softmax(scale · q·kᵀ)·v somewhere in a graph, or something close to it (then `obstacles` is not empty).
+
+    `nodes` are those of the attention itself; `peeled` are the scalings, transposes and upcasts between q, k, v and the
+    first product, which the core has taken into its scale and its axes. `pairs` are the leading axes that the products
+    take together: they have to be the same batch or the same heads. `factors` are tensors that multiply the scores.
+    """
+
+    form: str
+    out: Side
+    q: Side | None = None
+    k: Side | None = None
+    v: Side | None = None
+    scale: float = 1.0
+    nodes: list[Node] = field(default_factory=list)
+    peeled: list[Node] = field(default_factory=list)
+    pairs: list[tuple[Node, int, Node, int]] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def refuse(self, reason: str, node: Node) -> None:
+        """Note a reason against this core."""
+        self.obstacles.append(Obstacle(reason, node))

@@ -1,0 +1,15 @@
+"""All entries of the sweep, by name."""
+
+from __future__ import annotations
+
+from tests.zoo.sweep import Entry
+from tests.zoo.sweep_hf import ENCODERS
+from tests.zoo.sweep_hf_dense import DENSE
+from tests.zoo.sweep_hf_other import OTHER
+from tests.zoo.sweep_hf_towers import TOWERS
+from tests.zoo.sweep_timm import PLAIN
+from tests.zoo.sweep_timm_hierarchies import HIERARCHIES
+
+_ALL = (*PLAIN, *HIERARCHIES, *ENCODERS, *TOWERS, *DENSE, *OTHER)
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ALL}
+assert len(ENTRIES) == len(_ALL), "two entries have one name"

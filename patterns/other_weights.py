@@ -11,7 +11,7 @@ from jetvit.patterns.core import Core, Side
 from jetvit.patterns.products import Product, as_product
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
-from jetvit.patterns.softmax_core import as_softmax
+from jetvit.patterns.softmax_core import ENDS, as_softmax
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.torch_private import OpOverload
 
@@ -69,12 +69,14 @@ def _are_tokens(scores: Product, walk: LayoutWalk) -> bool:
 
 
 def _comes_from_softmax(node: Node, view: GraphView) -> bool:
+    """True for attention weights, and for products of them; not for what a projection makes of an attention."""
     for _ in range(_SEARCH):
         node = view.resolve(node)
         if as_softmax(node, view) is not None:
             return True
-        first = node.args[0] if node.args else None
-        if not isinstance(first, Node) or as_product(node) is not None:
+        product = as_product(node)
+        first = product.first if product is not None else node.args[0] if node.args else None
+        if not isinstance(first, Node) or node.target in (*ENDS, torch.ops.aten.linear.default):
             return False
         node = first
     return False

@@ -23,7 +23,7 @@ from jetvit.patterns.sizes import Size, is_one, same
 from jetvit.patterns.walk import LayoutWalk
 
 aten = torch.ops.aten
-_ENDS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default, aten.conv2d.default)
+ENDS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default, aten.conv2d.default)
 """What is before one of these belongs to another part of the model."""
 _SEARCH = 12  # how many steps back from a softmax a product of q and k may stand for a near miss to be told
 
@@ -202,7 +202,7 @@ class _Up:
     def _step(self, node: Node) -> Node | None:
         """The node before this one on the way, noting what stands there."""
         target = node.target
-        if node.op != "call_function" or target in _ENDS:
+        if node.op != "call_function" or target in ENDS:
             return None
         if target in CASTS or target in COPIES:
             return node.args[0]
@@ -304,7 +304,7 @@ class _Up:
             node = self.view.resolve(node)
             if self._is_score_like(node):
                 return True
-            begins = node.op != "call_function" or node.target in _ENDS
+            begins = node.op != "call_function" or node.target in ENDS
             if begins or not node.args or not isinstance(node.args[0], Node):
                 return False
             node = node.args[0]

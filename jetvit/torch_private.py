@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch.export import ExportedProgram
     from torch.export._tree_utils import reorder_kwargs as reorder_kwargs
     from torch.export.pt2_archive._package import PT2ArchiveReader as PT2ArchiveReader
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
     from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
     from torch.utils._sympy.functions import FloorDiv as FloorDiv
     from torch.utils._sympy.interp import sympy_interp as sympy_interp
@@ -65,6 +66,7 @@ _PLACES = {
     "HigherOrderOperator": "torch._ops.HigherOrderOperator",
     "OpOverload": "torch._ops.OpOverload",
     "OpOverloadPacket": "torch._ops.OpOverloadPacket",
+    "TorchDispatchMode": "torch.utils._python_dispatch.TorchDispatchMode",
     "TracingContext": "torch._guards.TracingContext",
     "detect_fake_mode": "torch._guards.detect_fake_mode",
     "tracing": "torch._guards.tracing",

@@ -44,7 +44,7 @@ class _InWords(ast.NodeTransformer):
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         match node:
             case ast.Subscript(
-                value=ast.Call(func=ast.Attribute(value=tensor, attr="size")), slice=ast.Constant(value=axis)
+                value=ast.Call(func=ast.Attribute(value=tensor, attr="size")), slice=ast.Constant(value=int(axis))
             ):
                 return ast.Name(_AXES.get(axis) or f"{ast.unparse(self.visit(tensor))}.size({axis})")
             case ast.Subscript(value=ast.Name(id="L"), slice=ast.Constant(value=name)):

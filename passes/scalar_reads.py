@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetvit.patterns.errors import CaptureError
-from jetvit.torch_private import pytree
+from jetvit.torch_private import TorchDispatchMode, pytree
 
 log = logging.getLogger(__name__)
 _READS = {

@@ -171,6 +171,7 @@ def flat_segments(axis: Axis) -> list[tuple[Axis, Size]]:
 
 def concatenate(parts: Sequence[Axis]) -> Axis:
     """The axis of a concatenation. The parts of one axis, complete and in order, give that axis back."""
+    parts = [axis for axis in parts if not same(axis_size(axis), 0)] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     cuts = [axis[0].cut for axis in parts if len(axis) == 1]

@@ -67,9 +67,10 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
     assert v is not None
     tokens = [_axis(walk, side, side.token) for side in (q, k, v)]
     if tokens[0] and all(_is_head(atom) for atom in tokens[0]):
-        inside = all(_is_head(atom) for atom in _axis(walk, q, q.dim))
-        what = "the heads of each token" if inside else "channels"
-        raise Refused(f"the attention runs over {what}, not over tokens", q.node)
+        if ax.is_of_a_map(_axis(walk, q, q.dim)):
+            raise Refused("the attention runs over channels, not over tokens", q.node)
+        if any(ax.is_of_a_map(axis) for axis in _leading(walk, q)):
+            raise Refused("the attention runs over the heads of each token, not over tokens", q.node)
     _check_self_attention(core, walk, tokens)
     leading = {name: _leading(walk, side) for name, side in (("q", q), ("k", k), ("v", v))}
     _check_not_local(core, leading["q"], tokens[0])

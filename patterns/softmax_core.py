@@ -23,7 +23,8 @@ from jetvit.patterns.sizes import Size, is_one, same
 from jetvit.patterns.walk import LayoutWalk
 
 aten = torch.ops.aten
-ENDS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default, aten.conv2d.default)
+_DROPOUTS = (aten.dropout.default, aten.dropout_.default)
+ENDS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
 """What is before one of these belongs to another part of the model."""
 _SEARCH = 12  # how many steps back from a softmax a product of q and k may stand for a near miss to be told
 
@@ -72,7 +73,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     up = _Up(view, walk, softmax)
     weights, products, others = _down(view, softmax)
     if up.product is None:
-        return _without_scores(softmax, up, products, walk)
+        return _without_scores(softmax, products, walk)
     if not products:
         return _without_values(softmax, others)
     scores, values = up.product, products[0].product
@@ -95,7 +96,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
         if used and step is not softmax.result:
             core.refuse(f"the attention scores are also used by {used[0].name} ({used[0].target})", used[0])
     for step in weights:
-        if step.target is aten.dropout.default and not _is_idle_dropout(step):
+        if step.target in _DROPOUTS and not _is_idle_dropout(step):
             reason = f"dropout on the attention weights is active (p = {step.args[1]}); call eval() before the capture"
             core.refuse(reason, step)
     _assign(core, up, products[0])
@@ -304,24 +305,32 @@ class _Up:
             node = self.view.resolve(node)
             if self._is_score_like(node):
                 return True
-            begins = node.op != "call_function" or node.target in ENDS
-            if begins or not node.args or not isinstance(node.args[0], Node):
+            if node.op != "call_function" or node.target in ENDS:
                 return False
-            node = node.args[0]
+            places = node.args[1:3] if "where" in str(node.target) else node.args[:1]
+            following = next((each for each in places if isinstance(each, Node)), None)
+            if following is None:
+                return False
+            node = following
         return False
 
     def _is_score_like(self, node: Node) -> bool:
-        """A product of two tensors that both depend on the input: a product with a weight is a projection."""
+        """A product that depends on the input and is no projection, which is a product with a weight."""
         return (
             "input" in self.walk.sources.get(node, ())
             and as_product(node) is not None
-            and not any(
-                used in self.walk.sources and self.walk.sources[used] == {"weight"} for used in node.all_input_nodes
-            )
+            and not any(self._is_parameter(used) for used in node.all_input_nodes)
         )
 
+    def _is_parameter(self, node: Node) -> bool:
+        """True for a weight as it is, or a view of one; not for learned queries, which are projected."""
+        node = self.view.resolve(node)
+        while node.target in (*VIEWS, *TURNS, *CASTS, *COPIES):
+            node = self.view.resolve(node.args[0])
+        return node.op in ("placeholder", "get_attr") and self.walk.sources.get(node) == {"weight"}
 
-def _without_scores(softmax: Softmax, up: _Up, products: list[_Values], walk: LayoutWalk) -> Core | None:
+
+def _without_scores(softmax: Softmax, products: list[_Values], walk: LayoutWalk) -> Core | None:
     """A softmax over something else than q·kᵀ: a near miss where it weighs tokens, else no attention."""
     weighs = [each.product for each in products if each.product.contracted[0] == each.axis]
     if not weighs or "input" not in walk.sources.get(softmax.result, ()):
@@ -330,7 +339,6 @@ def _without_scores(softmax: Softmax, up: _Up, products: list[_Values], walk: La
     if not axes or all(atom.kind == "feature" for atom in axes[softmax.axis]):
         return None
     core = Core("softmax", Side(weighs[0].node, 0, 0), nodes=[softmax.result])
-    core.obstacles += up.obstacles
     core.refuse(
         "no product of q and k is what the softmax runs over: this attention is linear already, or its weights are "
         "predicted",
@@ -377,7 +385,7 @@ def _key_axis(before: Node, axis: int, after: Node) -> int | None:
     if after.target in TURNS:
         order = turned(after)
         return order.index(axis) if order[:-2] == list(range(rank - 2)) else None
-    if after.target in (*CASTS, *COPIES, *VIEWS, aten.dropout.default):
+    if after.target in (*CASTS, *COPIES, *VIEWS, *_DROPOUTS):
         return len(sizes) - (rank - axis) if rank - axis <= 2 and _same_last_two(shape(before), sizes) else None
     return None
 

@@ -36,7 +36,7 @@ _FILLED = {
     aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default,
 }  # fmt: skip
 _POINTWISE_WRITES = {
-    aten.copy_, aten.fill_, aten.zero_, aten.masked_fill_, aten.gelu_, aten.hardswish_, aten.mish_, aten.relu6_,
+    aten.fill_, aten.zero_, aten.masked_fill_, aten.gelu_, aten.hardswish_, aten.mish_, aten.relu6_,
     aten.celu_, aten.rrelu_, aten.threshold_, aten.dropout_, aten.feature_dropout_, aten.normal_, aten.uniform_,
     aten.bernoulli_,
 }  # fmt: skip
@@ -118,23 +118,20 @@ class LayoutWalk:
         return self._constants.value(node, reader)
 
     def keeps_tokens(self, node: Node) -> bool:
-        """True if an in-place node writes, into each place of a tensor, what stands at that place of another.
+        """True if what an in-place node writes into a place of a tensor is no other token than stands there.
 
-        Numbers and what is the same for every image may be written anywhere.
+        An elementwise operator changes the token of each place, as it does out of place. A copy has to be of the same
+        tokens; numbers, and what is the same for every image, may be copied anywhere.
         """
         if not isinstance(node.target, OpOverload):
             return True  # the body of a higher-order operator writes to none of its operands, in all that is known
-        if torch.Tag.pointwise not in node.target.tags and node.target.overloadpacket not in _POINTWISE_WRITES:
-            return False
-        places = self.of(node.args[0])
-        for other in node.all_input_nodes:
-            axes = self.of(other)
-            pairs = zip(reversed(axes), reversed(places), strict=False)
-            if len(axes) > len(places) or any(
-                ax.rank_of(axis) > 0 and not _in_place(axis, place) for axis, place in pairs
-            ):
-                return False
-        return True
+        if node.target is not aten.copy_.default:
+            return torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _POINTWISE_WRITES
+        places, axes = self.of(node.args[0]), self.of(node.args[1])
+        pairs = zip(reversed(axes), reversed(places), strict=False)
+        return len(axes) <= len(places) and all(
+            ax.rank_of(axis) <= 0 or _in_place(axis, place) for axis, place in pairs
+        )
 
     def _is_written(self, node: Node) -> bool:
         """True if something writes to a tensor, or to what it is made from."""
@@ -186,9 +183,15 @@ class LayoutWalk:
 
 
 def _in_place(axis: Axis, place: Axis) -> bool:
-    """True if the entries of an axis can go along another: the same ones, or features in the place of features."""
+    """True if the entries of an axis can go along another: the same ones, or others of the same kind.
+
+    Features can take the place of features, and the rows of a map those of another map of as many rows.
+    """
     axis, place = (tuple(atom for atom in each if not is_one(atom.size)) for each in (axis, place))
-    return not axis or ax.alike(axis, place) or all(atom.kind == "feature" for atom in axis + place)
+    if not axis or ax.alike(axis, place) or all(atom.kind == "feature" for atom in axis + place):
+        return True
+    whole = len(axis) == len(place) == 1 and axis[0].cut is None and place[0].cut is None
+    return whole and axis[0].kind == place[0].kind in ("row", "col")
 
 
 def unknown(node: Node, kind: str = "unknown", origin: str = "") -> Value:
@@ -234,7 +237,13 @@ def pointwise(walk: LayoutWalk, node: Node) -> Value:
     aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default, aten.copy_.default,
     aten.cumsum.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
     aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams,
-    aten.fake_quantize_per_channel_affine.default,
+    aten.fake_quantize_per_channel_affine.default, aten.hardswish.default, aten.hardswish_.default, aten.mish.default,
+    aten.mish_.default, aten.log_sigmoid.default, aten.prelu.default, aten.relu6.default, aten.relu6_.default,
+    aten.gelu_.default, aten.celu_.default, aten.rrelu.default, aten.rrelu_.default, aten.threshold.default,
+    aten.threshold_.default, aten.dropout_.default, aten.feature_dropout_.default, aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default, aten.softplus.default, aten.softshrink.default, aten.hardshrink.default,
+    aten.fill_.Scalar, aten.zero_.default, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_fill_.Scalar,
+    aten.masked_fill_.Tensor,
 )  # fmt: skip
 def like_first(walk: LayoutWalk, node: Node) -> Value:
     """The result has the axes of the first argument."""
@@ -428,6 +437,34 @@ def stack(walk: LayoutWalk, node: Node) -> Value:
     return tuple(result)
 
 
+@rule(aten.glu.default)
+def glu(walk: LayoutWalk, node: Node) -> Value:
+    """Half of an axis by the other half: new entries along it."""
+    axes = list(walk.of(node.args[0]))
+    (dim,) = dims(argument(node, 1, "dim", -1), len(axes))
+    axes[dim] = _renewed(axes[dim], shape(node)[dim], "aten.glu.default")
+    return tuple(axes)
+
+
+@rule(aten.channel_shuffle.default)
+def channel_shuffle(walk: LayoutWalk, node: Node) -> Value:
+    """Channels in another order."""
+    axes = walk.of(node.args[0])
+    return (axes[0], _renewed(axes[1], shape(node)[1], "aten.channel_shuffle.default"), *axes[2:])
+
+
+@rule(aten.index.Tensor)
+def index(walk: LayoutWalk, node: Node) -> Value:
+    """Entries of one axis, picked by a row of numbers: the other axes stay."""
+    axes, picked = list(walk.of(node.args[0])), [dim for dim, each in enumerate(node.args[1]) if each is not None]
+    if len(picked) != 1 or len(shape(node.args[1][picked[0]])) != 1 or len(shape(node)) != len(axes):
+        return None
+    (dim,) = picked
+    kind = "feature" if axes[dim] and all(atom.kind == "feature" for atom in axes[dim]) else "unknown"
+    axes[dim] = ax.fresh(shape(node)[dim], kind, f"aten.index.Tensor ({node.name})")
+    return tuple(axes)
+
+
 @rule(aten.roll.default, aten.flip.default)
 def moved(walk: LayoutWalk, node: Node) -> Value:
     """The same kinds of axes, but other entries: no longer equal to the axes before."""
@@ -537,6 +574,7 @@ def _marked(axes: Axes, marker: Axis) -> Axes:
     aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec,
     aten.upsample_bicubic2d.default, aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default,
     aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
     aten._upsample_bicubic2d_aa.default, aten._upsample_bilinear2d_aa.default,
 )  # fmt: skip
 def map2d(walk: LayoutWalk, node: Node) -> Value:

@@ -56,10 +56,10 @@ def config(name: str, **options: Any) -> Callable[[], Any]:
     )
 
 
-def not_captured(class_name: str) -> dict[str, str]:
-    """The complaints on a model whose shapes depend on values of its inputs: torch.compile alone takes it."""
-    error = f"CaptureError: {class_name} could not be captured by torch.export"
-    return {"find": error, "export without a plan": error}
+NOT_CAPTURED = dict.fromkeys(
+    ("find", "export without a plan"), "CaptureError: the model reads a value off what it computes from its input"
+)
+"""The complaints on a model whose shapes depend on values of its inputs: torch.compile alone takes it."""
 
 
 def hf(

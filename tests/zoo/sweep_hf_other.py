@@ -18,7 +18,7 @@ OTHER = (
             "num_attention_heads": 2,
         },
         "",
-        {"the attention is local already": 9},
+        {"the attention is dilated": 9},
     ),
     hf(
         "LevitModel",
@@ -129,10 +129,9 @@ OTHER = (
         "ImageGPTConfig",
         {"vocab_size": 17, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 2, "use_cache": False},
         "",
-        {"": 2},  # of any reason: its mask is a `torch.where`
+        {"a boolean mask hides some keys": 2},
         inputs=lambda: ((torch.arange(48).reshape(2, 24) % 17,), {}),
         places=False,
-        fails={"refused": "expected 2 × '', got 0"},
     ),
     hf(
         "PerceiverForImageClassificationConvProcessing",
@@ -147,7 +146,7 @@ OTHER = (
             "image_size": 224,
         },
         "",
-        {"unknown token grid: it was lost at aten.where.ScalarOther (where)": 1, "cross attention": 1},
+        {"unknown token grid: no two-dimensional map was flattened into these tokens": 1, "cross attention": 2},
         size=(224, 224),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.case import images
-from tests.zoo.sweep_hf import DIMS, GRID, INTERPOLATE, SAM, SIZE, SQUARE, hf, not_captured, patches, siglip2
+from tests.zoo.sweep_hf import DIMS, GRID, INTERPOLATE, NOT_CAPTURED, SAM, SIZE, SQUARE, hf, patches, siglip2
 
 TOWERS = (
     hf("CLIPVisionModel", "CLIPVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
@@ -72,8 +72,7 @@ TOWERS = (
         "PixtralVisionModel",
         "PixtralVisionConfig",
         SQUARE | {"head_dim": 16},
-        "",
-        {"a constant mask is added to the scores": 2},
+        "2 of 4×6",
         inputs=lambda: ((images(1, 3, *SIZE),), {"image_sizes": [SIZE]}),
     ),
     hf(
@@ -83,7 +82,7 @@ TOWERS = (
         "",
         inputs=patches(24, 96, grid_thw=GRID),
         places=False,
-        fails=not_captured("Qwen2VisionTransformerPretrainedModel"),
+        fails=NOT_CAPTURED,
     ),
     hf(
         "qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel",
@@ -101,7 +100,7 @@ TOWERS = (
         "",
         inputs=patches(24, 96, grid_thw=GRID),
         places=False,
-        fails=not_captured("Qwen2_5_VisionTransformerPretrainedModel"),
+        fails=NOT_CAPTURED,
     ),
     hf(
         "qwen3_vl.Qwen3VLVisionModel",
@@ -119,7 +118,7 @@ TOWERS = (
         "",
         inputs=patches(24, 96, grid_thw=GRID),
         places=False,
-        fails=not_captured("Qwen3VLVisionModel"),
+        fails=NOT_CAPTURED,
     ),
     hf(
         "glm4v.Glm4vVisionModel",
@@ -136,7 +135,7 @@ TOWERS = (
         "",
         inputs=patches(24, 96, grid_thw=GRID),
         places=False,
-        fails=not_captured("Glm4vVisionModel"),
+        fails=NOT_CAPTURED,
     ),
     hf(
         "got_ocr2.GotOcr2VisionEncoder",
@@ -151,8 +150,7 @@ TOWERS = (
         "idefics2.Idefics2VisionTransformer",
         "Idefics2VisionConfig",
         SQUARE,
-        "",
-        {"a boolean mask hides some keys": 2},
+        "2 of 4×4",
         size=(64, 64),
     ),
     hf(

@@ -49,7 +49,10 @@ class Constants:
         last = self._order[reader]
         steps = tuple(step for step in sorted(needed, key=self._order.__getitem__) if self._order[step] < last)
         if (node, *steps) not in self._values:
-            self._values[node, *steps] = self._compute(steps)[node]
+            try:
+                self._values[node, *steps] = self._compute(steps)[node]
+            except (RuntimeError, NotImplementedError):  # an operator that the CPU has not for this dtype
+                self._values[node, *steps] = None
         return self._values[node, *steps]
 
     def _compute(self, steps: tuple[Node, ...]) -> dict[Node, Any]:

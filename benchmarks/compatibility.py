@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.results import RESULTS, environment, write
+from benchmarks.results import RESULTS, environment, write, write_page
 from jetvit.versions import numbers
 
 RECORDS = RESULTS / "versions"
@@ -149,13 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for failure in found["failures"]:
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if found["failures"] else 0
-    text = page([json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("*.json"))])
-    if args.check:
-        return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text else 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}")
-    return 0
+    return write_page(
+        PAGE,
+        page([json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("*.json"))]),
+        args.check,
+    )
 
 
 if __name__ == "__main__":

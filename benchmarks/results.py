@@ -55,6 +55,16 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+def write_page(path: Path, text: str, check: bool) -> int:
+    """Write a page that is made from results, or with `check` only compare it: the exit status, 1 if it is behind."""
+    if check:
+        return 0 if path.is_file() and path.read_text(encoding="utf-8") == text else 1
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path}")
+    return 0
+
+
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None else sys.argv[0]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import newest
-from benchmarks.results import default_path, environment, write
+from benchmarks.results import default_path, environment, write, write_page
 
 NAME = "supported_models"
 PAGE = Path(__file__).parent.parent / "docs" / "supported-models.md"
@@ -157,13 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not results:
         print("no results yet: python -m benchmarks.supported_models run", file=sys.stderr)
         return 1
-    text = page(results[-1][1])
-    if args.check:
-        return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text else 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}")
-    return 0
+    return write_page(PAGE, page(results[-1][1]), args.check)
 
 
 if __name__ == "__main__":

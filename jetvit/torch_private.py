@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch._decomp import get_decompositions as get_decompositions
     from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
     from torch._dynamo import OptimizedModule as OptimizedModule
+    from torch._dynamo import eval_frame as eval_frame
     from torch._dynamo import lookup_backend as lookup_backend
     from torch._dynamo.exc import InvalidBackend as InvalidBackend
     from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace as composite_operators
@@ -87,6 +88,7 @@ _PLACES = {
     "PT2ArchiveReader": "torch.export.pt2_archive._package.PT2ArchiveReader",
     "reorder_kwargs": "torch.export._tree_utils.reorder_kwargs",
     # Dynamo and Inductor
+    "eval_frame": "torch._dynamo.eval_frame",
     "InvalidBackend": "torch._dynamo.exc.InvalidBackend",
     "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
     "OptimizedModule": "torch._dynamo.OptimizedModule",

@@ -18,6 +18,7 @@ from jetvit.cost_model import Plan
 from jetvit.passes.pipeline import PassRecord
 from jetvit.patterns.errors import PlanError
 from jetvit.tied import Compiled
+from jetvit.torch_private import eval_frame
 
 log = logging.getLogger(__name__)
 _WATCHES: Any = WeakIdKeyDictionary()  # plan → watch
@@ -101,9 +102,10 @@ class _Mark:
 
 def _call_of_model() -> FrameType | None:
     """The outermost call of something compiled that is running."""
-    found, frame = None, sys._getframe(1)
+    found: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+        if frame.f_globals is vars(eval_frame):
             found = frame
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return found

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
-from jetvit.passes.scalar_reads import is_about_values, read_values, told
+from jetvit.passes.scalar_reads import Told, is_about_values, read_values
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
@@ -104,7 +104,7 @@ def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
                 where=reads[0].line if reads else "",
                 do="leave dynamic_shapes out, and optimize for each size",
             )
-        with told(reads):
+        with Told(reads):
             return export()
 
 

@@ -14,7 +14,7 @@ from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
 from jetvit.patterns.projections import NORMS
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import same
+from jetvit.patterns.sizes import same_sizes
 
 aten = torch.ops.aten
 _TURNS = {*TURNS, aten.movedim.int}
@@ -62,8 +62,7 @@ class Link:
             return state.rearranged(self.node)
         if target in _SELECTIONS:
             return self._selected(state)
-        before, after = shape(self.before), shape(self.node)
-        return state if len(before) == len(after) and all(map(same, before, after)) else None
+        return state if same_sizes(shape(self.before), shape(self.node)) else None
 
     def _selected(self, state: Strided) -> Strided | None:
         target = self.step.target

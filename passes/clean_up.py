@@ -11,8 +11,9 @@ from torch.fx import Graph, Node
 from jetvit.passes.base import PassResult
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.regions import drop_dead_code, submodules
+from jetvit.patterns.calls import shape
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import same
+from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.storage import relies_on_strides, storage, written
 
 aten = torch.ops.aten
@@ -43,11 +44,11 @@ class CleanUp:
 def _simplify(graph: Graph, node: Node) -> int:
     if (order := _permutation(node)) is not None:
         return _merge_permutations(graph, node, order)
-    if node.target in _VIEWS and _same_shape(node, node.args[0]):
+    if node.target in _VIEWS and same_sizes(shape(node), shape(node.args[0])):
         node.replace_all_uses_with(node.args[0])
         return 1
     back = node.target in _VIEWS and node.args[0].target in _VIEWS
-    if back and _same_shape(node, node.args[0].args[0]) and not relies_on_strides(node):
+    if back and same_sizes(shape(node), shape(node.args[0].args[0])) and not relies_on_strides(node):
         node.replace_all_uses_with(node.args[0].args[0])
         return 1
     if node.target is aten.contiguous.default and not node.kwargs and _is_idle(node):
@@ -87,11 +88,6 @@ def _permutation(node: Node) -> list[int] | None:
         order[first], order[second] = order[second], order[first]
         return order
     return None
-
-
-def _same_shape(a: Node, b: Node) -> bool:
-    first, second = a.meta["val"].shape, b.meta["val"].shape
-    return len(first) == len(second) and all(same(x, y) for x, y in zip(first, second, strict=True))
 
 
 def _is_idle(node: Node) -> bool:

@@ -80,16 +80,11 @@ class OptimizedModule(nn.Module):
         except AssertionError as error:
             if (other := other_shape(self.program, args, kwargs)) is None:
                 raise
-            fixed = fixed_sizes(self.program)
-            raise InputError(
-                f"the rewritten model does not take these inputs: {other}",
-                why=f"the model's own code fixed a size at capture: {', '.join(fixed)}"
-                if fixed
-                else "its graph was captured for inputs of fixed sizes",
-                do="optimize for this size"
-                if fixed
-                else "give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size",
-            ) from error
+            why = "its graph was captured for inputs of fixed sizes"
+            do = "give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size"
+            if fixed := fixed_sizes(self.program):
+                why, do = f"the model's own code fixed a size at capture: {', '.join(fixed)}", "optimize for this size"
+            raise InputError(f"the rewritten model does not take these inputs: {other}", why=why, do=do) from error
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Set the flag; the graph computes the same either way."""

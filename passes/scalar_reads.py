@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +67,6 @@ def read_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         more = f" and {count - 1} more" if count > 1 else ""
         log.warning("what the model reads off its parameters or buffers stays as it is now: %s%s", line, more)
     return recording.reads
-
-
-@contextmanager
-def told(reads: Sequence[Read]) -> Iterator[None]:
-    """Answer the same reads, in the same order, with the numbers that were noted."""
-    with _Telling(reads):
-        yield
 
 
 class _Sources(TorchDispatchMode):
@@ -135,7 +127,13 @@ class _Recording(TorchFunctionMode):
         return result
 
 
-class _Telling(TorchFunctionMode):
+class Told(TorchFunctionMode):
+    """Answers the same reads, in the same order, with the numbers that were noted.
+
+    Raises:
+        CaptureError: the code reads others.
+    """
+
     def __init__(self, reads: Sequence[Read]) -> None:
         super().__init__()
         self._left = deque(reads)

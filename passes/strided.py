@@ -18,7 +18,7 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
-from jetvit.patterns.sizes import Size, same
+from jetvit.patterns.sizes import Size, same, same_sizes
 from jetvit.patterns.walk import RULES, LayoutWalk
 
 aten = torch.ops.aten
@@ -168,7 +168,7 @@ class Strided:
     def _viewed(self, sizes: Sequence[Size], dims: Axes) -> Strided:
         """The tensor in another shape, by the call that names the fewest sizes."""
         before = self.value.shape
-        if _same_sizes(before, sizes):
+        if same_sizes(before, sizes):
             return replace(self, dims=dims)
         try:
             value, moves = self.value.view(sizes), 0
@@ -215,10 +215,6 @@ def _path(atom: Atom, whole: Atom) -> tuple[int, ...] | None:
         return ()
     above = _path(atom.pieces[0], whole) if atom.pieces else None
     return (*above, atom.pieces[1]) if above is not None and atom.pieces else None
-
-
-def _same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
-    return len(a) == len(b) and all(map(same, a, b))
 
 
 def _with(axes: Axes, dim: int, axis: Axis) -> Axes:

@@ -98,8 +98,7 @@ def rank_of(axis: Axis) -> int:
 
 def is_of_a_map(axis: Axis) -> bool:
     """True if an axis holds rows or columns of a two-dimensional map, or a part of them."""
-    if len(axis) == 1 and (inside := whole_segments(axis[0])) is not None:
-        axis = inside  # what was cut out of a concatenation may be the tokens beside the map
+    axis = uncut(axis)  # what was cut out of a concatenation may be the tokens beside the map
     if len(axis) == 1 and axis[0].segments is not None:
         return any(is_of_a_map(part) for part, _ in axis[0].segments)
     return rank_of(axis) == 4

@@ -6,14 +6,15 @@ all sizes are numbers, running the few nodes tells the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.storage import storage, writes
+from jetvit.patterns.storage import storage
 from jetvit.torch_private import OpOverload, pytree
 
 _LARGEST = 1 << 24
@@ -27,15 +28,19 @@ class Constants:
     Args:
         view: of the graph.
         sources: what each node depends on; nothing, for a constant.
+        writes: the nodes that write in place, with what they write to.
     """
 
-    def __init__(self, view: GraphView, sources: Mapping[Node, frozenset[str]]):
+    def __init__(self, view: GraphView, sources: Mapping[Node, frozenset[str]], writes: Sequence[tuple[Node, Node]]):
         self.view, self.sources = view, sources
-        self._order = {node: index for index, node in enumerate(view.nodes)}
-        self._writes: dict[Node, list[Node]] = {}
-        for node, target in writes(view):
-            self._writes.setdefault(target, []).append(node)
+        self._writers: dict[Node, list[Node]] = {}
+        for node, target in writes:
+            self._writers.setdefault(target, []).append(node)
         self._values: dict[tuple[Node, ...], Any] = {}
+
+    @cached_property
+    def _order(self) -> dict[Node, int]:
+        return {node: index for index, node in enumerate(self.view.nodes)}
 
     def value(self, node: Node, reader: Node) -> torch.Tensor | None:
         """The value, on the CPU, that a node has where another one reads it; None if that is not known.
@@ -51,7 +56,7 @@ class Constants:
         if (node, *steps) not in self._values:
             try:
                 self._values[node, *steps] = self._compute(steps)[node]
-            except (RuntimeError, NotImplementedError):  # an operator that the CPU has not for this dtype
+            except RuntimeError:  # an operator that the CPU has not for this dtype
                 self._values[node, *steps] = None
         return self._values[node, *steps]
 
@@ -78,7 +83,7 @@ class Constants:
                 return None
             needed.add(node)
             stack.extend(node.all_input_nodes)
-            stack.extend(self._writes.get(storage(node, self.view), ()))
+            stack.extend(self._writers.get(storage(node, self.view), ()))
         return needed
 
     def _can_run(self, node: Node) -> bool:

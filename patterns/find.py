@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch.fx import Node
@@ -20,7 +19,7 @@ from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import RopeReader
 from jetvit.patterns.site import AttentionSite, Operand, Rejection, Rewritten, Sites
-from jetvit.patterns.storage import storage, writes
+from jetvit.patterns.storage import storage
 from jetvit.patterns.walk import LayoutWalk
 
 log = logging.getLogger(__name__)
@@ -40,16 +39,15 @@ def find_sites(graph: CapturedGraph) -> Sites:
     view = GraphView(graph.module, graph.ambient_autocast)
     walk = LayoutWalk(view, graph.tensor_names, entries(graph))
     order = {node: index for index, node in enumerate(view.nodes)}
-    mutations, ropes = writes(view), RopeReader(walk)
+    ropes, by_name = RopeReader(walk), {node.name: node for node in view.nodes}
     answers: dict[Node, tuple[Core, Geometry | Refused] | None] = {
         node: None for node in view.nodes if str(node.target).startswith("jetvit.")
     }
     for core in find_cores(view, walk):
-        answers[core.out.node] = (core, _judge(core, walk, mutations, order))
+        answers[core.out.node] = (core, _judge(core, walk, order))
     # Names count through found, refused and rewritten ones alike, so that a rewrite does not rename its neighbours.
     nodes = sorted(answers, key=order.__getitem__)
     names = unique([module_name(node) or UNNAMED for node in nodes])
-    poolings = {node.name: module_name(node) for node in view.nodes if _reads_a_map(node, walk)}
     sites = Sites()
     for name, node in zip(names, nodes, strict=True):
         answer = answers[node]
@@ -60,8 +58,10 @@ def find_sites(graph: CapturedGraph) -> Sites:
         if isinstance(found, Refused):
             sites.rejected.append(_rejection(name, node, found))
         else:
-            site = _site(name, core, found, graph, view, poolings)
-            sites.append(replace(site, rope=ropes.read(core, site)))
+            site = _site(name, core, found, graph, view)
+            maker = by_name.get(found.tokens.origin)
+            pooled = maker is not None and _reads_a_map(maker, walk) and _is_near(module_name(maker), name)
+            sites.append(replace(site, rope=ropes.read(core, site), pooled=pooled))
     return sites
 
 
@@ -82,23 +82,19 @@ def _rejection(name: str, out: Node, refused: Refused) -> Rejection:
     return Rejection(name, refused.reason, refused.node, where, refused.from_inputs)
 
 
-def _judge(
-    core: Core, walk: LayoutWalk, mutations: list[tuple[Node, Node]], order: dict[Node, int]
-) -> Geometry | Refused:
+def _judge(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> Geometry | Refused:
     """The geometry of a core, or the reason why it is no site. What the core itself shows comes before its axes."""
     if core.obstacles:
         return Refused(core.obstacles[0].reason, core.obstacles[0].node)
     try:
         geometry = read_geometry(core, walk)
-        _check_mutations(core, walk, mutations, order)
+        _check_mutations(core, walk, order)
     except Refused as refused:
         return refused
     return geometry
 
 
-def _site(
-    name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view: GraphView, poolings: Mapping[str, str]
-) -> AttentionSite:
+def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view: GraphView) -> AttentionSite:
     assert core.q is not None
     assert core.k is not None
     assert core.v is not None
@@ -122,13 +118,12 @@ def _site(
         autocast=view.autocast_dtype(core.out.node, device),
         source=source_line(core.out.node),
         factors=geometry.factors,
-        pooled=_is_near(poolings.get(geometry.tokens.origin, ""), name),
     )
 
 
-def _check_mutations(core: Core, walk: LayoutWalk, mutations: list[tuple[Node, Node]], order: dict[Node, int]) -> None:
+def _check_mutations(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> None:
     """What an attention reads is read where it ends: nothing may write to it after it was first read."""
-    if not mutations:
+    if not walk.writes:
         return
     assert core.q is not None
     assert core.k is not None
@@ -138,7 +133,7 @@ def _check_mutations(core: Core, walk: LayoutWalk, mutations: list[tuple[Node, N
     # A transposition that was taken in looks at the same memory: it reads nothing.
     reads = (*core.nodes, *(node for node in core.peeled if node.target not in TURNS))
     first, last = min(map(order.__getitem__, reads)), order[core.out.node]
-    for node, target in mutations:
+    for node, target in walk.writes:
         if target is core.out.node:
             raise Refused("the result of the attention is changed in place", node)
         if first < order[node] < last and node not in core.nodes and target in storages:

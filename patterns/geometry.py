@@ -116,8 +116,7 @@ def read_tokens(axis: Axis, node: Node) -> Tokens:
         Refused: the axis holds no two-dimensional grid in row-major order, more than one, parts of another, or many
             tokens of which is not known what they are.
     """
-    if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
-        axis = inside
+    axis = ax.uncut(axis)
     segments = ax.flat_segments(axis)
     found = [(index, grid) for index, (part, _) in enumerate(segments) if (grid := _grid(part)) is not None]
     if len(found) != 1:
@@ -160,9 +159,7 @@ def _factor(walk: LayoutWalk, factor: cores.Factor, tokens: Axis) -> Factor:
 
 def _grid(axis: Axis) -> tuple[Atom, Atom] | None:
     """The rows and the columns of an axis that is a flattened two-dimensional map, in row-major order."""
-    if len(axis) == 1 and (inside := ax.whole_segments(axis[0])) is not None:
-        axis = inside
-    axis = tuple(atom for atom in axis if not is_one(atom.size))
+    axis = tuple(atom for atom in ax.uncut(axis) if not is_one(atom.size))
     if len(axis) != 2 or not all(_is_coarse(atom) for atom in axis):
         return None
     row, col = axis

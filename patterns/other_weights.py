@@ -10,12 +10,10 @@ from jetvit.patterns.calls import shape
 from jetvit.patterns.core import Core, Side
 from jetvit.patterns.products import Product, as_product
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import same
-from jetvit.patterns.softmax_core import ENDS, as_softmax
+from jetvit.patterns.sizes import same, same_sizes
+from jetvit.patterns.softmax_core import ENDS, SEARCH, as_softmax
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.torch_private import OpOverload
-
-_SEARCH = 12  # how many steps back from the product with v the product of q and k may stand
 
 
 def core_without_softmax(node: Node, view: GraphView, walk: LayoutWalk) -> Core | None:
@@ -38,14 +36,14 @@ def core_without_softmax(node: Node, view: GraphView, walk: LayoutWalk) -> Core 
 def _back(node: Node, view: GraphView) -> tuple[list[Node], Product | None]:
     """The product that weights are made of, elementwise, and the steps between; a scaling by a number is no step."""
     steps: list[Node] = []
-    for _ in range(_SEARCH):
+    for _ in range(SEARCH):
         if (product := as_product(node)) is not None:
             return steps, product
         pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
         if not pointwise or as_softmax(node, view) is not None:
             break
         tensors = [view.resolve(each) for each in node.all_input_nodes]
-        alike = [each for each in tensors if _same_shape(each, node)]
+        alike = [each for each in tensors if same_sizes(shape(each), shape(node))]
         if not alike:
             break
         if len(tensors) > 1 or len(node.args) == 1:
@@ -70,7 +68,7 @@ def _are_tokens(scores: Product, walk: LayoutWalk) -> bool:
 
 def _comes_from_softmax(node: Node, view: GraphView) -> bool:
     """True for attention weights, and for products of them; not for what a projection makes of an attention."""
-    for _ in range(_SEARCH):
+    for _ in range(SEARCH):
         node = view.resolve(node)
         if as_softmax(node, view) is not None:
             return True
@@ -80,8 +78,3 @@ def _comes_from_softmax(node: Node, view: GraphView) -> bool:
             return False
         node = first
     return False
-
-
-def _same_shape(a: Node, b: Node) -> bool:
-    first, second = shape(a), shape(b)
-    return len(first) == len(second) and all(map(same, first, second))

@@ -26,7 +26,7 @@ from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope_tables import AxialTables
 from jetvit.patterns.site import AttentionSite, Operand, Rope, RopeTables
-from jetvit.patterns.sizes import Size, same
+from jetvit.patterns.sizes import Size, same, same_sizes
 from jetvit.patterns.storage import storage
 from jetvit.patterns.walk import LayoutWalk
 
@@ -108,7 +108,7 @@ class RopeReader:
         """
         rank = len(shape(rotation.before))
         axes = self.walk.of(rotation.before), self.walk.of(rotation.part), self.walk.of(rotation.after)
-        if any(len(each) != rank for each in axes) or not _same_shape(rotation.part, rotation.turned):
+        if any(len(each) != rank for each in axes) or not same_sizes(shape(rotation.part), shape(rotation.turned)):
             return None
         before, part, after = axes
         if before[-1] != part[-1] or self.walk.of(self.view.resolve(side.node))[side.dim] != after[-1]:
@@ -275,11 +275,6 @@ def _origin(node: Node, dim: int, view: GraphView) -> Node:
         if along != dim and not same(shape(node)[along], shape(before)[along]):
             return node
         node = before
-
-
-def _same_shape(a: Node, b: Node) -> bool:
-    first, second = shape(a), shape(b)
-    return len(first) == len(second) and all(same(x, y) for x, y in zip(first, second, strict=True))
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:

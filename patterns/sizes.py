@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard, cast
 
 import sympy
@@ -31,6 +32,11 @@ def same(a: Size, b: Size) -> bool:
     if difference.is_number or (difference := sympy.expand(difference)).is_number:
         return bool(difference == 0)
     return statically_known_true(a == b)
+
+
+def same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
+    """True if two shapes, or two tuples of strides, are provably the same."""
+    return len(a) == len(b) and all(map(same, a, b))
 
 
 def is_one(size: Size) -> bool:

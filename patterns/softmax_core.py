@@ -19,14 +19,14 @@ from jetvit.patterns.masks import describe_mask
 from jetvit.patterns.operators import CASTS, COPIES, MASKINGS, SCALINGS, SOFTMAX, SUMS, TURNS, VIEWS
 from jetvit.patterns.products import Product, as_product
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import Size, is_one, same
+from jetvit.patterns.sizes import Size, is_one, same, same_sizes
 from jetvit.patterns.walk import LayoutWalk
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.dropout_.default)
 ENDS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
 """What is before one of these belongs to another part of the model."""
-_SEARCH = 12  # how many steps back from a softmax a product of q and k may stand for a near miss to be told
+SEARCH = 12  # how many steps back from a softmax a product of q and k may stand for a near miss to be told
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Up:
         self._even: list[Node] = []
         self._scalings: list[tuple[Node, Node]] = []
         node = softmax.scores
-        for _ in range(2 * _SEARCH):
+        for _ in range(2 * SEARCH):
             if (product := as_product(node)) is not None:
                 self.product = product
                 return
@@ -177,7 +177,7 @@ class _Up:
             return found.get(node, False)
 
         for node in self._even:
-            comes_from_scores(node, _SEARCH)
+            comes_from_scores(node, SEARCH)
         return [node for node, is_aside in found.items() if is_aside]
 
     def factors(self, scores: Product, core: Core) -> list[Factor]:
@@ -190,8 +190,11 @@ class _Up:
             sizes = shape(tensor)
             first = len(whole) - len(sizes)
             wide = {first + axis for axis, size in enumerate(sizes) if not is_one(size)}
-            unchanged = len(shape(node)) == len(whole) and all(map(same, shape(node), whole))
-            if not unchanged or not wide <= set(places) or not self.view.reachable(tensor, core.out.node.graph):
+            if (
+                not same_sizes(shape(node), whole)
+                or not wide <= set(places)
+                or not self.view.reachable(tensor, core.out.node.graph)
+            ):
                 differ = wide & set(scores.result_free)
                 what = "that differs between tokens" if differ else "whose place among the heads is not known"
                 core.refuse(f"the attention scores are multiplied by a tensor {what}", node)
@@ -301,7 +304,7 @@ class _Up:
 
     def _leads_to_product(self, node: Node) -> bool:
         """True if a product is reached through elementwise steps and views within a few nodes."""
-        for _ in range(_SEARCH):
+        for _ in range(SEARCH):
             node = self.view.resolve(node)
             if self._is_score_like(node):
                 return True

@@ -35,12 +35,8 @@ _LIKE_ANOTHER = {aten.type_as.default, aten.expand_as.default, aten.view_as.defa
 _FILLED = {
     aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default,
 }  # fmt: skip
-_POINTWISE_WRITES = {
-    aten.fill_, aten.zero_, aten.masked_fill_, aten.gelu_, aten.hardswish_, aten.mish_, aten.relu6_,
-    aten.celu_, aten.rrelu_, aten.threshold_, aten.dropout_, aten.feature_dropout_, aten.normal_, aten.uniform_,
-    aten.bernoulli_,
-}  # fmt: skip
-"""Beside those that torch tags as pointwise."""
+_WRITES_IN_PLACE = {aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_}
+"""Writes of no other tokens, beside those of elementwise operators."""
 
 
 class LayoutWalk:
@@ -54,6 +50,7 @@ class LayoutWalk:
     Attributes:
         axes: node → axes of its tensor (a list of axes where it yields several tensors).
         sources: node → the subset of {"input", "weight"} that its value depends on; empty for a constant.
+        writes: the nodes that write in place, in order, with what they write to.
         written: the nodes whose memory the graph writes to in place.
     """
 
@@ -62,16 +59,17 @@ class LayoutWalk:
         told = told or {}
         self.axes: dict[Node, Value] = {}
         self.sources: dict[Node, frozenset[str]] = {}
-        self._writes: dict[Node, list[Node]] = {}
-        for node, target in writes(view):
-            self._writes.setdefault(node, []).append(target)
-        self.written = {target for targets in self._writes.values() for target in targets}
+        self.writes = writes(view)
+        self.written = {target for _, target in self.writes}
+        targets: dict[Node, list[Node]] = {}
+        for node, target in self.writes:
+            targets.setdefault(node, []).append(target)
         self._looking_at: dict[Node, list[Node]] = {target: [] for target in self.written}
         for node in view.nodes if self.written else ():
             if (memory := storage(node, view)) in self._looking_at:
                 self._looking_at[memory].append(node)
         self._chosen: dict[tuple[Axis, Any], Atom] = {}
-        self._constants = Constants(view, self.sources)
+        self._constants = Constants(view, self.sources, self.writes)
         for node in view.nodes:
             resolved = view.resolve(node)
             if resolved is not node:
@@ -91,15 +89,15 @@ class LayoutWalk:
                 if node.target is aten.sym_size.int:
                     self.sources[node] = frozenset()  # a size is nothing that an image holds
                 self.axes[node] = self._call(node)
-                self._forget_what_is_scrambled(node)
+                if node in targets and not self._keeps_tokens(node):
+                    self._forget(targets[node], f"{node.target}, which writes other tokens in place")
 
-    def _forget_what_is_scrambled(self, node: Node) -> None:
-        """After other tokens were written into a tensor nothing is known of all that looks at its memory."""
-        for target in self._writes.get(node, ()):
-            if not self.keeps_tokens(node):
-                for each in self._looking_at[target]:
-                    if each in self.axes:
-                        self.axes[each] = unknown(each, origin=f"{node.target}, which writes other tokens in place")
+    def _forget(self, targets: list[Node], origin: str) -> None:
+        """Nothing is known any more of what looks at some memory, and why."""
+        for target in targets:
+            for each in self._looking_at[target]:
+                if each in self.axes:
+                    self.axes[each] = unknown(each, origin=origin)
 
     def of(self, node: Any) -> Axes:
         """The axes of a tensor argument; a number has none."""
@@ -117,7 +115,7 @@ class LayoutWalk:
         """The value, on the CPU, that a node has where another one reads it, if nothing but constants makes it."""
         return self._constants.value(node, reader)
 
-    def keeps_tokens(self, node: Node) -> bool:
+    def _keeps_tokens(self, node: Node) -> bool:
         """True if what an in-place node writes into a place of a tensor is no other token than stands there.
 
         An elementwise operator changes the token of each place, as it does out of place. A copy has to be of the same
@@ -126,7 +124,8 @@ class LayoutWalk:
         if not isinstance(node.target, OpOverload):
             return True  # the body of a higher-order operator writes to none of its operands, in all that is known
         if node.target is not aten.copy_.default:
-            return torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _POINTWISE_WRITES
+            elementwise = torch.Tag.pointwise in node.target.tags or RULES.get(node.target) is like_first
+            return elementwise or node.target.overloadpacket in _WRITES_IN_PLACE
         places, axes = self.of(node.args[0]), self.of(node.args[1])
         pairs = zip(reversed(axes), reversed(places), strict=False)
         return len(axes) <= len(places) and all(

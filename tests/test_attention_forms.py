@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetvit
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice
+from tests.passes.models import plan_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, PATCH, SCALE, Attention, TinyViT, sdpa
+from tests.zoo.sweep_oracle import Tokens, window_mask
 
 GRID, BATCH, WINDOW = (4, 6), 3, (2, 3)
 TOKENS = 1 + GRID[0] * GRID[1]
@@ -172,11 +174,8 @@ TEMPERATURES = {
 
 def window_bias(extra: int = 1) -> Tensor:
     """[tokens, tokens]: 0 where two tokens are in one window or one of them is an extra token, else `FORBIDDEN`."""
-    rows, columns = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
-    windows = (rows // WINDOW[0] * GRID[1] + columns // WINDOW[1]).flatten()
-    windows = torch.cat([torch.full((extra,), -1), windows])
-    sees = (windows[:, None] == windows) | (windows[:, None] < 0) | (windows < 0)
-    return torch.zeros(len(windows), len(windows)).masked_fill(~sees, FORBIDDEN)
+    sees = window_mask(Tokens(extra, GRID, 0), WINDOW)
+    return torch.zeros(sees.shape).masked_fill(~sees, FORBIDDEN)
 
 
 def image() -> Tensor:
@@ -188,7 +187,7 @@ def check(model: nn.Module, oracle: nn.Module, sites: int) -> None:
     x = image()
     found = jetvit.find_attention(model, x)
     assert [site.grid for site in found] == [GRID] * sites, found.rejected
-    plan = Plan(tuple(SitePlan(site.name, Choice("window", window=WINDOW)) for site in found), Fingerprint.of(found))
+    plan = plan_of(found, [Choice("window", window=WINDOW)])
     with torch.no_grad():
         before, windowed = model(x), oracle(x)
         assert (before - windowed).norm() > 0.01 * before.norm()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import jetvit
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import PlanError
+from tests.passes.models import plan_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, Attention, TinyViT, sdpa
 
@@ -63,7 +64,7 @@ def fresh() -> Iterator[None]:
 def planned(model: nn.Module) -> Plan:
     sites = jetvit.find_attention(model, image())
     assert len(sites) == 2
-    return Plan(tuple(SitePlan(s.name, Choice("window", window=(2, 2))) for s in sites), Fingerprint.of(sites))
+    return plan_of(sites, [Choice("window", window=(2, 2))])
 
 
 def image() -> Tensor:

@@ -13,11 +13,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Interpreter
 
 import jetvit
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice
 from jetvit.passes.capture import capture_dynamo, export_model
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.symbols import size_node
 from jetvit.patterns import RewriteError
+from tests.passes.models import plan_of
 
 
 class Plain(nn.Module):
@@ -149,7 +150,7 @@ def test_a_size_by_way_of_floats() -> None:
     first, second = torch.randn(1, 3, 64, 80), torch.randn(1, 3, 96, 40)
     shapes = {"image": {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "num_tokens": None}
     sites = jetvit.find_attention(model, first, dynamic_shapes=shapes, **options)
-    plan = Plan(tuple(SitePlan(s.name, Choice("window", window=(2, 2))) for s in sites), Fingerprint.of(sites))
+    plan = plan_of(sites, [Choice("window", window=(2, 2))])
     optimized = jetvit.optimize(model, first, plan=plan, dynamic_shapes=shapes, **options)
     with torch.no_grad():
         for image in (first, second):

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import jetvit
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.site import AttentionSite, Rejection
+from tests.passes.models import plan_of
 from tests.zoo.sweep_oracle import Size, Tokens, difference, moved_tokens, windowed
 
 WINDOW = (2, 2)
@@ -73,7 +74,7 @@ def found_of(sites: list[AttentionSite]) -> str:
 
 
 def refused_of(rejections: list[Rejection]) -> dict[str, int]:
-    """The reasons of refusals without the numbers and names in them, and how often each was given."""
+    """The reasons of refusals, each on one line, and how often it was given."""
     return dict(Counter(re.sub(r"\s+", " ", one.reason) for one in rejections))
 
 
@@ -89,12 +90,6 @@ def missing(expected: Mapping[str, int], reasons: Mapping[str, int]) -> list[str
         for reason, count in reasons.items()
         if not any(part in reason for part in expected)
     ]
-
-
-def plan_of(sites: list[AttentionSite], window: Size) -> Plan:
-    """A plan with windows at every site."""
-    choices = tuple(SitePlan(site.name, Choice("window", window=window)) for site in sites)
-    return Plan(choices, Fingerprint.of(sites))
 
 
 def run(entry: Entry) -> Row:
@@ -119,7 +114,7 @@ def run(entry: Entry) -> Row:
         row.found, row.refused = found_of(sites), refused_of(sites.rejected)
     if sites:
         tokens = {site.name: tokens_of(site) for site in sites}
-        plan = plan_of(sites, entry.window)
+        plan = plan_of(sites, [Choice("window", window=entry.window)])
         expected = step("oracle", lambda: windowed(model, args, kwargs, tokens, entry.window))
         if entry.places:
             wrong = step("places", lambda: moved_tokens(model, args, kwargs, sites[0].name, tokens_of(sites[0])))

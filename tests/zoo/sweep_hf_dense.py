@@ -159,41 +159,20 @@ DENSE = (
         },
         size=(128, 128),
     ),
-    hf(
-        "DetrModel",
-        "DetrConfig",
-        DETR | {"backbone_config": last_stage()},
-        "2 of 4×6",
-        {
-            "cross attention: 5 learned queries attend to 24 tokens": 1,
-            "unknown token grid: no two-dimensional map was flattened into these tokens": 1,
-        },
-        size=(128, 192),
-        places=False,
-    ),
-    hf(
-        "ConditionalDetrModel",
-        "ConditionalDetrConfig",
-        DETR | {"backbone_config": last_stage()},
-        "2 of 4×6",
-        {
-            "cross attention: 5 learned queries attend to 24 tokens": 1,
-            "unknown token grid: no two-dimensional map was flattened into these tokens": 1,
-        },
-        size=(128, 192),
-        places=False,
-    ),
-    hf(
-        "TableTransformerModel",
-        "TableTransformerConfig",
-        DETR | {"backbone_config": last_stage()},
-        "2 of 4×6",
-        {
-            "cross attention: 5 learned queries attend to 24 tokens": 1,
-            "unknown token grid: no two-dimensional map was flattened into these tokens": 1,
-        },
-        size=(128, 192),
-        places=False,
+    *(
+        hf(
+            f"{name}Model",
+            f"{name}Config",
+            DETR | {"backbone_config": last_stage()},
+            "2 of 4×6",
+            {
+                "cross attention: 5 learned queries attend to 24 tokens": 1,
+                "unknown token grid: no two-dimensional map was flattened into these tokens": 1,
+            },
+            size=(128, 192),
+            places=False,
+        )
+        for name in ("Detr", "ConditionalDetr", "TableTransformer")
     ),
     hf(
         "RTDetrModel",

@@ -7,6 +7,16 @@ import torch
 from tests.zoo.case import images
 from tests.zoo.sweep_hf import DIMS, GRID, INTERPOLATE, NOT_CAPTURED, SAM, SIZE, SQUARE, hf, patches, siglip2
 
+IN_PATCHES = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": 4,
+}
+"""Of the towers that take the patches of several images in a row."""
+
 TOWERS = (
     hf("CLIPVisionModel", "CLIPVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
     hf("SiglipVisionModel", "SiglipVisionConfig", SQUARE, "2 of 4×6", {"cross attention": 1}, kwargs=INTERPOLATE),
@@ -87,13 +97,8 @@ TOWERS = (
     hf(
         "qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel",
         "Qwen2_5_VLVisionConfig",
-        {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
+        IN_PATCHES
+        | {
             "window_size": 16,
             "fullatt_block_indexes": [1],
         },
@@ -105,13 +110,8 @@ TOWERS = (
     hf(
         "qwen3_vl.Qwen3VLVisionModel",
         "Qwen3VLVisionConfig",
-        {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
+        IN_PATCHES
+        | {
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         },
@@ -123,13 +123,8 @@ TOWERS = (
     hf(
         "glm4v.Glm4vVisionModel",
         "Glm4vVisionConfig",
-        {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
+        IN_PATCHES
+        | {
             "image_size": 16,
         },
         "",

@@ -19,7 +19,7 @@ from jetvit.cost_model.choice import Choice
 from jetvit.cost_model.fingerprint import Fingerprint, SiteShape, later_calls, refuse_repeats
 from jetvit.cost_model.names import NameMatch, match_names, several_parts
 from jetvit.cost_model.renaming import renamed_matches
-from jetvit.patterns.errors import PlanError
+from jetvit.patterns.errors import MEND_THE_BREAK, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -304,7 +304,7 @@ class Plan:
                     f"the calls of {module} are spread over several graphs",
                     why="the plan makes different choices for them, and which of them is in this graph is not known",
                     where=f"site {name} of the plan",
-                    do="compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize",
+                    do=MEND_THE_BREAK,
                 )
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -22,6 +22,7 @@ from jetvit.explain import explain  # noqa: E402
 from jetvit.exporting import export  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
+from jetvit.patterns.token_grid import token_grid  # noqa: E402
 
 # Last: the first import of the room binds the room to the name `search` here, and the function takes that name from it.
 # `from jetvit.search import …` goes by sys.modules and finds the room.
@@ -44,4 +45,5 @@ __all__ = [
     "find_attention",
     "optimize",
     "search",
+    "token_grid",
 ]

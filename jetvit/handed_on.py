@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils.weak import WeakIdKeyDictionary
 
 from jetvit.passes.graph import DynamoGraph
-from jetvit.patterns.errors import PlanError
+from jetvit.patterns.errors import MEND_THE_BREAK, PlanError
 from jetvit.patterns.known_axes import Known, Tokens, describe, entries, evaluate
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, expression, is_static
@@ -134,6 +134,5 @@ def _other_grid(expected: Known, found: Known | None) -> PlanError:
     return PlanError(
         "a graph that a plan was applied to gets tokens of another grid than it was compiled for",
         why=f"the model is broken into several graphs, and the token grid was {grids[0]} and is {grids[1]} now",
-        do="compile with fullgraph=True to see where the graph breaks, use jetvit.optimize, or call "
-        "torch.compiler.reset() before another size",
+        do=f"{MEND_THE_BREAK}, or call torch.compiler.reset() before another size",
     )

@@ -9,8 +9,8 @@ from typing import Any
 from jetvit.cost_model import FrontPoint, NameMatch, Plan, SitePlan, base_warning, check_base
 from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.plan_checks import far_from_plan, rewritten_choice
-from jetvit.patterns.errors import PlanError
-from jetvit.patterns.site import Sites
+from jetvit.patterns.errors import NAME_THE_GRID, PlanError
+from jetvit.patterns.site import Sites, lacks_grid
 from jetvit.patterns.sizes import is_static
 from jetvit.report_rows import SiteRow, finite
 from jetvit.report_sizes import SizeNames
@@ -137,6 +137,8 @@ def notes_on(plan: Plan | None, rows: Sequence[SiteRow]) -> Iterator[str]:
         yield NOTHING_MEASURED
     elif plan is None and any(row.measured for row in rows):
         yield NO_DRIFT
+    if any(lacks_grid(row.reason or "") for row in rows):
+        yield NAME_THE_GRID[0].upper() + NAME_THE_GRID[1:] + "."
     if plan is not None and not plan.weights:
         yield TRAINING_FREE
 

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from jetvit.cost_model import Plan
 from jetvit.passes.pipeline import PassRecord
-from jetvit.patterns.errors import PlanError
+from jetvit.patterns.errors import MEND_THE_BREAK, PlanError
 from jetvit.tied import Compiled
 from jetvit.torch_private import eval_frame
 
@@ -85,8 +85,7 @@ class _Watch:
         return PlanError(
             f"the plan changes {first}{more}, and no graph of torch.compile had it in a whole call of the model",
             why="code that Dynamo cannot follow runs as it is, with full attention, or this call did not come there",
-            do="compile with fullgraph=True to see where the graph breaks, use jetvit.optimize, or allow full "
-            'attention there with options={"partial": "warn"}',
+            do=f'{MEND_THE_BREAK}, or allow full attention there with options={{"partial": "warn"}}',
         )
 
 

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
 from jetvit.passes.scalar_reads import Told, is_about_values, read_values
+from jetvit.passes.source_lines import failing_line
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
@@ -73,12 +74,30 @@ def export_model(
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} could not be captured by torch.export",
-            why=_first_lines(error),
-            do="check that the model runs on these inputs; torch.compile(model, backend='jetvit') splits a model at "
-            "code that cannot be captured, torch.export does not",
-        ) from error
+        raise _refusal(model, args, kwargs or {}, dynamic_shapes, error) from error
+
+
+def _refusal(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any, error: Exception
+) -> CaptureError:
+    """The error for a failed export: the model's own, where it does not run on these inputs in eager mode either."""
+    try:
+        with torch.no_grad(), unchanged(model):
+            model(*args, **kwargs)
+    except Exception as own:
+        return CaptureError(
+            f"{type(model).__name__} does not run on these inputs",
+            why=first_lines(own),
+            where=failing_line(own),
+            do="give inputs that the model itself can be called with",
+        )
+    return CaptureError(
+        f"{type(model).__name__} could not be captured by torch.export",
+        why=first_lines(error),
+        where=failing_line(error),
+        do=("leave dynamic_shapes out, or " if dynamic_shapes is not None else "")
+        + "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead",
+    )
 
 
 def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> ExportedProgram:
@@ -240,6 +259,6 @@ def _parameter_name(node: Node, example: Any) -> str | None:
     return clean_name(path) if owned else None
 
 
-def _first_lines(error: Exception, count: int = 3) -> str:
+def first_lines(error: Exception, count: int = 3) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:count]) or type(error).__name__

@@ -15,6 +15,7 @@ from jetvit.patterns.calls import shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.storage import relies_on_strides, storage, written
+from jetvit.patterns.token_grid import TOKEN_GRID
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default)
@@ -32,7 +33,9 @@ class CleanUp:
         mutated = written(view)
         for module in submodules(graph.module):
             for node in list(module.graph.nodes):
-                if storage(node, view) not in mutated:
+                # Without the copy that a hint makes, its result would change with what it was copied from.
+                memory = [node, node.args[0]] if node.target is TOKEN_GRID else [node]
+                if not any(storage(each, view) in mutated for each in memory):
                     fired += _simplify(module.graph, node)
             before = len(module.graph.nodes)
             drop_dead_code(module.graph)
@@ -50,6 +53,9 @@ def _simplify(graph: Graph, node: Node) -> int:
     back = node.target in _VIEWS and node.args[0].target in _VIEWS
     if back and same_sizes(shape(node), shape(node.args[0].args[0])) and not relies_on_strides(node):
         node.replace_all_uses_with(node.args[0].args[0])
+        return 1
+    if node.target is TOKEN_GRID and (_same_strides(node) or not relies_on_strides(node)):
+        node.replace_all_uses_with(node.args[0])
         return 1
     if node.target is aten.contiguous.default and not node.kwargs and _is_idle(node):
         node.replace_all_uses_with(node.args[0])
@@ -88,6 +94,10 @@ def _permutation(node: Node) -> list[int] | None:
         order[first], order[second] = order[second], order[first]
         return order
     return None
+
+
+def _same_strides(node: Node) -> bool:
+    return same_sizes(node.meta["val"].stride(), node.args[0].meta["val"].stride())
 
 
 def _is_idle(node: Node) -> bool:

@@ -9,9 +9,9 @@ import torch
 
 from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names, renamed_matches
 from jetvit.passes.graph import RewritableGraph
-from jetvit.patterns.errors import PlanError
+from jetvit.patterns.errors import MEND_THE_BREAK, NAME_THE_GRID, PlanError
 from jetvit.patterns.find import UNNAMED
-from jetvit.patterns.site import AttentionSite, Rejection, Rewritten, Sites
+from jetvit.patterns.site import AttentionSite, Rejection, Rewritten, Sites, lacks_grid
 from jetvit.patterns.sizes import is_static
 
 log = logging.getLogger(__name__)
@@ -55,15 +55,18 @@ def refused_sites(plan: Plan, sites: Sites, partial: bool) -> Iterator[tuple[str
 
 def refusal(refused: Sequence[tuple[str, Rejection]], partial: bool) -> PlanError:
     (name, rejection), others = refused[0], len(refused) - 1
-    if rejection.from_inputs:
-        do = "compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize"
-    else:
-        do = "see jetvit.explain for all attentions of the model, and make a plan without this one"
+    advice = [MEND_THE_BREAK] if rejection.from_inputs and partial else []
+    if lacks_grid(rejection.reason):
+        advice.append(NAME_THE_GRID)
+    if not advice:
+        advice.append("see jetvit.explain for all attentions of the model, and make a plan without this one")
+    if partial:
+        advice.append('allow full attention there with options={"partial": "warn"}')
     return PlanError(
         f"the plan changes {name}{f' and {others} more' if others else ''}, which cannot be rewritten here",
         why=rejection.reason,
         where=rejection.source,
-        do=do + (', or allow full attention there with options={"partial": "warn"}' if partial else ""),
+        do="; or ".join(advice),
     )
 
 
@@ -82,7 +85,7 @@ def check_part(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGrap
                 "a plan with weights needs the whole model in one graph",
                 why=f"{name} is in this graph, and {len(match.absent)} sites of the plan are not",
                 where=f"site {match.absent[0]} of the plan",
-                do="compile with fullgraph=True to see where the graph breaks, or use jetvit.optimize",
+                do=MEND_THE_BREAK,
             )
 
 

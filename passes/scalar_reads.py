@@ -8,7 +8,6 @@ told them. A number that an input has a part in cannot be told, and the line tha
 from __future__ import annotations
 
 import logging
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from jetvit.passes.source_lines import causes, running_line
 from jetvit.patterns.errors import CaptureError
 from jetvit.torch_private import TorchDispatchMode, pytree
 
@@ -42,12 +42,9 @@ class Read:
 
 def is_about_values(error: BaseException) -> bool:
     """True if an export failed because the model's code reads a value."""
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in chain:
-        chain.append(following)
-        following = following.__cause__ or following.__context__
-    return any("data-dependent" in str(each).lower() or "DataDependent" in type(each).__name__ for each in chain)
+    return any(
+        "data-dependent" in str(each).lower() or "DataDependent" in type(each).__name__ for each in causes(error)
+    )
 
 
 def read_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Read]:
@@ -112,7 +109,7 @@ class _Recording(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _READS:
-            marks, line = self.sources.of(args), _line_of_user()
+            marks, line = self.sources.of(args), running_line()
             if marks & _INPUT:
                 raise CaptureError(
                     "the model reads a value off what it computes from its input",
@@ -141,7 +138,7 @@ class Told(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _READS:
             return func(*args, **(kwargs or {}))
-        line, read = _line_of_user(), self._left.popleft() if self._left else None
+        line, read = running_line(), self._left.popleft() if self._left else None
         if read is not None and read.function is Tensor.tolist and func is Tensor.item:  # an export takes it apart
             values = [Read(Tensor.item, (), read.line, value) for value in pytree.tree_leaves(read.value)]
             self._left.extendleft(reversed(values[1:]))
@@ -154,17 +151,6 @@ class Told(TorchFunctionMode):
                 do="use torch.compile(model, backend='jetvit')",
             )
         return read.value
-
-
-def _line_of_user() -> str:
-    """The line of code, outside of torch and this file, that is running: "file.py:12 in forward"."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name != __name__ and name.partition(".")[0] != "torch":
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return ""
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+# What to do where torch.compile broke a model into graphs that a plan cannot be applied to.
+MEND_THE_BREAK = (
+    "change the line that breaks the graph, which torch.compile names with fullgraph=True, or try jetvit.optimize, "
+    "which captures without Dynamo"
+)
+# What to do where a refusal says that the token grid is not known.
+NAME_THE_GRID = (
+    "where the tokens are a grid that the graph does not show, name it in the model before its first block: "
+    "x = jetvit.token_grid(x, height, width, before=EXTRA_TOKENS)"
+)
+
 
 class JetvitError(Exception):
     """A named refusal. The command line prints it without a traceback and exits with 1.

@@ -135,6 +135,20 @@ def read_tokens(axis: Axis, node: Node) -> Tokens:
     return Tokens(extra[0], (rows.size, columns.size), extra[1], rows.origin)
 
 
+def grid_axis(tokens: Tokens, entry: tuple[str, int] | None = None) -> Axis:
+    """An axis whose grid is known from elsewhere than the graph; `entry` as in `Atom`."""
+    height, width = tokens.grid
+    grid = (Atom(height, "row", entry=entry), Atom(width, "col", entry=entry))
+    if same(tokens.before, 0) and same(tokens.after, 0):
+        return grid
+    extra = [ax.fresh(count, "weight", "extra tokens") for count in (tokens.before, tokens.after)]
+    parts = [(extra[0], tokens.before), (grid, height * width), (extra[1], tokens.after)]
+    segments = tuple(part for part in parts if not same(part[1], 0))
+    return (
+        Atom(tokens.before + height * width + tokens.after, "unknown", "a concatenation", entry, segments=segments),
+    )
+
+
 def layout_like(walk: LayoutWalk, side: Side, other: Side) -> Layout | None:
     """The layout of a tensor that has the batch, the heads and the tokens of another; None where it has not."""
     tokens = _axis(walk, side, side.token)

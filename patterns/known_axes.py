@@ -16,7 +16,7 @@ from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.geometry import Refused, Tokens, read_tokens
+from jetvit.patterns.geometry import Refused, Tokens, grid_axis, read_tokens
 from jetvit.patterns.sizes import Size, same
 
 
@@ -81,12 +81,4 @@ def _axis(known: Tokens | Side | None, size: Size, entry: tuple[str, int]) -> Ax
     if isinstance(known, Side):
         return (Atom(size, known.kind, entry=entry),) if same(size, known.size) else None
     height, width = known.grid
-    if not same(size, known.before + height * width + known.after):
-        return None
-    grid = (Atom(height, "row", entry=entry), Atom(width, "col", entry=entry))
-    if same(known.before, 0) and same(known.after, 0):
-        return grid
-    extra = [ax.fresh(count, "weight", "extra tokens") for count in (known.before, known.after)]
-    parts = [(extra[0], known.before), (grid, height * width), (extra[1], known.after)]
-    segments = tuple(part for part in parts if not same(part[1], 0))
-    return (Atom(size, "unknown", "a concatenation", entry, segments=segments),)
+    return grid_axis(known, entry) if same(size, known.before + height * width + known.after) else None

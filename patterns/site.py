@@ -183,6 +183,11 @@ class Rejection:
         return f"{self.name}: {self.reason} (node {self.node.name}{', ' + self.source if self.source else ''})"
 
 
+def lacks_grid(reason: str) -> bool:
+    """True if a rejection's reason is that the token grid is not known."""
+    return reason.startswith("unknown token grid")
+
+
 @dataclass(frozen=True)
 class Rewritten:
     """A site that was rewritten before: the node of the `jetvit::` operator that stands there now."""

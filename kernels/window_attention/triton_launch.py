@@ -118,7 +118,8 @@ def attend(
         | {"grid_h": grid_h, "grid_w": grid_w, "extra_before": extra_before}
         | {"count_w": count_w, "side_h": side_h, "side_w": side_w, "blocks": blocks}
         | {"splits": splits, "groups": groups, "EXTRA": has_extra, "BLOCK_E": extra_queries}
-        | {"BLOCK_R": rest_block(extra, side_h * side_w, keys), "SIDE_W": common_width(grid_w, side_w, keys)}
+        | {"BLOCK_R": rest_block(extra, side_h * side_w, config, head_dim)}
+        | {"SIDE_W": common_width(grid_w, side_w, keys)}
         # Not zero: it multiplies the −∞ of masked scores.
         | {"SCALE": max(scale, 1e-30), "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee"}
         | head_sizes(head_dim) | rope,
@@ -136,13 +137,15 @@ def attend(
     return out
 
 
-def rest_block(extra: int, window_tokens: int, keys: int) -> int:
-    """How many keys that fill no whole block are loaded at once: 16, or as many as in a whole block.
+def rest_block(extra: int, window_tokens: int, config: Config, head_dim: int) -> int:
+    """The keys that are loaded at once where they fill no whole block: 16, or as many as in a whole block.
 
-    Of one block that is mostly masked the work is less than of several small ones.
+    One block that is mostly masked is less work than several small ones, but with 4 warps and large heads it spills.
     """
+    keys = config.blocks["BLOCK_N"]
     rest = extra + window_tokens % keys
-    return 16 if isinstance(rest, int) and rest <= 16 else min(keys, 64)
+    fits = isinstance(rest, int) and rest <= 16
+    return 16 if fits or (head_dim > 64 and config.num_warps == 4) else min(keys, 64)
 
 
 def common_width(grid_w: int, side_w: int, keys: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from jetvit.passes.capture import ambient_autocast, capture, capture_dynamo, export_model
 from jetvit.passes.graph import DynamoGraph
@@ -48,8 +51,45 @@ def test_what_cannot_be_captured_says_why() -> None:
         export_model(torch.compile(torch.nn.Linear(2, 2)), (torch.ones(1, 2),))
     with pytest.raises(CaptureError, match="a dict cannot be captured"):
         capture({}, (torch.ones(3),))
-    with pytest.raises(CaptureError, match="could not be captured"):
+    with pytest.raises(CaptureError, match="does not run on these inputs"):
         capture(CASES["sdpa"].build(), (torch.ones(3),))
+
+
+def test_an_export_that_fails_names_the_line_of_the_model() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables: dict[tuple[int, int], Tensor] = {}
+
+        def forward(self, image: Tensor) -> Tensor:
+            size = (image.shape[2], image.shape[3])
+            if size not in self.tables:  # a symbol has no hash
+                self.tables[size] = torch.zeros(size)
+            return image + self.tables[size]
+
+    sizes = ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    with pytest.raises(CaptureError, match="Cached could not be captured") as caught:
+        capture(Cached(), (torch.ones(1, 3, 8, 12),), dynamic_shapes=sizes)
+    assert re.search(r"test_capture\.py:\d+ in forward$", caught.value.where)
+    assert "size not in self.tables" in linecache.getline(__file__, int(caught.value.where.split(":")[1].split()[0]))
+    assert "hash" in caught.value.why
+    assert caught.value.do.startswith("leave dynamic_shapes out")
+
+
+def test_a_model_that_does_not_run_is_told_from_one_that_cannot_be_captured() -> None:
+    class Checked(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            if image.shape[1] != 3:
+                raise ValueError("three channels are needed")
+            return image
+
+    with pytest.raises(CaptureError, match=r"Checked does not run on these inputs\n *why: three channels") as caught:
+        capture(Checked(), (torch.ones(1, 4, 8, 8),))
+    assert re.search(r"test_capture\.py:\d+ in forward$", caught.value.where)
+    assert "torch.compile" not in caught.value.do
+    with pytest.raises(CaptureError, match="does not run on these inputs") as caught:
+        capture(Checked(), (), {"pixels": torch.ones(1, 3, 8, 8)})
+    assert "pixels" in caught.value.why
 
 
 @pytest.mark.parametrize("name", ["sdpa", "scale_on_product", "softmax_outside_autocast"])

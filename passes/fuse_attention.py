@@ -53,7 +53,10 @@ class FuseAttention:
         return PassResult(fired)
 
     def _is_for_operator(self, site: AttentionSite) -> bool:
-        return site.out.node.meta["val"].is_cuda if self.operator is None else self.operator
+        if self.operator is not None:
+            return self.operator
+        # Grouped queries stay with SDPA: the operator would need the heads of k and v repeated.
+        return site.out.node.meta["val"].is_cuda and site.kv_heads is None
 
 
 def _is_plain(site: AttentionSite) -> bool:

@@ -12,20 +12,23 @@ from jetvit.patterns.site import AttentionSite, Layout, Operand
 aten = torch.ops.aten
 
 
-def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order: str) -> Node:
+def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order: str, heads: int | None = None) -> Node:
     """A site's tensor with one axis each for batch, token, head and dim, in the order of the four letters.
 
-    The result has stride 1 along dim.
+    `heads` is how many the tensor has, where it has fewer than the site: each is repeated then. The result has stride 1
+    along dim.
     """
     node = insertion.bring(operand.node)
     letters = _letters(operand.layout)
     if any(len(role) != 1 for role in operand.layout.roles) or len(letters) != 4:
-        sizes = {"b": -1, "h": site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
+        sizes = {"b": -1, "h": heads or site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
         letters += [letter for letter in "bh" if letter not in letters]
         node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
     permutation = [letters.index(letter) for letter in order]
     if permutation != [0, 1, 2, 3]:
         node = insertion.call(aten.permute.default, node, permutation)
+    if heads is not None and heads != site.num_heads:
+        node = insertion.call(aten.repeat_interleave.self_int, node, site.num_heads // heads, order.index("h"))
     if order[-1] == "d" and node.meta["val"].stride(-1) != 1:
         node = insertion.call(aten.contiguous.default, node)
     return node

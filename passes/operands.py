@@ -32,7 +32,8 @@ class Operands:
     def __init__(self, graph: RewritableGraph, site: AttentionSite, view: GraphView, order: str):
         self.site, self.order = site, order
         self.insertion = Insertion(graph, site.out.node, view)
-        sides = [to_order(self.insertion, side, site, order) for side in (site.q, site.k, site.v)]
+        heads = ((site.q, None), (site.k, site.kv_heads), (site.v, site.kv_heads))
+        sides = [to_order(self.insertion, side, site, order, count) for side, count in heads]
         dtype = site.autocast
         if dtype is None:
             dtype = sides[0].meta["val"].dtype

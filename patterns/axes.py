@@ -180,7 +180,7 @@ def concatenate(parts: Sequence[Axis]) -> Axis:
         meet = all(left[0] == right[0] and same(left[2], right[1]) for left, right in pairwise(whole))
         if meet and same(whole[0][1], 0) and same(whole[-1][2], axis_size(base)):
             return base
-    segments = tuple(segment for axis in parts for segment in flat_segments(axis))
+    segments = tuple(segment for axis in parts for segment in flat_segments(uncut(axis)))
     kind = "feature" if all(rank_of(axis) == 2 for axis, _ in segments) else "unknown"
     size: Size = 0
     for _, part in segments:

@@ -52,6 +52,7 @@ class Core:
     `nodes` are those of the attention itself; `peeled` are the scalings, transposes and upcasts between q, k, v and the
     first product, which the core has taken into its scale and its axes. `pairs` are the leading axes that the products
     take together: they have to be the same batch or the same heads. `factors` are tensors that multiply the scores.
+    `grouped`: each head of k and v, on the axis in front of the tokens, is for several heads of q.
     """
 
     form: str
@@ -65,6 +66,7 @@ class Core:
     pairs: list[tuple[Node, int, Node, int]] = field(default_factory=list)
     factors: list[Factor] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
+    grouped: bool = False
 
     def refuse(self, reason: str, node: Node) -> None:
         """Note a reason against this core."""

@@ -19,6 +19,7 @@ from jetvit.patterns.masks import describe_mask, is_neutral_mask
 from jetvit.patterns.operators import CASTS, SCALINGS, SDPA, TURNS
 from jetvit.patterns.other_weights import core_without_softmax
 from jetvit.patterns.regions import GraphView
+from jetvit.patterns.sizes import same
 from jetvit.patterns.softmax_core import as_softmax, softmax_core
 from jetvit.patterns.walk import LayoutWalk
 
@@ -105,12 +106,11 @@ def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
     scale = argument(node, 6, "scale")
     q, k, v = (Side(each, rank - 2, rank - 1) for each in (query, key, value))
     core = Core("sdpa", Side(node, rank - 2, rank - 1), q, k, v, nodes=[node])
-    core.pairs = [(query, dim, other, dim) for other in (key, value) for dim in range(rank - 2)]
+    core.grouped = bool(argument(node, 7, "enable_gqa", False)) and not same(shape(query)[-3], shape(key)[-3])
+    core.pairs = [(query, dim, other, dim) for other in (key, value) for dim in range(rank - 2 - core.grouped)]
     core.scale = float(scale) if isinstance(scale, int | float) else 1.0 / math.sqrt(int(head_dim))
     if isinstance(scale, Node):
         core.refuse("the softmax scale is not a constant", node)
-    if argument(node, 7, "enable_gqa", False):
-        core.refuse("grouped-query attention: several query heads share one key head", node)
     if argument(node, 5, "is_causal", False):
         core.refuse("causal attention", node)
     if dropout := argument(node, 4, "dropout_p", 0.0):

@@ -118,6 +118,7 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
         autocast=view.autocast_dtype(core.out.node, device),
         source=source_line(core.out.node),
         factors=geometry.factors,
+        kv_heads=geometry.kv_heads,
     )
 
 

@@ -53,6 +53,7 @@ class Geometry:
     head_dim: int
     tokens: Tokens
     factors: tuple[Factor, ...]
+    kv_heads: int | None
 
 
 def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
@@ -73,18 +74,23 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
             raise Refused("the attention runs over the heads of each token, not over tokens", q.node)
     _check_self_attention(core, walk, tokens)
     leading = {name: _leading(walk, side) for name, side in (("q", q), ("k", k), ("v", v))}
+    for name in ("k", "v"):
+        if len(leading[name]) == len(leading["q"]):
+            leading[name] = [_ungrouped(*axes) for axes in zip(leading[name], leading["q"], strict=True)]
     _check_not_local(core, leading["q"], tokens[0])
-    layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
     heads = {name: ax.axis_size(tuple(atom for axis in axes for atom in axis if _is_head(atom)))
              for name, axes in leading.items()}  # fmt: skip
     for name, side in (("k", k), ("v", v)):
         shared = any(atom.kind in ("weight", "unknown") for axis in leading[name] for atom in axis)
-        if not same(heads[name], heads["q"]) or (shared and not _same_batch(leading["q"], leading[name])):
+        if not (core.grouped or same(heads[name], heads["q"])) or (
+            shared and not _same_batch(leading["q"], leading[name])
+        ):
             raise Refused(
                 f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
             )
         if not _same_batch(leading["q"], leading[name]):
             raise Refused(f"cross attention: {name} comes from another part of the batch than q", side.node)
+    layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
     _check_alignment(core, walk)
     head_dim = shape(q.node)[q.dim]
     if not (is_static(heads["q"]) and is_static(head_dim)):
@@ -106,7 +112,23 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
         head_dim=int(head_dim),
         tokens=place,
         factors=factors,
+        kv_heads=_kv_heads(core, walk, heads),
     )
+
+
+def _kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int | None:
+    """How many heads k and v have where they are grouped."""
+    if not core.grouped:
+        return None
+    assert core.k is not None
+    q, k, v = heads["q"], heads["k"], heads["v"]
+    for side in (core.q, core.k, core.v):
+        assert side is not None
+        if not all(_is_head(atom) for atom in _axis(walk, side, side.leading[-1])):
+            raise Refused("grouped-query attention: what its groups are of is not known to be heads", side.node)
+    if not (is_static(q) and is_static(k) and same(k, v)) or q % k:
+        raise Refused(f"grouped-query attention: q has {q} heads, k {k} and v {v}", core.k.node)
+    return int(k)
 
 
 def read_tokens(axis: Axis, node: Node) -> Tokens:
@@ -253,7 +275,7 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         from_inputs = bool(inputs and others) and same(count, other)
         if ax.rank_of(tokens[0]) <= 0 and is_static(count):
             reason = f"cross attention: {count} learned queries attend to {other} tokens"
-        elif lost := _lost(tokens[0]) or _lost(axis):
+        elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
             reason = f"the tokens of q or {name} were lost at {lost}"
         elif from_inputs:
             reason = (
@@ -285,8 +307,26 @@ def _check_alignment(core: Core, walk: LayoutWalk) -> None:
             raise Refused("batch and heads of q, k and v do not stand in the same order", second)
 
 
+def _ungrouped(axis: Axis, of_q: Axis) -> Axis:
+    """q's axis for one of k or v where heads stand several times, as grouped queries have it made; else the axis."""
+
+    def batch_and_heads(atoms: Axis) -> list[Atom | str]:
+        roles: list[Atom | str] = []
+        for atom in atoms:
+            if atom.kind not in ("feature", "weight"):
+                roles.append(atom)
+            elif roles[-1:] != ["heads"]:
+                roles.append("heads")
+        return roles
+
+    repeated = any(atom.kind == "weight" for atom in axis) and any(_is_head(atom) for atom in of_q)
+    fits = repeated and same(ax.axis_size(axis), ax.axis_size(of_q))
+    return of_q if fits and batch_and_heads(axis) == batch_and_heads(of_q) else axis
+
+
 def _aligned(a: Axis, b: Axis) -> bool:
     """Head by head and image by image; heads of different projections are told by their size alone."""
+    a, b = _ungrouped(a, b), _ungrouped(b, a)
     return len(a) == len(b) and all(
         same(x.size, y.size) if _is_head(x) and _is_head(y) else x is y for x, y in zip(a, b, strict=True)
     )

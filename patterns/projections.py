@@ -62,7 +62,7 @@ def _back(node: Node, view: GraphView) -> tuple[Node, set[Node]] | None:
         if rotation is not None:
             way |= _between(node, rotation.before, view)
             node = view.resolve(rotation.before)
-        elif node.target in (*LAYOUTS, *CASTS, *NORMS) or (
+        elif node.target in (*LAYOUTS, *CASTS, *NORMS, aten.repeat_interleave.self_int) or (
             node.target in SCALINGS and not isinstance(node.args[1], Node)
         ):
             node = view.resolve(node.args[0])

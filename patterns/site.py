@@ -126,6 +126,7 @@ class AttentionSite:
     rotation where `rope` is there. `autocast` is the dtype that an enclosing autocast region gives the attention, None
     outside of one. `projections` are those that belong to this site alone; `source` is the line of the model's code
     that computes the result. `pooled`: the module of the attention, or the one around it, makes the grid from a map.
+    `kv_heads`: how many heads k and v have where each of them is for several of q (grouped queries), else None.
     """
 
     name: str
@@ -146,6 +147,7 @@ class AttentionSite:
     source: str
     factors: tuple[Factor, ...] = ()
     pooled: bool = False
+    kv_heads: int | None = None
 
     @property
     def tokens(self) -> Size:

@@ -559,6 +559,13 @@ def reduce(walk: LayoutWalk, node: Node) -> Value:
     return rest
 
 
+@rule(aten.max.dim, aten.min.dim)
+def extreme(walk: LayoutWalk, node: Node) -> Value:
+    """The extreme entries of one axis, and where they stand: both have the axes that are left."""
+    rest = reduce(walk, node)
+    return [rest, rest]
+
+
 def _marked(axes: Axes, marker: Axis) -> Axes:
     """The first axis, usually the batch, remembers which entry of a lost axis the tensor was taken from."""
     return (marker + axes[0], *axes[1:]) if axes and marker else axes

@@ -61,13 +61,14 @@ FIXED = {
         "mha_dropped_weights",
         "transformer_encoder_layer",
         "mha",
+        "grouped_queries_expanded",
     )
 }
 """Where it writes the number of images and tokens of the example into a graph that it calls dynamic."""
+CONCATENATED = {("grouped_queries_repeated", "torchscript17")}
+"""Where it repeats heads one by one and concatenates them: projections are not seen behind that."""
 LOST = {("unfold_patches", True)}
 """Where a grid is lost: the indices of an unfold over an open size."""
-REWORDED = {("grouped_queries", "dynamo18"), ("grouped_queries", "torchscript17")}
-"""Where it repeats the heads of the keys by views, and the reason is told in other words."""
 
 
 def export(model: nn.Module, case: Case, road: str, dynamic: bool, path: Path) -> None:
@@ -190,11 +191,10 @@ def test_finds_what_the_fx_road_finds(case: Case, road: str, dynamic: bool, tmp_
             "out"
         }:  # a bias that is put together, and folded in the file
             ours["projections"] = [each for each in ours["projections"] if each[0] == "out"]
+        if (case.name, road) in CONCATENATED:
+            theirs["projections"] = [each for each in theirs["projections"] if each[0] not in ("k", "v")]
         assert ours == theirs
-    if (case.name, road) in REWORDED:
-        assert len(sites.rejected) == len(expected.rejected)
-    else:
-        assert kinds(sites) == kinds(expected)
+    assert kinds(sites) == kinds(expected)
     compare(program, path, model, args, kwargs)
     if dynamic and case.oblong and case.dynamic == "image":
         compare(program, path, model, *case.inputs(batch=3, size=case.oblong))

@@ -190,6 +190,8 @@ def canonical(tensor: Tensor, layout: Layout, site: AttentionSite) -> Tensor:
     for letter in set("bthd") - set(letters):
         letters, tensor = letters + letter, tensor.unsqueeze(-1)
     tensor = tensor.permute([letters.index(letter) for letter in "bthd"])
+    if tensor.shape[2] == site.kv_heads:
+        tensor = tensor.repeat_interleave(site.num_heads // site.kv_heads, 2)
     assert tensor.shape[2:] == (site.num_heads, site.head_dim)
     return tensor
 

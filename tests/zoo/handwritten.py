@@ -491,6 +491,34 @@ def feature_inputs(batch: int = 2, size: Size = SIZE, dtype: torch.dtype = torch
     return ({"image": image, "mean": image.mean(dim=(-2, -1), keepdim=True)},), {"normalize": True}
 
 
+class GroupedQueryAttention(nn.Module):
+    """Two heads of q share one head of k and v: by the operator, or repeated in front of it."""
+
+    def __init__(self, repeat: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.q, self.o = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.k, self.v = nn.Linear(DIM, HEAD_DIM), nn.Linear(DIM, HEAD_DIM)
+        self.repeat = repeat
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+        k, v = (projection(x).unflatten(-1, (1, HEAD_DIM)).transpose(1, 2) for projection in (self.k, self.v))
+        if self.repeat is not None:
+            k, v = self.repeat(k), self.repeat(v)
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.repeat is None)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+
+def repeat_interleave(x: Tensor) -> Tensor:
+    return x.repeat_interleave(HEADS, dim=1)
+
+
+def repeat_kv(x: Tensor) -> Tensor:
+    """As Hugging Face's language models do it."""
+    batch, heads, tokens, head_dim = x.shape
+    return x[:, :, None].expand(batch, heads, HEADS // heads, tokens, head_dim).reshape(batch, HEADS, tokens, head_dim)
+
+
 # --- the cases --------------------------------------------------------------------------------------------------------
 
 
@@ -548,6 +576,9 @@ CASES = (
     case("head_major", lambda: TinyViT(partial(HeadMajorAttention, sdpa))),
     case("separate", lambda: TinyViT(SeparateAttention)),
     case("separate_unfused", lambda: TinyViT(partial(SeparateAttention, scale_on_product))),
+    case("grouped_queries", lambda: TinyViT(GroupedQueryAttention)),
+    case("grouped_queries_repeated", lambda: TinyViT(partial(GroupedQueryAttention, repeat_interleave))),
+    case("grouped_queries_expanded", lambda: TinyViT(partial(GroupedQueryAttention, repeat_kv))),
     case("qk_norm", lambda: TinyViT(QKNormAttention), scale=0.25),
     case("single_head", lambda: TinyViT(partial(Attention, sdpa, num_heads=1)), num_heads=1, head_dim=DIM),
     case("headless", lambda: TinyViT(HeadlessAttention), num_heads=1, head_dim=DIM),

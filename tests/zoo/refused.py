@@ -14,7 +14,6 @@ from tests.zoo import hf, timm_models
 from tests.zoo.case import Case, Inputs, Size, grid_of, image_inputs, images
 from tests.zoo.handwritten import (
     DIM,
-    HEAD_DIM,
     HEADS,
     PATCH,
     SCALE,
@@ -122,20 +121,6 @@ class TalkingHeadsAttention(Attention):
         scores = self.before((q @ k.transpose(-2, -1) * SCALE).permute(0, 2, 3, 1))
         weights = self.after(scores.softmax(dim=-2))
         return weights.permute(0, 3, 1, 2) @ v
-
-
-class GroupedQueryAttention(nn.Module):
-    """Two query heads share one head of keys and values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.kv, self.o = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * HEAD_DIM), nn.Linear(DIM, DIM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(-1, (2, 1, HEAD_DIM)).transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-        return self.o(out.transpose(1, 2).flatten(2))
 
 
 # --- weights that are used elsewhere ----------------------------------------------------------------------------------
@@ -380,7 +365,6 @@ CASES = (
     refuse("channel_attention", tiny(channel_attention), "channel|layout|axis|token|head|dim|grid"),
     refuse("edited_weights", tiny(edited_weights), "weights|in-place|mutat"),
     refuse("talking_heads", lambda: TinyViT(TalkingHeadsAttention), "weights|scores|softmax|product"),
-    refuse("grouped_queries", lambda: TinyViT(GroupedQueryAttention), "grouped"),
     refuse(
         "weights_returned",
         lambda: WeightsViT(WeightsAttention),

@@ -60,7 +60,10 @@ class FuseAttention:
 
 
 def _is_plain(site: AttentionSite) -> bool:
-    return site.out.node.target is SDPA and argument(site.out.node, 3, "attn_mask") is None
+    """True for an SDPA node that exporters know too: without a mask, and without heads that it would broadcast."""
+    node = site.out.node
+    broadcast = site.kv_heads is not None and not argument(node, 7, "enable_gqa", False)
+    return node.target is SDPA and argument(node, 3, "attn_mask") is None and not broadcast
 
 
 def _to_sdpa(graph: RewritableGraph, site: AttentionSite) -> None:

@@ -80,18 +80,17 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
     _check_not_local(core, leading["q"], tokens[0])
     heads = {name: ax.axis_size(tuple(atom for axis in axes for atom in axis if _is_head(atom)))
              for name, axes in leading.items()}  # fmt: skip
+    grouped = core.grouped or _is_multi_query(leading)
     for name, side in (("k", k), ("v", v)):
         shared = any(atom.kind in ("weight", "unknown") for axis in leading[name] for atom in axis)
-        if not (core.grouped or same(heads[name], heads["q"])) or (
-            shared and not _same_batch(leading["q"], leading[name])
-        ):
+        if not (grouped or same(heads[name], heads["q"])) or (shared and not _same_batch(leading["q"], leading[name])):
             raise Refused(
                 f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
             )
         if not _same_batch(leading["q"], leading[name]):
             raise Refused(f"cross attention: {name} comes from another part of the batch than q", side.node)
     layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
-    _check_alignment(core, walk)
+    _check_alignment(core, walk, grouped)
     head_dim = shape(q.node)[q.dim]
     if not (is_static(heads["q"]) and is_static(head_dim)):
         raise Refused("the number of heads or their size is not fixed", q.node)
@@ -112,19 +111,25 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
         head_dim=int(head_dim),
         tokens=place,
         factors=factors,
-        kv_heads=_kv_heads(core, walk, heads),
+        kv_heads=_kv_heads(core, walk, heads) if grouped else None,
     )
 
 
+def _is_multi_query(leading: dict[str, list[Axis]]) -> bool:
+    """True if k and v have one head for all of q, along which the products broadcast them."""
+    if not len(leading["q"]) == len(leading["k"]) == len(leading["v"]):
+        return False
+    heads = [dim for dim, axis in enumerate(leading["q"]) if axis and all(map(_is_head, axis))]
+    return len(heads) == 1 and all(leading[name][heads[0]] == () for name in ("k", "v"))
+
+
 def _kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int | None:
-    """How many heads k and v have where they are grouped."""
-    if not core.grouped:
-        return None
+    """How many heads k and v have, of which each is for several of q."""
     assert core.k is not None
     q, k, v = heads["q"], heads["k"], heads["v"]
     for side in (core.q, core.k, core.v):
         assert side is not None
-        if not all(_is_head(atom) for atom in _axis(walk, side, side.leading[-1])):
+        if core.grouped and not all(_is_head(atom) for atom in _axis(walk, side, side.leading[-1])):
             raise Refused("grouped-query attention: what its groups are of is not known to be heads", side.node)
     if not (is_static(q) and is_static(k) and same(k, v)) or q % k:
         raise Refused(f"grouped-query attention: q has {q} heads, k {k} and v {v}", core.k.node)
@@ -299,10 +304,12 @@ def _inputs(axis: Axis) -> list[str]:
     return list(dict.fromkeys(atom.root.entry[0] for atom in axis if atom.root.entry is not None))
 
 
-def _check_alignment(core: Core, walk: LayoutWalk) -> None:
+def _check_alignment(core: Core, walk: LayoutWalk, grouped: bool) -> None:
     """What a product takes together has to be the same batch or the same heads: equal sizes do not make them so."""
     for first, a, second, b in core.pairs:
         left, right = (walk.of(walk.view.resolve(node)) for node in (first, second))
+        if grouped and left and right and right[b] == () and all(map(_is_head, left[a])):
+            continue  # one head for all
         if not (left and right) or not _aligned(left[a], right[b]):
             raise Refused("batch and heads of q, k and v do not stand in the same order", second)
 

@@ -602,6 +602,17 @@ def map2d(walk: LayoutWalk, node: Node) -> Value:
     return (axes[0], features, *(ax.fresh(s, kind, node.name) for s, kind in zip(sizes[2:], kinds, strict=True)))
 
 
+@rule(aten.conv3d.default, aten.conv3d.padding, aten.max_pool3d.default, aten.avg_pool3d.default)
+def map3d(walk: LayoutWalk, node: Node) -> Value:
+    """A film in, a film out: frames, or tubelets of frames, of two-dimensional maps."""
+    axes, sizes = walk.of(node.args[0]), shape(node)
+    if len(axes) != 5 or not all(_is_spatial(axis) for axis in axes[3:]):
+        return None
+    features = ax.fresh(sizes[1], "feature") if isinstance(node.args[1], Node) else axes[1]
+    kinds = ("input", "row", "col")
+    return (axes[0], features, *(ax.fresh(s, kind, node.name) for s, kind in zip(sizes[2:], kinds, strict=True)))
+
+
 @rule(aten.im2col.default)
 def im2col(walk: LayoutWalk, node: Node) -> Value:
     """Patches as columns: [batch, channel · patch, row · col]."""

@@ -45,6 +45,8 @@ CONVOLUTION_IN_AUTOCAST = ("autocast_model", "autocast_model_sdpa", "softmax_out
 AUTOCAST = (*CONVOLUTION_IN_AUTOCAST, "autocast_attention", "autocast_sdpa")
 # In the file the indices of an unfold over an open size have lost the grid.
 LOST = {("unfold_patches", True)}
+# torch's exporter does not write an SDPA that broadcasts heads.
+ONE_KEY_HEAD = {("one_key_head", 23)}
 
 
 def in_onnx_runtime(path: Path, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -81,7 +83,9 @@ def check_round_trips(name: str, choices: Sequence[Choice], opset: int, is_open:
     rewritten = jetvit.export(before, target="onnx", opset=opset, path=folder / "rewritten.onnx")
     assert_same(in_onnx_runtime(rewritten, *args, **kwargs), expected)
 
-    write_onnx(onnx_model(program, opset=opset), folder / "original.onnx")  # without the exact rewrites of `export`
+    # Without the exact rewrites of `export`, where torch's exporter can do so.
+    source = jetvit.optimize(program) if (name, opset) in ONE_KEY_HEAD else program
+    write_onnx(onnx_model(source, opset=opset), folder / "original.onnx")
     original = read_onnx(folder / "original.onnx")
     if (name, is_open) in LOST:
         assert [site.name for site in jetvit.find_attention(original).rejected] == [site.name for site in sites]

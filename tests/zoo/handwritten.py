@@ -491,21 +491,29 @@ def feature_inputs(batch: int = 2, size: Size = SIZE, dtype: torch.dtype = torch
     return ({"image": image, "mean": image.mean(dim=(-2, -1), keepdim=True)},), {"normalize": True}
 
 
-class GroupedQueryAttention(nn.Module):
-    """Two heads of q share one head of k and v: by the operator, or repeated in front of it."""
+def sdpa_grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    def __init__(self, repeat: Callable[[Tensor], Tensor] | None = None) -> None:
+
+class GroupedQueryAttention(nn.Module):
+    """Two heads of q share one head of k and v: `attend` takes them as they are, or `repeat` makes them as many."""
+
+    def __init__(
+        self,
+        repeat: Callable[[Tensor], Tensor] | None = None,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor] = sdpa_grouped,
+    ) -> None:
         super().__init__()
         self.q, self.o = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
         self.k, self.v = nn.Linear(DIM, HEAD_DIM), nn.Linear(DIM, HEAD_DIM)
-        self.repeat = repeat
+        self.repeat, self.attend = repeat, attend
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
         k, v = (projection(x).unflatten(-1, (1, HEAD_DIM)).transpose(1, 2) for projection in (self.k, self.v))
         if self.repeat is not None:
             k, v = self.repeat(k), self.repeat(v)
-        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.repeat is None)
+        out = sdpa(q, k, v) if self.repeat is not None else self.attend(q, k, v)
         return self.o(out.transpose(1, 2).flatten(2))
 
 
@@ -577,6 +585,8 @@ CASES = (
     case("separate", lambda: TinyViT(SeparateAttention)),
     case("separate_unfused", lambda: TinyViT(partial(SeparateAttention, scale_on_product))),
     case("grouped_queries", lambda: TinyViT(GroupedQueryAttention)),
+    case("one_key_head", lambda: TinyViT(partial(GroupedQueryAttention, attend=sdpa))),
+    case("one_key_head_by_products", lambda: TinyViT(partial(GroupedQueryAttention, attend=scale_on_product))),
     case("grouped_queries_repeated", lambda: TinyViT(partial(GroupedQueryAttention, repeat_interleave))),
     case("grouped_queries_expanded", lambda: TinyViT(partial(GroupedQueryAttention, repeat_kv))),
     case("qk_norm", lambda: TinyViT(QKNormAttention), scale=0.25),

@@ -187,8 +187,7 @@ ENCODERS = (
         "Sapiens2Model",
         "Sapiens2Config",
         VIT | {"num_key_value_heads_per_layer": [2, 1], "num_key_value_attention_heads": 1},
-        "1 of 9+4×6",
-        {"grouped-query attention: several query heads share one key head": 1},
+        "2 of 9+4×6",
         name="Sapiens2Model grouped queries",
     ),
     hf(

@@ -154,8 +154,8 @@ DENSE = (
         "",
         {
             "the attention is local already": 1,
-            "the tokens of q or k were lost at aten.max.dim": 3,
-            "unknown token grid: it was lost at aten.max.dim": 1,
+            "cross attention": 3,
+            "unknown token grid: the tokens have more than two spatial axes": 1,
         },
         size=(128, 128),
     ),

@@ -35,11 +35,8 @@ TOWERS = (
         "XCLIPVisionModel",
         "XCLIPVisionConfig",
         SQUARE | {"num_frames": 2, "mit_hidden_size": 32, "mit_intermediate_size": 64, "mit_num_attention_heads": 2},
-        "1 of 1+4×4+1",
-        {
-            "unknown token grid: the tokens come in one row from an input": 2,
-            "unknown token grid: it was lost at a slice": 1,
-        },
+        "2 of 1+4×4+1",
+        {"unknown token grid: the tokens come in one row from an input": 2},
         size=(64, 64),
     ),
     hf("OwlViTVisionModel", "OwlViTVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
@@ -57,7 +54,7 @@ TOWERS = (
         },
         "1 of 4×4+8",
         {
-            "the tokens of q or k were lost at a slice": 2,
+            "cross attention": 2,
             "the attention weights are used by": 2,
             "unknown token grid: no two-dimensional map was flattened into these tokens": 2,
         },

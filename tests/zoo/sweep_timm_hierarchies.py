@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from tests.zoo.sweep_timm import SIZE, VIT, timm
 
 
@@ -315,9 +317,11 @@ HIERARCHIES = (
     timm(
         "mobilenetv4_hybrid_medium",
         {},
-        "",
-        {"cross attention": 4, "grouped-query attention: q has": 4},
+        "4 of 4×6",
+        {"cross attention": 4},
         size=(128, 192),
+        dtype=torch.float64,
+        places=False,
     ),
     timm("efficientvim_m1", {}, "", size=(128, 192)),
 )

@@ -228,6 +228,8 @@ def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
         return "unknown token grid: the tokens are in column-major order"
     if sum(kind in ("row", "col", "input") for kind in kinds) > 2:
         return "unknown token grid: the tokens have more than two spatial axes"
+    if len(atoms) > 1 and any(atom.segments is not None and ax.is_of_a_map((atom,)) for atom in atoms):
+        return "unknown token grid: the tokens of several images stand in one sequence"
     lost = next((atom for atom in atoms if atom.kind == "unknown" and atom.origin), None)
     if lost is not None:
         return f"unknown token grid: it was lost at {lost.origin}"

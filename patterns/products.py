@@ -64,7 +64,7 @@ def as_product(node: Node) -> Product | None:
         free, result = (a - 2, b - 1), (out - 2, out - 1)
         return Product(node, first, second, (a - 1, b - 2), free, result, leading, result_leading, factor, added)
     if target is aten.einsum.default and len(node.args[1]) == 2:
-        parsed = parse_einsum(node.args[0])
+        parsed = parse_einsum(node.args[0], [len(shape(operand)) for operand in node.args[1]])
         return _from_letters(node, *parsed) if parsed else None
     return None
 

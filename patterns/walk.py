@@ -8,7 +8,8 @@ that an attention over such an axis is refused with the true reason. The walk is
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+import string
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -524,7 +525,7 @@ def attention(walk: LayoutWalk, node: Node) -> Value:
 def einsum(walk: LayoutWalk, node: Node) -> Value:
     """Each letter is an axis."""
     equation, operands = node.args[:2]
-    parsed = parse_einsum(equation)
+    parsed = parse_einsum(equation, [len(shape(used)) for used in operands])
     if parsed is None:
         return None
     letters: dict[str, Axis] = {}
@@ -537,11 +538,23 @@ def einsum(walk: LayoutWalk, node: Node) -> Value:
     return tuple(letters[letter] for letter in parsed[1])
 
 
-def parse_einsum(equation: str) -> tuple[list[str], str] | None:
-    """The terms and the result of an equation such as "bhqd,bhkd->bhqk"; None for one with an ellipsis or a trace."""
+def parse_einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str] | None:
+    """The terms and the result of an equation such as "bhqd,bhkd->bhqk"; None for a trace or no result.
+
+    Each axis that an ellipsis stands for gets a letter; `ranks` are those of the operands.
+    """
     terms, arrow, result = equation.replace(" ", "").partition("->")
     inputs = terms.split(",")
-    if not arrow or "." in equation or any(len(set(term)) != len(term) for term in [*inputs, result]):
+    if "..." in terms:
+        letters = "".join(letter for letter in string.ascii_letters if letter not in equation)
+        counts = [rank - len(term) + 3 for term, rank in zip(inputs, ranks, strict=True) if "..." in term]
+        most = letters[: max(counts)]
+        inputs = [
+            term.replace("...", most[max(0, len(most) - (rank - len(term) + 3)) :])
+            for term, rank in zip(inputs, ranks, strict=True)
+        ]
+        result = result.replace("...", most)
+    if not arrow or any(len(set(term)) != len(term) for term in [*inputs, result]):
         return None
     return inputs, result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,11 @@ def values_first_by_letters(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | floa
     return torch.einsum("bhkd,bhqk->bhqd", v, weights)
 
 
+def by_letters_with_an_ellipsis(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    weights = (torch.einsum("...qd,...kd->...qk", q, k) * SCALE + bias).softmax(dim=-1)
+    return torch.einsum("...qk,...kd->...qd", weights, v)
+
+
 def nothing_is_filled(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     padding = torch.zeros(q.shape[0], 1, 1, q.shape[2], dtype=torch.bool)
     return scores(q, k, bias).masked_fill(padding, float("-inf")).softmax(dim=-1) @ v
@@ -160,7 +166,7 @@ class Autoencoder(nn.Module):
 PRODUCTS = (
     by_hand, without_maximum, without_maximum_in_place, scaled_down_and_up, bias_of_a_query, log_softmax,
     scaled_in_place, scale_of_a_tensor, values_first, heads_first_in_the_result, values_first_by_letters,
-    nothing_is_filled, where_nothing_is_hidden, mask_of_one_document,
+    by_letters_with_an_ellipsis, nothing_is_filled, where_nothing_is_hidden, mask_of_one_document,
 )  # fmt: skip
 TEMPERATURES = {
     "a_head": partial(Temperature, (HEADS, 1, 1)),
@@ -512,3 +518,65 @@ def test_attention_over_a_part_says_which(block: Callable[[], nn.Module], grid: 
     (site,) = jetvit.find_attention(model, image())
     assert (site.grid, site.pooled) == (grid, "pooled" in shown)
     assert jetvit.explain(model, image()).rows[0].grid == shown
+
+
+class SeveralImages(TinyViT):
+    """The second block attends to the tokens of three views at once, as DepthAnything 3 and VGGT do."""
+
+    def forward(self, image: Tensor, *context: Any) -> Tensor:
+        x = self.tokens(image.flatten(0, 1))
+        x = self.blocks[0](x)
+        together = x.unflatten(0, image.shape[:2]).flatten(1, 2)
+        return self.norm(self.blocks[1](together))
+
+
+def test_several_images_in_one_sequence() -> None:
+    model = randomize(SeveralImages(partial(Attention, sdpa)))
+    found = jetvit.find_attention(model, images(2, 3, 3, GRID[0] * PATCH, GRID[1] * PATCH))
+    assert [site.name for site in found] == ["blocks.0.attn"]
+    assert [each.reason for each in found.rejected] == [
+        "unknown token grid: the tokens of several images stand in one sequence"
+    ]
+
+
+class TwoStreams(TinyViT):
+    """Two residual streams that a matrix mixes before each block, as hyper-connections do."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(Attention, sdpa))
+        self.mix = nn.Parameter(torch.empty(2, 2))
+
+    def forward(self, image: Tensor, *context: Any) -> Tensor:
+        x = self.tokens(image)
+        streams = torch.stack([x, x], dim=-1)
+        for block in self.blocks:
+            mixed = torch.einsum("...cs,st->...ct", streams, self.mix)
+            streams = mixed + block(mixed[..., 0])[..., None]
+        return self.norm(streams.sum(-1))
+
+
+def test_streams_that_are_mixed_by_letters() -> None:
+    found = jetvit.find_attention(randomize(TwoStreams()), image())
+    assert [site.grid for site in found] == [GRID, GRID], found.rejected
+
+
+class OneTubelet(nn.Module):
+    """Two frames that make one tubelet: its tokens are those of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv3d(3, DIM, (2, PATCH, PATCH), (2, PATCH, PATCH))
+        self.attention = Attention(sdpa)
+
+    def forward(self, film: Tensor) -> Tensor:
+        return self.attention(self.patch(film).flatten(2).transpose(1, 2))
+
+
+def test_a_film_of_one_tubelet() -> None:
+    model = randomize(OneTubelet())
+    (site,) = jetvit.find_attention(model, torch.stack([image(), image()], dim=2))
+    assert site.grid == GRID
+    found = jetvit.find_attention(model, torch.stack([image()] * 4, dim=2))
+    assert [each.reason for each in found.rejected] == [
+        "unknown token grid: the tokens have more than two spatial axes"
+    ]

@@ -76,7 +76,7 @@ def page(record: Mapping[str, Any]) -> str:
         "`make test-slow` tests them, and `python -m benchmarks.supported_models` makes this page from the results.",
         "",
         f"jetvit finds {sites} attentions in {sum(bool(row['found']) for row in rows)} of them. "
-        "Each model is compared twice with eager PyTorch in fp32; the numbers are",
+        "Each model is compared twice with eager PyTorch, in fp32 unless its name says fp64; the numbers are",
         "the largest difference, relative to the largest value of that output:",
         "",
         "* *Unchanged*: the rewritten model without a plan, and the eager model.",

@@ -321,6 +321,7 @@ HIERARCHIES = (
         {"cross attention": 4},
         size=(128, 192),
         dtype=torch.float64,
+        name="mobilenetv4_hybrid_medium in fp64",
         places=False,
     ),
     timm("efficientvim_m1", {}, "", size=(128, 192)),

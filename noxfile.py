@@ -45,11 +45,11 @@ def tests(session: nox.Session) -> None:
     run_tests(session, f"pinned-python-{session.python}")
 
 
-@nox.session(name="tests-newest", python=["3.11"])
+@nox.session(name="tests-newest", python=["3.11", "3.14"])
 def tests_newest(session: nox.Session) -> None:
     """The newest release of everything."""
     install(session, None)
-    run_tests(session, "newest")
+    run_tests(session, "newest" if session.python == "3.11" else f"newest-python-{session.python}")
 
 
 def folder_of(name: str) -> Path:

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.passes.models import WINDOW, assert_close, compiled, count, error, ex
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SCALE, SIZE, Attention, Block, SeparateAttention, TinyViT, scale_on_product, sdpa
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 CHANGED = "blocks.0.attn.qkv.weight"
@@ -368,8 +370,15 @@ def test_a_frozen_model_is_not_kept_alive() -> None:
     assert seen() is None
 
 
-@TIED
-@pytest.mark.parametrize("made", [False, True], ids=["called", "made"])
+@pytest.mark.parametrize(
+    ("made", "tie"),
+    [
+        pytest.param(False, with_weights, id="called-with_weights"),
+        pytest.param(True, with_weights, id="made-with_weights", marks=pytest.mark.slow),
+        pytest.param(False, frozen, id="called-frozen", marks=pytest.mark.slow),
+        pytest.param(True, frozen, id="made-frozen"),
+    ],
+)
 def test_inference_mode(tie: Callable[..., Any], made: bool) -> None:
     """Tensors that are made in it keep no count of their edits and take no gradient."""
     with torch.inference_mode(made):
@@ -441,8 +450,13 @@ WRITERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "with_plan"),
+    sweep(
+        product(WRITERS, [False, True]),
+        quick=[("residual", True), ("later", False), ("copy", True), ("scale", False), ("result", True)],
+    ),
+)
 def test_models_that_write_in_place(name: str, with_plan: bool) -> None:
     """Twice, on both roads: the second run must not see what the first one wrote."""
     model = randomize(WRITERS[name]())

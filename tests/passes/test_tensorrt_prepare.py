@@ -204,7 +204,7 @@ def check_law(of: dict[str, Any]) -> None:
     assert_close(prepared.module()(image), by_road("export", model, ((image,), {}), plan)(image))
 
 
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(configurations())
 def test_any_plan_keeps_its_meaning(of: dict[str, Any]) -> None:
     with torch.no_grad():

@@ -17,7 +17,7 @@ from tests.zoo.quick import sweep
 
 ALL = [pytest.param(case, id=case.name) for case in CASES.values()]
 # Cases that differ only in the attention open up alike: one of each model is enough in a quick run.
-QUICK = re.compile(r"hf_(vit|depth_anything)_sdpa|timm_(vit|eva02)_fused|sdpa|unfold_patches|rope_half")
+QUICK = re.compile(r"hf_depth_anything_sdpa|timm_(vit|eva02)_fused|sdpa|unfold_patches")
 # `tests/patterns/test_find.py` captures every case and holds the captured graph against the model.
 EXPORTED = (
     "hf_vit_sdpa", "hf_dinov3_eager", "timm_vit_fused", "timm_swin", "sdpa", "separate_unfused", "shared_block",

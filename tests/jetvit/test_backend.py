@@ -241,18 +241,20 @@ def with_weights(model: nn.Module) -> Callable[..., Any]:
     return compiled(model, plan=trained(model))
 
 
-TIED = pytest.mark.parametrize("tie", [frozen, with_weights], ids=lambda tie: tie.__name__)
+def edit_bias(model: nn.Module) -> None:
+    model.norm.bias.add_(1)
 
 
-@TIED
+def load_others(model: nn.Module) -> None:
+    model.load_state_dict(vit(seed=1).state_dict())
+
+
 @pytest.mark.parametrize(
-    "edit",
-    [
-        lambda m: m.norm.bias.add_(1),
-        lambda m: m.load_state_dict(vit(seed=1).state_dict()),
-        replace_bias,
-    ],
-    ids=["edit", "load", "replace"],
+    ("edit", "tie"),
+    sweep(
+        product([edit_bias, load_others, replace_bias], [frozen, with_weights]),
+        quick=[(edit_bias, frozen), (load_others, with_weights), (replace_bias, with_weights)],
+    ),
 )
 def test_an_edit_of_tied_weights_is_refused(tie: Callable[..., Any], edit: Callable[[nn.Module], Any]) -> None:
     model = vit()
@@ -372,12 +374,7 @@ def test_a_frozen_model_is_not_kept_alive() -> None:
 
 @pytest.mark.parametrize(
     ("made", "tie"),
-    [
-        pytest.param(False, with_weights, id="called-with_weights"),
-        pytest.param(True, with_weights, id="made-with_weights", marks=pytest.mark.slow),
-        pytest.param(False, frozen, id="called-frozen", marks=pytest.mark.slow),
-        pytest.param(True, frozen, id="made-frozen"),
-    ],
+    sweep(product([False, True], [frozen, with_weights]), quick=[(False, with_weights), (True, frozen)]),
 )
 def test_inference_mode(tie: Callable[..., Any], made: bool) -> None:
     """Tensors that are made in it keep no count of their edits and take no gradient."""

@@ -142,8 +142,8 @@ def static_kernel(arguments: tuple[object, ...]) -> tuple[object, ...]:
 
 CASES = [
     pytest.param(LINEAR, linear_arguments(), id="linear"),
-    pytest.param(LINEAR, linear_arguments(size=0), id="linear without convolution"),
-    pytest.param(LINEAR, static_kernel(linear_arguments()), id="linear with a static kernel"),
+    pytest.param(LINEAR, linear_arguments(size=0), id="linear without convolution", marks=pytest.mark.slow),
+    pytest.param(LINEAR, static_kernel(linear_arguments()), id="linear with a static kernel", marks=pytest.mark.slow),
     pytest.param(WINDOW, window_arguments(), id="window"),
     pytest.param(FULL, full_arguments(), id="full"),
 ]

@@ -220,7 +220,7 @@ def test_sites_that_a_plan_leaves_out_stay_full() -> None:
 
 # --- open sizes -------------------------------------------------------------------------------------------------------
 
-OPEN_QUICK = r"seq_first_bmm|separate_unfused"
+OPEN_QUICK = r"seq_first_bmm"
 OPEN = [
     pytest.param(case, id=case.name, marks=[] if re.fullmatch(OPEN_QUICK, case.name) else [pytest.mark.slow])
     for case in found()

@@ -259,7 +259,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "name", sweep(ODD, quick=["shared norm", "shared projection", "one after the other", "added to the output"])
+)
 def test_shared_weights_chains_and_writes_in_place(name: str):
     torch.manual_seed(0)
     model, image = ODD[name]().eval(), torch.randn(2, 3, 64, 96)

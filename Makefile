@@ -38,6 +38,7 @@ test-versions: $(STAMP)  ## the test suite on the oldest, the pinned and the new
 
 test-slow: $(STAMP)  ## the wide sweeps
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu and not interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow tests/interpreter
 
 # The rooms are folders beside ./jetvit; mypy sees the package as an installed wheel would hold it.
 lint: $(STAMP)  ## ruff and mypy

@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 # The models are too small to share out, and threads that wait for each other's cores are far slower than one.
 torch.set_num_threads(1)
+# Captures leave many objects and few cycles: the collector would walk them all at every few thousand new ones.
+gc.set_threshold(100_000, 20, 20)
 # Compilation writes a structured trace there, which pytest would print with every failure.
 logging.getLogger("torch.__trace").propagate = False
 

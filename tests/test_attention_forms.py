@@ -16,6 +16,7 @@ from jetvit.cost_model import Choice
 from tests.passes.models import plan_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, PATCH, SCALE, Attention, TinyViT, sdpa
+from tests.zoo.quick import sweep
 from tests.zoo.sweep_oracle import Tokens, window_mask
 
 GRID, BATCH, WINDOW = (4, 6), 3, (2, 3)
@@ -168,6 +169,7 @@ PRODUCTS = (
     scaled_in_place, scale_of_a_tensor, values_first, heads_first_in_the_result, values_first_by_letters,
     by_letters_with_an_ellipsis, nothing_is_filled, where_nothing_is_hidden, mask_of_one_document,
 )  # fmt: skip
+QUICK = (without_maximum, scaled_in_place, values_first, where_nothing_is_hidden, log_softmax)
 TEMPERATURES = {
     "a_head": partial(Temperature, (HEADS, 1, 1)),
     "a_head_divides": partial(Temperature, (1, HEADS, 1, 1), divides=True),
@@ -203,7 +205,13 @@ def check(model: nn.Module, oracle: nn.Module, sites: int) -> None:
         torch.testing.assert_close(compiled(x), windowed, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.__name__)
+@pytest.mark.parametrize(
+    "product",
+    [
+        pytest.param(product, id=product.__name__, marks=() if product in QUICK else pytest.mark.slow)
+        for product in PRODUCTS
+    ],
+)
 def test_forms_that_are_found(product: Callable[..., Tensor]) -> None:
     model = randomize(TinyViT(partial(Attention, product)))
     oracle = TinyViT(partial(Attention, partial(product, bias=window_bias())))
@@ -211,7 +219,7 @@ def test_forms_that_are_found(product: Callable[..., Tensor]) -> None:
     check(model, oracle, sites=2)
 
 
-@pytest.mark.parametrize("name", TEMPERATURES)
+@pytest.mark.parametrize("name", sweep(TEMPERATURES, quick=["a_head", "a_head_divides", "cosine"]))
 def test_a_temperature_goes_with_the_queries(name: str) -> None:
     model, oracle = (randomize(TinyViT(TEMPERATURES[name])) for _ in range(2))
     for block in oracle.blocks:

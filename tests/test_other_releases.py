@@ -19,6 +19,7 @@ from jetvit.files import load_exported
 from jetvit.torchvision_shim import ensure_torchvision
 from tests.cost_model.tables import measurement
 from tests.release_files import write
+from tests.zoo.quick import sweep
 
 FOLDERS = sorted((Path(__file__).parent / "data" / "releases").iterdir())
 
@@ -44,7 +45,7 @@ def load_model(folder: Path) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("road", ["optimize", "compile"])
+@pytest.mark.parametrize("road", sweep(["optimize", "compile"], quick=["optimize"]))
 def test_a_plan_with_weights_is_applied(folder: Path, expected: tuple[Tensor, Tensor], road: str) -> None:
     """Also where this release has other names for the attentions, and for their projections."""
     image, output = expected

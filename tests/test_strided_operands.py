@@ -27,6 +27,7 @@ from tests.passes.models import LINEAR, WINDOW, assert_close, aten, exported, pl
 from tests.patterns.roads import no_fast_path
 from tests.zoo import CASES, Case, hf
 from tests.zoo.case import image_inputs
+from tests.zoo.quick import sweep
 
 PRODUCTS = {aten.linear.default, aten.addmm.default, aten.matmul.default, aten.mm.default}
 VIEWS = {
@@ -64,6 +65,10 @@ NAMES = (
     "torchvision_vit", "sdpa", "dinov2_repo", "separate_unfused", "head_major", "chunk", "split",
     "headless", "scale_on_product", "bmm", "mha", "rope_half", "rope_interleaved",
     "seq_first_mha", "seq_first_bmm", "autocast_model", "autocast_sdpa", "no_grad_model", "weights_returned",
+)  # fmt: skip
+QUICK = (
+    "hf_dinov3_sdpa", "timm_vit_fused", "timm_eva02_fused", "torchvision_vit", "separate_unfused", "head_major",
+    "chunk", "split", "headless", "bmm", "mha", "rope_half", "seq_first_mha", "seq_first_bmm", "autocast_sdpa",
 )  # fmt: skip
 BY_DYNAMO = (
     "hf_dinov3_sdpa", "timm_vit_fused", "timm_eva02_fused", "separate", "bmm", "mha", "seq_first_bmm",
@@ -169,7 +174,7 @@ def check(module: GraphModule, name: str, road: str, one_product: bool, sites: i
 # --- torch.export -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sweep(NAMES, quick=QUICK))
 def test_by_export(name: str) -> None:
     """One block with window and one with linear attention."""
     _, inputs, program = exported(name)
@@ -203,7 +208,7 @@ def test_the_operator_for_full_attention(name: str) -> None:
 OPEN = ("hf_dinov3_sdpa", "timm_vit_fused", "separate", "bmm", "mha", "head_major")
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", sweep(OPEN, quick=["timm_vit_fused", "separate"]))
 def test_open_sizes_by_export(name: str) -> None:
     """At another batch and size, against the eager model: a window that covers the grid is full attention."""
     case = CASES[name]
@@ -250,7 +255,7 @@ def by_dynamo(model: nn.Module, inputs: Any, plan: jetvit.Plan, freeze: bool = F
     return result, graph
 
 
-@pytest.mark.parametrize("name", BY_DYNAMO)
+@pytest.mark.parametrize("name", sweep(BY_DYNAMO, quick=["timm_eva02_fused", "separate", "mha", "seq_first_bmm"]))
 def test_by_dynamo(name: str) -> None:
     model, inputs, program = exported(name)
     plan = plan_of(jetvit.find_attention(program), [WINDOW, LINEAR])
@@ -268,7 +273,7 @@ def test_one_product_where_the_weights_are_frozen(name: str) -> None:
     assert_close(result, planned(program, inputs, plan))
 
 
-@pytest.mark.parametrize("name", ["bmm", "separate"])
+@pytest.mark.parametrize("name", sweep(["bmm", "separate"], quick=["separate"]))
 def test_open_sizes_by_dynamo(name: str) -> None:
     case = CASES[name]
     model, (args, kwargs) = case.build(), case.inputs()

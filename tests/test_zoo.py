@@ -13,10 +13,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.zoo import CASES, Case, found, refused
+from tests.zoo.quick import sweep
 
 ALL = [pytest.param(case, id=case.name) for case in CASES.values()]
 # Cases that differ only in the attention open up alike: one of each model is enough in a quick run.
-QUICK = re.compile(r"hf_.*_sdpa|timm_.*_fused|sdpa|reshape_patches|unfold_patches|rope_half")
+QUICK = re.compile(r"hf_depth_anything_sdpa|timm_(vit|eva02)_fused|sdpa|unfold_patches")
+# `tests/patterns/test_find.py` captures every case and holds the captured graph against the model.
+EXPORTED = (
+    "hf_vit_sdpa", "hf_dinov3_eager", "timm_vit_fused", "timm_swin", "sdpa", "separate_unfused", "shared_block",
+    "autocast_model", "dropout_in_training", "inplace_mask",
+)  # fmt: skip
 OPEN = [
     pytest.param(case, id=case.name, marks=() if QUICK.fullmatch(case.name) else pytest.mark.slow) for case in found()
 ]
@@ -65,7 +71,7 @@ def test_runs_and_repeats(case: Case) -> None:
             torch.testing.assert_close(outputs, run(second, inputs), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", sweep(CASES.values(), quick=EXPORTED))
 def test_exports(case: Case) -> None:
     model, inputs = case.build(), case.inputs()
     program = torch.export.export(model, *inputs, strict=False)

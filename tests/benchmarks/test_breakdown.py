@@ -30,6 +30,7 @@ from benchmarks.end_to_end_models import MODELS
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.plain_vit import PlainViT
 from tests.upstream import runs_dinov3_without_data
+from tests.zoo.quick import sweep
 
 CPU, CUDA = DeviceType.CPU, DeviceType.CUDA
 KNOWN = {"device": "a CPU", "torch": torch.__version__, "code": "12345678", "dry": "True"}
@@ -160,7 +161,7 @@ def test_a_step_writes_its_record_and_picture_and_then_is_done(campaign: Campaig
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("changed", ["device", "torch", "code"])
+@pytest.mark.parametrize("changed", sweep(["device", "torch", "code"], quick=["code"]))
 def test_what_was_measured_elsewhere_is_not_done(campaign: Campaign, changed: str) -> None:
     step = steps(dry=True)[0]
     step.run(campaign, 60)

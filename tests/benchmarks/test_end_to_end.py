@@ -93,6 +93,8 @@ def test_duplicates_on_hopper_do_not_come_first() -> None:
     assert not any("cudnn" in each.name for step in steps(dry=False)[:5] for each in step.run.args[0].variants)  # type: ignore[attr-defined]
 
 
+# A quick run goes through the same steps one by one, in the tests below.
+@pytest.mark.slow
 def test_dry_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "DepthAnythingV2-L,batch 2"
     assert main(["--dry", "--out", str(tmp_path), "--only", words]) == 0

@@ -30,6 +30,7 @@ from jetvit.cost_model.timing import generator_shapes
 from jetvit.kernels.full_attention.reference import full_attention_reference
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from jetvit.kernels.window_attention.reference import window_attention_reference
+from tests.zoo.quick import sweep
 
 CPU = torch.device("cpu")
 
@@ -105,7 +106,7 @@ def test_a_graph_that_was_found_on_disk_is_no_compile_time() -> None:
     assert _graph_cache(Counter(fxgraph_cache_bypass=1)) == "miss"
 
 
-@pytest.mark.parametrize("name", ["DINOv3-B", "DepthAnythingV2-L"])
+@pytest.mark.parametrize("name", sweep(["DINOv3-B", "DepthAnythingV2-L"], quick=["DINOv3-B"]))
 def test_plain_hybrids_hold_no_operator_of_ours_and_compute_the_same(name: str) -> None:
     this = subject(name, batch=2)
     program = this.hybrid(2)

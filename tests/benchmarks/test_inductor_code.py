@@ -14,12 +14,13 @@ pytest.importorskip("transformers")
 
 from benchmarks.inductor_code import FRONTENDS, KERNELS, Found, _copied
 from benchmarks.sm90 import cannot_compile
+from tests.zoo.quick import sweep
 
 pytestmark = pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile())
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("frontend", sweep(FRONTENDS, quick=["aoti"]))
 def test_every_kernel_in_the_code_is_right(frontend) -> None:
     """In a process of its own, which takes itself for one with a GPU."""
     command = [sys.executable, "-m", "benchmarks.inductor_code", frontend]

@@ -33,6 +33,7 @@ from jetvit.kernels.full_attention.triton_launch import rotate
 from jetvit.kernels.launch import Config, record_launches
 from jetvit.kernels.linear_attention.triton_launch import linear_attention_triton
 from jetvit.kernels.window_attention.triton_launch import window_attention_triton
+from tests.zoo.quick import sweep
 
 pytestmark = pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile())
 
@@ -90,7 +91,7 @@ def result_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Entry], Resu
 
 
 def is_quick(entry: Entry) -> bool:
-    return entry.default and (entry.dtype == "bf16" or entry.head_dim == 64)
+    return entry.default and (entry.head_dim in (64, 128) if entry.dtype == "bf16" else entry.head_dim == 64)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_all_that_window_attention_launches_is_in_the_table(dtype: str, head_dim
                     assert variant_of(launch) in known, launch.kernel.__name__
 
 
-@pytest.mark.parametrize("head_dim", [4, pytest.param(16, marks=pytest.mark.slow), 112])
+@pytest.mark.parametrize("head_dim", sweep([4, 16, 112], quick=[112]))
 @pytest.mark.parametrize("rotated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_other_head_dims_and_sizes_of_one_compile(head_dim: int, rotated: bool) -> None:
     """Inductor makes a constant of every size that is 1, and a constant has fewer operations than a scalar."""

@@ -15,6 +15,7 @@ from jetvit.kernels.launch import has_kernel
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from tests.interpreter.device import DEVICE, DTYPES, on_device
 from tests.kernels.naive import ABSENT, LAYOUTS, make_qkv, make_rope
+from tests.zoo.quick import sweep
 
 seed = st.integers(0, 2**31)
 side = st.integers(1, 12)
@@ -52,8 +53,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-@settings(max_examples=25)
-@given(
+configurations = given(
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(DTYPES),
     rope=st.booleans(),
@@ -69,7 +69,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     eps=st.sampled_from([1e-6, 0.5]),
     seed=seed,
 )
-def test_is_the_reference(
+
+
+def hold_to_the_reference(
     layout, dtype, rope, batch, heads, head_dim, grid_h, grid_w, before, after, size, generated, eps, seed
 ) -> None:
     torch.manual_seed(seed)
@@ -79,7 +81,22 @@ def test_is_the_reference(
     check(q, k, v, *tables, *weights, grid_h, grid_w, before, size, eps, "relu")
 
 
-@pytest.mark.parametrize("weight_dtype", [torch.float16, torch.float32, torch.float64])
+@settings(max_examples=12)
+@configurations
+def test_is_the_reference(**of: Any) -> None:
+    hold_to_the_reference(**of)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@configurations
+def test_is_the_reference_at_length(**of: Any) -> None:
+    hold_to_the_reference(**of)
+
+
+@pytest.mark.parametrize(
+    "weight_dtype", sweep([torch.float16, torch.float32, torch.float64], quick=[torch.float32, torch.float64])
+)
 def test_weights_may_have_another_dtype(weight_dtype) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 2, 2 + 5 * 7, 2, 32, torch.float16)
@@ -87,7 +104,7 @@ def test_weights_may_have_another_dtype(weight_dtype) -> None:
     check(q, k, v, ABSENT, ABSENT, *weights, 5, 7, 2, 3, 1e-6, "relu")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, quick=[torch.float16]), ids=str)
 def test_runs_are_equal_to_the_bit(dtype) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 1, 5 + 20 * 17, 2, 64, dtype)
@@ -95,7 +112,7 @@ def test_runs_are_equal_to_the_bit(dtype) -> None:
     assert torch.equal(run(*arguments), run(*arguments))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, quick=[torch.float32]), ids=str)
 def test_batch_of_two_is_two_batches(dtype) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 2, 5 + 9 * 7, 2, 64, dtype)
@@ -168,11 +185,14 @@ class TestExtremes:
         assert out[0, 8, 1].isnan().all()
         assert out[0, [token for token in range(57) if token != 8], 1].isfinite().all()
 
-    def test_65536_tokens(self) -> None:
+    @pytest.mark.parametrize(
+        ("height", "width", "offset"), sweep([(256, 256, 3), (128, 64, 30)], quick=[(128, 64, 30)])
+    )
+    def test_many_tokens(self, height, width, offset) -> None:
         """Their sums are beyond fp16, their mean is not."""
         torch.manual_seed(0)
-        q, k, v = make_qkv("packed", 1, 65536, 1, 32, torch.float16)
-        out = check(q, k, v + 3, ABSENT, ABSENT, *[ABSENT] * 4, 256, 256, 0, 0, 1e-6, "relu")
+        q, k, v = make_qkv("packed", 1, height * width, 1, 32, torch.float16)
+        out = check(q, k, v + offset, ABSENT, ABSENT, *[ABSENT] * 4, height, width, 0, 0, 1e-6, "relu")
         assert out.isfinite().all()
 
 

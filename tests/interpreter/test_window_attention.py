@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from jetvit.kernels.launch import Config, has_kernel
 from jetvit.kernels.window_attention.reference import window_attention_reference
 from tests.interpreter.device import DEVICE, DTYPES, on_device
 from tests.kernels.naive import ABSENT, LAYOUTS, make_qkv, make_rope
+from tests.zoo.quick import sweep
 
 seed = st.integers(0, 2**31)
 side = st.integers(1, 20)
@@ -55,8 +57,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, rope_y: Tensor, rope_x: Tensor, *opti
     return out
 
 
-@settings(max_examples=30)
-@given(
+configurations = given(
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(DTYPES),
     rope=st.booleans(),
@@ -72,7 +73,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, rope_y: Tensor, rope_x: Tensor, *opti
     scale=st.sampled_from([0.05, 0.125, 1.0, -0.3]),
     seed=seed,
 )
-def test_is_the_reference(
+
+
+def hold_to_the_reference(
     layout, dtype, rope, batch, heads, head_dim, grid_h, grid_w, before, after, window_h, window_w, scale, seed
 ) -> None:
     torch.manual_seed(seed)
@@ -82,7 +85,20 @@ def test_is_the_reference(
     check(q, k, v, *tables, grid_h, grid_w, before, window_h, window_w, scale)
 
 
-@settings(max_examples=6)
+@settings(max_examples=14)
+@configurations
+def test_is_the_reference(**of: Any) -> None:
+    hold_to_the_reference(**of)
+
+
+@pytest.mark.slow
+@settings(max_examples=120)
+@configurations
+def test_is_the_reference_at_length(**of: Any) -> None:
+    hold_to_the_reference(**of)
+
+
+@settings(max_examples=4)
 @given(
     dtype=st.sampled_from(DTYPES),
     grid_h=side,
@@ -101,7 +117,7 @@ def test_window_that_covers_the_grid_is_full_attention(dtype, grid_h, grid_w, be
     torch.testing.assert_close(out.double(), full, rtol=0, atol=bound(q, k, v, 0.2, rotated=False))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, quick=[torch.float32]), ids=str)
 def test_batch_of_two_is_two_batches(dtype) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 2, 5 + 9 * 7 + 2, 2, 64, dtype)
@@ -114,7 +130,7 @@ def test_batch_of_two_is_two_batches(dtype) -> None:
     torch.testing.assert_close(both, alone, rtol=torch.finfo(dtype).eps, atol=1e-6 if dtype.itemsize > 2 else 1e-3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, quick=[torch.float16]), ids=str)
 def test_runs_are_equal_to_the_bit(dtype) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 1, 5 + 20 * 17, 1, 64, dtype)
@@ -122,8 +138,11 @@ def test_runs_are_equal_to_the_bit(dtype) -> None:
     assert torch.equal(run(*arguments), run(*arguments))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("before", [16, 17, 100])
+@pytest.mark.parametrize(
+    ("before", "dtype"),
+    sweep(product([16, 17, 100], DTYPES), quick=[(16, torch.float32), (17, torch.float32), (100, torch.float16)]),
+    ids=str,
+)
 def test_many_extra_tokens(dtype, before) -> None:
     torch.manual_seed(0)
     q, k, v = make_qkv("packed", 1, before + 8 * 9 + 2, 1, 64, dtype)
@@ -138,9 +157,12 @@ def test_grids_of_one_row_or_column(grid, extra) -> None:
     check(q, k, v, *make_rope(*grid, 32), *grid, extra, 4, 4, 0.2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window_tokens", [16, 32, 64, 256])
-@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    sweep(product([64, 80], DTYPES), quick=[(64, torch.float16), (80, torch.float32)]),
+    ids=str,
+)
 def test_every_configuration(dtype, window_tokens, head_dim) -> None:
     from jetvit.kernels.window_attention import triton_launch
 

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.passes.models import WINDOW, assert_close, compiled, count, error, ex
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SCALE, SIZE, Attention, Block, SeparateAttention, TinyViT, scale_on_product, sdpa
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 CHANGED = "blocks.0.attn.qkv.weight"
@@ -239,18 +241,20 @@ def with_weights(model: nn.Module) -> Callable[..., Any]:
     return compiled(model, plan=trained(model))
 
 
-TIED = pytest.mark.parametrize("tie", [frozen, with_weights], ids=lambda tie: tie.__name__)
+def edit_bias(model: nn.Module) -> None:
+    model.norm.bias.add_(1)
 
 
-@TIED
+def load_others(model: nn.Module) -> None:
+    model.load_state_dict(vit(seed=1).state_dict())
+
+
 @pytest.mark.parametrize(
-    "edit",
-    [
-        lambda m: m.norm.bias.add_(1),
-        lambda m: m.load_state_dict(vit(seed=1).state_dict()),
-        replace_bias,
-    ],
-    ids=["edit", "load", "replace"],
+    ("edit", "tie"),
+    sweep(
+        product([edit_bias, load_others, replace_bias], [frozen, with_weights]),
+        quick=[(edit_bias, frozen), (load_others, with_weights), (replace_bias, with_weights)],
+    ),
 )
 def test_an_edit_of_tied_weights_is_refused(tie: Callable[..., Any], edit: Callable[[nn.Module], Any]) -> None:
     model = vit()
@@ -368,8 +372,10 @@ def test_a_frozen_model_is_not_kept_alive() -> None:
     assert seen() is None
 
 
-@TIED
-@pytest.mark.parametrize("made", [False, True], ids=["called", "made"])
+@pytest.mark.parametrize(
+    ("made", "tie"),
+    sweep(product([False, True], [frozen, with_weights]), quick=[(False, with_weights), (True, frozen)]),
+)
 def test_inference_mode(tie: Callable[..., Any], made: bool) -> None:
     """Tensors that are made in it keep no count of their edits and take no gradient."""
     with torch.inference_mode(made):
@@ -441,8 +447,13 @@ WRITERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "with_plan"),
+    sweep(
+        product(WRITERS, [False, True]),
+        quick=[("residual", True), ("later", False), ("copy", True), ("scale", False), ("result", True)],
+    ),
+)
 def test_models_that_write_in_place(name: str, with_plan: bool) -> None:
     """Twice, on both roads: the second run must not see what the first one wrote."""
     model = randomize(WRITERS[name]())

@@ -28,6 +28,7 @@ from jetvit.models import load_model
 from jetvit.patterns.errors import InputError
 from tests.search.test_calibration import device_costs, on_gpu
 from tests.zoo import CASES
+from tests.zoo.quick import sweep
 
 ROOT = Path(__file__).parents[2]
 TINY = ("timm:vit_tiny_patch16_224", *(f"--model-arg={each}" for each in ("depth=2", "embed_dim=32", "num_heads=2")))
@@ -454,7 +455,7 @@ def test_open_sizes_stay_open_from_file_to_file(run: Run, plan: Path, tmp_path: 
         assert "it takes images of 1×3×64×96" in outcome.err
 
 
-@pytest.mark.parametrize("family", ["Dinov2", "ViT", "DepthAnything"])
+@pytest.mark.parametrize("family", sweep(["Dinov2", "ViT", "DepthAnything"], quick=["Dinov2", "ViT"]))
 def test_dataclass_outputs_become_dicts(run: Run, hf_folder: Callable[..., Path], tmp_path: Path, family: str):
     folder = hf_folder(family)
     out = tmp_path / "m.pt2"

@@ -16,6 +16,7 @@ from jetvit import exporting
 from jetvit.files import atomic_files, load_exported
 from jetvit.patterns import RewriteError
 from tests.jetvit.test_cli import ROOT, SIZE, TINY, Run, plan, refused, run  # noqa: F401  fixtures
+from tests.zoo.quick import sweep
 
 COMPARE = """
 import json, sys, torch
@@ -69,7 +70,7 @@ def test_aoti_runs_where_jetvit_is_not(run: Run, plan: Path, tmp_path: Path):  #
     assert "compiled code" in run("explain", out).err
 
 
-@pytest.mark.parametrize("command", ["export", "optimize"])
+@pytest.mark.parametrize("command", sweep(["export", "optimize"], quick=["optimize"]))
 def test_onnx(run: Run, plan: Path, tmp_path: Path, command: str):  # noqa: F811
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

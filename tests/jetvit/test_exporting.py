@@ -23,6 +23,7 @@ from tests.passes.models import LINEAR, WINDOW, assert_close, exported, plan_of,
 from tests.zoo import CASES
 from tests.zoo.case import images
 from tests.zoo.handwritten import SIZE
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 
@@ -57,7 +58,9 @@ def place(target: str, folder: Path, name: str = "model") -> Path:
 # --- what may be exported ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_plan", [False, True], ids=["exact", "plan"])
+@pytest.mark.parametrize(
+    "with_plan", [pytest.param(False, id="exact", marks=pytest.mark.slow), pytest.param(True, id="plan")]
+)
 def test_a_module_a_program_and_what_was_optimized(target: str, with_plan: bool, tmp_path: Path) -> None:
     model, inputs, program = exported("sdpa")
     plan = plan_of(jetvit.find_attention(program)) if with_plan else None
@@ -89,7 +92,7 @@ def test_open_sizes_stay_open(target: str, tmp_path: Path) -> None:
         assert_close(run(path, inputs[0]), [planned(model, inputs, plan)])
 
 
-@pytest.mark.parametrize("name", ["dict_to_dataclass", "hf_dinov2_eager"])
+@pytest.mark.parametrize("name", sweep(["dict_to_dataclass", "hf_dinov2_eager"], quick=["dict_to_dataclass"]))
 def test_dataclasses_become_dicts(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model, (args, kwargs) = case.build(), case.inputs()

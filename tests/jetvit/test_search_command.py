@@ -119,6 +119,8 @@ def test_segmentation_with_a_head_on_a_backbone(
     taken_by_the_other_commands("DINOv3", models["DINOv3"], segmented.plan, films / "val" / "images", tmp_path)
 
 
+# A quick run searches for features of this model, and for segmentation with a head.
+@pytest.mark.slow
 def test_depth_by_the_head_of_the_model(models: Mapping[str, str], films: Path, tmp_path: Path):
     model, out = models["DepthAnything"], tmp_path / "plan"
     argv = ("search", model, "--size", SIZES["DepthAnything"], "--data", films, *DEPTH, "--head", "model", *TINY)

@@ -20,6 +20,7 @@ torch.library.register_fake("torchvision::nms")(lambda dets, scores, threshold: 
 EXTENSION_THAT_DOES_NOT_LOAD = """
 import torch
 from . import extension
+from tests.zoo.quick import sweep
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, threshold: dets)
 """
 BROKEN_OTHERWISE = """
@@ -39,7 +40,13 @@ def run(tmp_path: Path, package: str, code: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("package", [EXTENSION_UNDER_A_NEW_NAME, EXTENSION_THAT_DOES_NOT_LOAD])
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(EXTENSION_UNDER_A_NEW_NAME, marks=pytest.mark.slow),
+        EXTENSION_THAT_DOES_NOT_LOAD,
+    ],
+)
 def test_torchvision_can_be_imported_afterwards(tmp_path, package) -> None:
     """`timm:` models aborted where torchvision names its extension otherwise: its operators were declared twice."""
     code = "import torch, torchvision; ensure_torchvision(); print(torch.ops.torchvision.nms.default._schema)"

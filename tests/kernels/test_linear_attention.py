@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from tests.kernels.naive import (
     make_rope,
     rotated,
 )
+from tests.zoo.quick import sweep
 
 NO_WEIGHTS = (ABSENT,) * 4
 side = st.integers(1, 6)
@@ -224,8 +227,10 @@ def rotated_arguments(feature_map: str, dtype: torch.dtype = torch.float64, size
     return [*(x.requires_grad_(x.numel() > 0) for x in map(torch.clone, tensors)), 2, 3, 2, size, 1e-2, feature_map]
 
 
-@pytest.mark.parametrize("size", [0, 3])
-@pytest.mark.parametrize("feature_map", ["relu_centred", "hedgehog"])
+@pytest.mark.parametrize(
+    ("feature_map", "size"),
+    sweep(product(["relu_centred", "hedgehog"], [0, 3]), quick=[("relu_centred", 0), ("hedgehog", 3)]),
+)
 def test_opcheck_and_gradients(feature_map: str, size: int) -> None:
     op = torch.ops.jetvit.linear_attention.default
     torch.library.opcheck(op, rotated_arguments(feature_map, size=size))
@@ -244,7 +249,7 @@ def test_gradients_of_16_bits_are_those_of_fp64(feature_map: str, dtype: torch.d
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=4 * torch.finfo(dtype).eps, atol=1e-3)
 
 
-@pytest.mark.parametrize("feature_map", ["relu_centred", "hedgehog"])
+@pytest.mark.parametrize("feature_map", sweep(["relu_centred", "hedgehog"], quick=["hedgehog"]))
 def test_one_export_serves_every_size(feature_map: str) -> None:
     class Block(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:

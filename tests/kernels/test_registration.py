@@ -95,7 +95,9 @@ def test_one_dynamic_graph_serves_all_sizes(blocks: Blocks) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
+# Inductor compiles the operators in the quick tests of the backend too; the guards are those of the test above.
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_inductor_compiles_once(blocks: Blocks, dynamic: bool) -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(blocks, backend=counter, dynamic=dynamic, fullgraph=True)
@@ -140,8 +142,8 @@ def static_kernel(arguments: tuple[object, ...]) -> tuple[object, ...]:
 
 CASES = [
     pytest.param(LINEAR, linear_arguments(), id="linear"),
-    pytest.param(LINEAR, linear_arguments(size=0), id="linear without convolution"),
-    pytest.param(LINEAR, static_kernel(linear_arguments()), id="linear with a static kernel"),
+    pytest.param(LINEAR, linear_arguments(size=0), id="linear without convolution", marks=pytest.mark.slow),
+    pytest.param(LINEAR, static_kernel(linear_arguments()), id="linear with a static kernel", marks=pytest.mark.slow),
     pytest.param(WINDOW, window_arguments(), id="window"),
     pytest.param(FULL, full_arguments(), id="full"),
 ]

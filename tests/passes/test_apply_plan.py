@@ -6,6 +6,7 @@ import copy
 import logging
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ from tests.patterns.test_geometry import PermutedPatches
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, SIZE, Attention, Block, TinyViT, sdpa
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 HIDDEN, TAPS = 8, 9
@@ -172,8 +174,13 @@ def of_feature_map(model: nn.Module, feature_map: str) -> Plan:
     return plan_of(jetvit.find_attention(model, IMAGE), [Choice("linear", feature_map=feature_map)])
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+@pytest.mark.parametrize(
+    ("feature_map", "road"),
+    sweep(
+        product(FEATURE_MAPS, ROADS),
+        quick=[*((each, ROADS[0]) for each in FEATURE_MAPS), ("hedgehog", ROADS[1])],
+    ),
+)
 def test_a_plan_of_each_feature_map(feature_map: str, road: str) -> None:
     model = vit()
     expected = copy.deepcopy(model)
@@ -319,8 +326,9 @@ class Twice(nn.Module):
         return self.net(image) + self.net(image.flip(-1))
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize(
+    ("with_weights", "road"), sweep(product([False, True], ROADS), quick=[(False, ROADS[0]), (True, ROADS[1])])
+)
 def test_the_plan_of_a_backbone_holds_for_all_its_calls(road: str, with_weights: bool) -> None:
     model = vit()
     plan = trained(model) if with_weights else plan_of(jetvit.find_attention(model, IMAGE))
@@ -359,8 +367,9 @@ class Forwarding(nn.Module):
         return self.base(image)
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize(
+    ("with_weights", "road"), sweep(product([False, True], ROADS), quick=[(False, ROADS[0]), (True, ROADS[1])])
+)
 def test_a_plan_goes_through_a_wrapper_with_attributes_of_its_own(road: str, with_weights: bool) -> None:
     model = vit()
     plan = trained(model) if with_weights else plan_of(jetvit.find_attention(Forwarding(model), IMAGE))

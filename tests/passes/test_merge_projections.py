@@ -18,6 +18,7 @@ from jetvit.passes.pipeline import passes, run_pipeline
 from tests.passes.models import ALTERNATING, assert_close, aten, compiled, count, exported, plan_of, planned, rewrite
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, SIZE, SeparateAttention, TinyViT, scale_on_product, sdpa
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 
@@ -133,7 +134,11 @@ class EditedQuery(SeparateAttention):
 
 
 @pytest.mark.parametrize(
-    "attention", [QueryIsRead, OtherKeys, SharedWeight, NormOverAll, EditedInput, EditedQuery], ids=lambda c: c.__name__
+    "attention",
+    sweep(
+        [QueryIsRead, OtherKeys, SharedWeight, NormOverAll, EditedInput, EditedQuery],
+        quick=[QueryIsRead, SharedWeight, EditedInput, NormOverAll],
+    ),
 )
 def test_not_merged(attention: type[nn.Module]) -> None:
     model = vit(attention)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from tests.zoo.handwritten import (
     scale_on_product,
     sdpa,
 )
+from tests.zoo.quick import sweep
 
 # A quick run leaves out what differs in the form of a product or in the name of a model: `tests/patterns` has those.
 _SLOW = re.compile(
@@ -62,12 +64,10 @@ _SLOW = re.compile(
     r"|scale_on_(q|k|both)|scale_by_.*|softmax_dtype_argument|einsum_bhqd|chunk|split|mha|mha_dropped_weights|single_head"
     r"|(reshape|unfold)_patches|mha_weights_returned|pruned_tokens|dropout_zero_in_training|no_grad_(attention|sdpa|model)"
     r"|autocast_model_sdpa|extra_after|no_extra_tokens|rope_half|qk_norm|sdpa_scaled|scale_on_k_transposed|no_scale"
-    r"|softmax_in_fp32|baddbmm|autocast_sdpa|head_major|torchvision_vit|hf_dinov3_eager"
+    r"|softmax_in_fp32|baddbmm|autocast_(sdpa|attention|model)|head_major|torchvision_vit|hf_dinov3_eager|headless"
+    r"|functional_mha|pooled_tokens|einsum_bqhd|bmm|seq_first_mha|dinov2_repo|scale_on_product|sdpa"
 )
-_QUICK_BY_DYNAMO = re.compile(
-    r"hf_yolos_eager|bmm|separate|softmax_outside_autocast|no_grad_model_unfused|seq_first_bmm|shared_block"
-    r"|dict_to_dataclass|weights_returned"
-)
+_QUICK_BY_DYNAMO = re.compile(r"bmm|separate|softmax_outside_autocast|shared_block|dict_to_dataclass")
 
 
 def cases(road: str) -> list[Any]:
@@ -220,7 +220,7 @@ def test_sites_that_a_plan_leaves_out_stay_full() -> None:
 
 # --- open sizes -------------------------------------------------------------------------------------------------------
 
-OPEN_QUICK = r"reshape_patches|seq_first_bmm|separate_unfused"
+OPEN_QUICK = r"seq_first_bmm"
 OPEN = [
     pytest.param(case, id=case.name, marks=[] if re.fullmatch(OPEN_QUICK, case.name) else [pytest.mark.slow])
     for case in found()
@@ -247,7 +247,7 @@ def test_open_sizes_by_export(case: Case) -> None:
         assert jetvit.optimize(optimized, plan=plan) is optimized
 
 
-@pytest.mark.parametrize("case", [CASES["reshape_patches"], CASES["bmm"]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", sweep([CASES["reshape_patches"], CASES["bmm"]], quick=["reshape_patches"]))
 def test_open_sizes_by_dynamo(case: Case) -> None:
     """One compiled graph serves every size."""
     model, (args, kwargs) = case.build(), case.inputs()
@@ -262,7 +262,7 @@ def test_open_sizes_by_dynamo(case: Case) -> None:
             assert_close(call(function, inputs), planned(model, inputs, plan))
 
 
-@pytest.mark.parametrize("model_class", [AutocastViT, NoGradViT])
+@pytest.mark.parametrize("model_class", sweep([AutocastViT, NoGradViT], quick=[NoGradViT]))
 def test_open_sizes_go_into_regions(model_class: type[TinyViT]) -> None:
     """The whole model is one region: the grid must be threaded through its operands."""
     case = CASES["sdpa"]
@@ -427,7 +427,7 @@ def check_law(of: dict[str, Any]) -> None:
     assert_close(by_road("dynamo", model, inputs, plan)(image), expected, close)
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(configurations())
 def test_both_roads_are_the_plan(of: dict[str, Any]) -> None:
     with torch.no_grad():
@@ -454,8 +454,9 @@ class MappedHead(TinyViT):
         return torch.vmap(lambda prototype: (y * prototype).sum(-1))(self.prototypes)
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("with_plan", [False, True])
+@pytest.mark.parametrize(
+    ("with_plan", "road"), sweep(product([False, True], ROADS), quick=[(True, road) for road in ROADS])
+)
 def test_levels_of_vmap_stay(road: str, with_plan: bool) -> None:
     model, image = randomize(MappedHead()), images(2, 3, *SIZE)
     plan = plan_of(jetvit.find_attention(model, image)) if with_plan else None

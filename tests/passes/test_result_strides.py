@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import jetvit
 from tests.passes.models import assert_close, compiled, plan_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SIZE, Attention, TinyViT, scale_on_product, sdpa
+from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
 
@@ -40,8 +42,10 @@ class Viewed(Feature):
         return y + self.mixed.view(-1, *self.mixed.shape[2:]).mean()
 
 
-@pytest.mark.parametrize("attend", [sdpa, scale_on_product])
-@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize(
+    ("is_open", "attend"),
+    sweep(product([False, True], [sdpa, scale_on_product]), quick=[(False, scale_on_product), (True, sdpa)]),
+)
 def test_offline(attend, is_open: bool) -> None:
     model = randomize(Features(partial(Feature, attend)))
     shapes = ({0: torch.export.Dim("batch")},) if is_open else None

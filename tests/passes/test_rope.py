@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ from tests.patterns.test_rope_tables import (
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SIZE, RopeAttention
+from tests.zoo.quick import sweep
 
 HALF = ["hf_dinov3_sdpa", "hf_dinov3_eager", "timm_dinov3_fused", "timm_dinov3_unfused", "rope_half"]
 CHOICES = {"window": WINDOW, "linear": LINEAR, "full": FULL}
@@ -92,8 +94,19 @@ def assert_folded(module: nn.Module) -> None:
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    sweep(
+        product(HALF, CHOICES),
+        quick=[
+            ("hf_dinov3_sdpa", "window"),
+            ("hf_dinov3_eager", "linear"),
+            ("timm_dinov3_fused", "full"),
+            ("timm_dinov3_unfused", "window"),
+            ("rope_half", "linear"),
+        ],
+    ),
+)
 def test_offline(name: str, choice: str) -> None:
     """The tables of a fixed size are constants."""
     model, inputs, program = exported(name)
@@ -105,8 +118,9 @@ def test_offline(name: str, choice: str) -> None:
     assert_close(result.module()(*inputs[0], **inputs[1]), planned(model, inputs, plan))
 
 
-@pytest.mark.parametrize("name", ["hf_dinov3_sdpa", pytest.param("rope_half", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(
+    ("name", "choice"), sweep(product(["hf_dinov3_sdpa", "rope_half"], CHOICES), quick=[("hf_dinov3_sdpa", "window")])
+)
 def test_open_sizes(name: str, choice: str) -> None:
     """One graph for every size of image and batch; the tables are computed in it."""
     case = CASES[name]
@@ -119,8 +133,13 @@ def test_open_sizes(name: str, choice: str) -> None:
         assert_close(module(*other[0], **other[1]), planned(model, other, plan))
 
 
-@pytest.mark.parametrize("choice", ["window", "linear"])
-@pytest.mark.parametrize("name", ["hf_dinov3_sdpa", "timm_dinov3_fused", "rope_half"])
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    sweep(
+        product(["hf_dinov3_sdpa", "timm_dinov3_fused", "rope_half"], ["window", "linear"]),
+        quick=[("hf_dinov3_sdpa", "window"), ("rope_half", "linear")],
+    ),
+)
 def test_dynamo(name: str, choice: str) -> None:
     model, inputs, _ = exported(name)
     plan = plan_of(jetvit.find_attention(model, *inputs[0], kwargs=inputs[1]), [CHOICES[choice]])
@@ -160,7 +179,7 @@ def test_dynamo_with_open_sizes(inner: str) -> None:
             assert_close(function(*other[0], **other[1]), planned(model, other, plan))
 
 
-@pytest.mark.parametrize("name", AXIAL)
+@pytest.mark.parametrize("name", sweep(AXIAL, quick=["packed", "for_every_head", "by_axis"]))
 def test_every_way_to_write_axial_tables(name: str) -> None:
     model = randomize(TableViT(AXIAL[name]))
     inputs = ((IMAGE,), {})
@@ -170,7 +189,7 @@ def test_every_way_to_write_axial_tables(name: str) -> None:
     assert_close(result.module()(IMAGE), planned(model, inputs, plan))
 
 
-@pytest.mark.parametrize("road", ["export", "dynamo"])
+@pytest.mark.parametrize("road", sweep(["export", "dynamo"], quick=["export"]))
 def test_tokens_before_heads(road: str) -> None:
     model = randomize(TableViT(of_angles(plain), TokensFirst))
     plan = plan_of(jetvit.find_attention(model, IMAGE), [LINEAR, WINDOW])
@@ -191,8 +210,13 @@ def of_dtype(dtype: torch.dtype) -> tuple[nn.Module, ExportedProgram]:
     return model, export_model(model, *inputs, case.dynamic_shapes(*inputs))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "choice"),
+    sweep(
+        product([torch.bfloat16, torch.float16, torch.float64], CHOICES),
+        quick=[(torch.bfloat16, "window"), (torch.float64, "linear")],
+    ),
+)
 def test_other_dtypes(dtype: torch.dtype, choice: str) -> None:
     """fp64 stays exact. In half precision the tables are those that the model has rounded, and nothing else is."""
     wide = CASES["hf_dinov3_sdpa"].build().double()
@@ -214,8 +238,10 @@ def test_other_dtypes(dtype: torch.dtype, choice: str) -> None:
     assert ours < max(1.1 * unfolded, 16 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("road", ["export", "dynamo"])
-@pytest.mark.parametrize("choice", ["window", "linear"])
+@pytest.mark.parametrize(
+    ("choice", "road"),
+    sweep(product(["window", "linear"], ["export", "dynamo"]), quick=[("window", "export"), ("linear", "dynamo")]),
+)
 def test_autocast(road: str, choice: str) -> None:
     """The products are in half precision, the tables in fp32, and the attention is what autocast makes of it."""
     model = randomize(TableViT(of_angles(plain), InAutocast))
@@ -229,8 +255,13 @@ def test_autocast(road: str, choice: str) -> None:
         assert count(result.graph_module, aten.neg.default) == 0
 
 
-@pytest.mark.parametrize("road", ["export", "dynamo"])
-@pytest.mark.parametrize("name", ["plain", "without_autocast", "without_gradient"])
+@pytest.mark.parametrize(
+    ("name", "road"),
+    sweep(
+        product(["plain", "without_autocast", "without_gradient"], ["export", "dynamo"]),
+        quick=[("plain", "export"), ("without_autocast", "dynamo")],
+    ),
+)
 def test_the_whole_model_under_autocast(road: str, name: str) -> None:
     """cos and sin come out of a region of their own."""
 
@@ -281,8 +312,13 @@ def test_what_else_reads_the_rotated_queries_still_does() -> None:
     assert_close(result.module()(IMAGE), planned(model, ((IMAGE,), {}), plan))
 
 
-@pytest.mark.parametrize("road", ["export", "dynamo"])
-@pytest.mark.parametrize("name", ["rope_interleaved", "timm_eva02_fused"])
+@pytest.mark.parametrize(
+    ("name", "road"),
+    sweep(
+        product(["rope_interleaved", "timm_eva02_fused"], ["export", "dynamo"]),
+        quick=[("rope_interleaved", "export"), ("timm_eva02_fused", "dynamo")],
+    ),
+)
 def test_pairs_stay_in_the_graph(road: str, name: str) -> None:
     model, inputs, program = exported(name)
     plan = plan_of(jetvit.find_attention(program), [WINDOW, LINEAR])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import operator
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jetvit.passes.tensorrt.validators import VALIDATORS
 from jetvit.patterns.errors import InputError
 from tests.passes.plans import MIXED, rewritten
 from tests.zoo import CASES, found
+from tests.zoo.quick import sweep
 
 aten = torch.ops.aten
 SITES = [case.name for case in found()]
@@ -35,18 +36,15 @@ PLANS = {
 }
 
 
-def quick_or_slow(names: Sequence[str]) -> list[Any]:
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quick_or_slow(SITES))
+@pytest.mark.parametrize("name", sweep(SITES, quick=["hf_dinov3_sdpa", "timm_vit_fused"]))
 def test_every_operator_of_the_zoo_is_converted(name: str) -> None:
     program, _ = rewritten(name)
     assert uncovered(prepare(program)) == []
 
 
-@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan != "mixed"])
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("static", "plan"), sweep(product([False, True], ["maps", "windows"]), quick=[(True, "maps"), (False, "windows")])
+)
 def test_every_kind_of_plan_is_converted(plan: str, static: bool) -> None:
     program, _ = rewritten("hf_dinov3_sdpa", PLANS[plan], static=static)
     assert uncovered(prepare(program)) == []
@@ -79,8 +77,8 @@ def test_an_unprepared_program_is_not() -> None:
     [
         ("aten.scaled_dot_product_attention.default", "scaled_dot_product_attention_decomposition of Torch-TensorRT "
          "takes it apart, unknown here"),
-        ("aten.convolution.default", "there is no converter"),
-        ("aten.linear.default", "there is no converter"),
+        pytest.param("aten.convolution.default", "there is no converter", marks=pytest.mark.slow),
+        pytest.param("aten.linear.default", "there is no converter", marks=pytest.mark.slow),
         ("aten.cat.default", "there is no converter"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from jetvit.passes.plain_outputs import plain_program
 from jetvit.passes.tensorrt import prepare
 from tests.passes.plans import MIXED, rewritten
 from tests.zoo import CASES
+from tests.zoo.quick import sweep
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -39,7 +40,9 @@ def expected(program: ExportedProgram, inputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(program.module()(*inputs[0], **inputs[1])) if isinstance(leaf, Tensor)]
 
 
-@pytest.mark.parametrize("name", ["timm_vit_fused", "hf_dinov3_sdpa", "hf_depth_anything_sdpa"])
+@pytest.mark.parametrize(
+    "name", sweep(["timm_vit_fused", "hf_dinov3_sdpa", "hf_depth_anything_sdpa"], quick=["hf_dinov3_sdpa"])
+)
 def test_the_twin_computes_the_same(name: str, tmp_path: Path) -> None:
     program, inputs = rewritten(name, MIXED)
     session = session_of(plain_program(prepare(program)), tmp_path)

@@ -24,6 +24,7 @@ from tests.passes.plans import MIXED, rewritten, with_kernels
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import PATCH, SIZE, Attention, TinyViT, sdpa
+from tests.zoo.quick import sweep
 
 KINDS = ("hf_dinov3_sdpa", "hf_depth_anything_sdpa", "hf_yolos_sdpa", "timm_vit_fused")
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -33,7 +34,13 @@ def libraries(program: torch.export.ExportedProgram) -> set[str]:
     return {str(node.target).partition(".")[0] for node in nodes_of(program.graph_module)}
 
 
-@pytest.mark.parametrize(("name", "static"), [*((name, False) for name in KINDS), ("timm_vit_fused", True)])
+@pytest.mark.parametrize(
+    ("name", "static"),
+    sweep(
+        [*((name, False) for name in KINDS), ("timm_vit_fused", True)],
+        quick=[("hf_dinov3_sdpa", False), ("timm_vit_fused", True)],
+    ),
+)
 def test_it_computes_the_same_without_our_operators(name: str, static: bool) -> None:
     program, (args, kwargs) = rewritten(name, static=static)
     assert "jetvit" in libraries(program)
@@ -128,10 +135,11 @@ def plugins_of(program: torch.export.ExportedProgram) -> list[str]:
     [
         ("hf_dinov3_sdpa", False, ["window_attention_rope", "linear_attention_rope_dynamic"]),
         ("timm_vit_fused", True, ["window_attention", "linear_attention_static"]),
-        (
+        pytest.param(
             "hf_depth_anything_sdpa",
             False,
             ["window_attention", "linear_attention_dynamic", "linear_attention"],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -149,7 +157,9 @@ def test_plugins(name: str, static: bool, expected: list[str]) -> None:
         (Choice("linear", feature_map="hedgehog"), torch.float32, False, "the feature map 'hedgehog' has no kernel"),
         (Choice("linear"), torch.bfloat16, False, "no bf16 tensors"),
         (Choice("linear"), torch.float64, False, "no fp64"),
-        (Choice("window", window=(2, 2)), torch.float32, True, "grid_h, grid_w are open"),
+        pytest.param(
+            Choice("window", window=(2, 2)), torch.float32, True, "grid_h, grid_w are open", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_is_no_plugin_is_decomposed(
@@ -204,7 +214,7 @@ def check_law(of: dict[str, Any]) -> None:
     assert_close(prepared.module()(image), by_road("export", model, ((image,), {}), plan)(image))
 
 
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(configurations())
 def test_any_plan_keeps_its_meaning(of: dict[str, Any]) -> None:
     with torch.no_grad():

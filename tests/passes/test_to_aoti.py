@@ -115,7 +115,8 @@ def code_of(package: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "choices", "open_sizes"),
     [
-        pytest.param("rope_half", [WINDOW, CONVOLVED], False, id="a plan"),
+        # A quick run compiles a package below, with an operator of another package.
+        pytest.param("rope_half", [WINDOW, CONVOLVED], False, marks=pytest.mark.slow, id="a plan"),
         pytest.param("dict_to_dataclass", [FULL, LINEAR], True, marks=pytest.mark.slow, id="open sizes"),
         pytest.param("sdpa", [WINDOW], True, marks=pytest.mark.slow, id="windows of open sizes"),
         pytest.param("hf_dinov3_sdpa", [WINDOW, LINEAR], False, marks=pytest.mark.slow, id="DINOv3"),

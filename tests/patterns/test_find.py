@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,20 +29,21 @@ from tests.patterns.roads import (
 from tests.zoo import CASES, Case, found, refused
 from tests.zoo.case import randomize
 from tests.zoo.handwritten import Attention, Dinov2Attention, SeparateAttention, TinyViT, scale_on_product
+from tests.zoo.quick import sweep
 
 # On the Dynamo road a quick run leaves out what differs only inside the attention: both roads give one dialect.
 _SAME_BY_DYNAMO = re.compile(
-    r"hf_.*_(deit|registers|beit|sam|swin).*|hf_(vit|yolos)_.*|hf_(dinov2|depth_anything)_eager|hf_(dinov3|siglip)_sdpa"
+    r"hf_(vit|yolos|deit|dinov2|beit|sam|swin|siglip)_?.*|hf_depth_anything_.*|hf_dinov3_sdpa"
     r"|timm_.*_unfused|timm_(dinov3_.*|vit_qk_norm.*|dinov2.*|swin)"
     r"|scale_.*|sdpa_.*|no_scale|bmm|einsum_.*|softmax_in_fp32|softmax_dtype_argument|autocast_sdpa|no_grad_sdpa"
     r"|chunk|split|head_major|separate.*|dinov2_repo|single_head|headless|functional_mha|seq_first_mha"
     r"|no_extra_tokens|extra_after|autocast_model_sdpa|no_grad_model_unfused|dropout_.*"
     r"|(float|baddbmm|bool|triu)_mask|learned_bias|softmax_over_queries|cross_attention|reduced_keys|windows"
-    r"|(video|pooled)_tokens"
+    r"|(video|pooled|text|pruned)_tokens|rope_half|reshape_patches|channel_attention|mha_dropped_weights"
 )
 _QUICK_OPEN = {
-    "export": r"hf_(vit|dinov3)_sdpa|timm_vit_fused|sdpa|(reshape|unfold)_patches|rope_half|seq_first_bmm|extra_both",
-    "dynamo": r"hf_dinov3_sdpa|sdpa|unfold_patches|seq_first_bmm",
+    "export": r"hf_dinov3_sdpa|timm_vit_fused|reshape_patches|seq_first_bmm|extra_both",
+    "dynamo": r"unfold_patches|seq_first_bmm",
 }
 
 
@@ -219,9 +221,20 @@ def captured_by(road: str, model: nn.Module, inputs: tuple[Any, Any]) -> Capture
     return (by_export if road == "export" else by_dynamo)(model, *inputs)
 
 
-@ROAD
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", ["hf_dinov2_sdpa", "timm_dinov3_unfused", "bmm", "seq_first_bmm", "mha", "extra_both"])
+@pytest.mark.parametrize(
+    ("name", "batch", "road"),
+    sweep(
+        product(["hf_dinov2_sdpa", "timm_dinov3_unfused", "bmm", "seq_first_bmm", "mha", "extra_both"], [1, 2], ROADS),
+        quick=[
+            ("hf_dinov2_sdpa", 1, "export"),
+            ("timm_dinov3_unfused", 2, "export"),
+            ("bmm", 1, "dynamo"),
+            ("seq_first_bmm", 2, "dynamo"),
+            ("mha", 1, "export"),
+            ("extra_both", 2, "dynamo"),
+        ],
+    ),
+)
 def test_batches_and_oblong_sizes(name: str, batch: int, road: str) -> None:
     case = CASES[name]
     assert case.oblong is not None
@@ -240,9 +253,18 @@ def test_grids_of_one_row_or_column(size: tuple[int, int], road: str) -> None:
     assert len(captured.sites) + len(captured.sites.rejected) == case.sites
 
 
-@ROAD
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@SURROUNDED
+@pytest.mark.parametrize(
+    ("name", "dtype", "road"),
+    sweep(
+        product(["sdpa", "dinov2_repo", "bmm", "hf_dinov3_sdpa"], [torch.bfloat16, torch.float16], ROADS),
+        quick=[
+            ("sdpa", torch.float16, "export"),
+            ("dinov2_repo", torch.float16, "dynamo"),
+            ("bmm", torch.bfloat16, "dynamo"),
+            ("hf_dinov3_sdpa", torch.bfloat16, "export"),
+        ],
+    ),
+)
 def test_half_precision(name: str, dtype: torch.dtype, road: str) -> None:
     case = CASES[name]
     captured = captured_by(road, case.build().to(dtype), case.inputs(dtype=dtype))

@@ -32,9 +32,12 @@ from tests.zoo.handwritten import (
     scale_on_product,
     sdpa,
 )
+from tests.zoo.quick import sweep
 
 Triple = tuple[Tensor, Tensor, Tensor]
 ROAD = pytest.mark.parametrize("road", ROADS)
+# A quick run leaves out what is the same by Dynamo: both roads give one dialect.
+QUICK_BY_EXPORT = pytest.mark.parametrize("road", sweep(ROADS, quick=["export"]))
 
 
 def captured_by(road: str, model: nn.Module, size: tuple[int, int] = SIZE, batch: int = 2) -> Captured:
@@ -123,7 +126,7 @@ class TemplateInside(TinyViT):
     ],
     ids=["column_major", "blocked", "permuted", "phases", "two_grids", "template_inside"],
 )
-@ROAD
+@QUICK_BY_EXPORT
 def test_other_orders_of_tokens(model: Callable[[], nn.Module], reason: str, road: str) -> None:
     assert re.search(f"unknown token grid: .*{reason}", reasons(captured_by(road, model())))
 
@@ -157,7 +160,7 @@ class SharedKeys(nn.Module):
     ],
     ids=["repeat_interleave", "expand", "expand_reshape", "repeat", "cat", "broadcast"],
 )
-@ROAD
+@QUICK_BY_EXPORT
 def test_shared_keys(repeat: Callable[[Tensor], Tensor], road: str) -> None:
     """Repeated heads are grouped queries or full attention of as many heads; either way the claim is true."""
     captured = captured_by(road, TinyViT(partial(SharedKeys, repeat)))
@@ -416,7 +419,7 @@ def answered(attend: Perturbed, road: str) -> Captured | None:
 @pytest.mark.parametrize(
     ("place", "what"),
     [
-        pytest.param(place, what, marks=[pytest.mark.slow] if place in ("kv", "qkv") else [])
+        pytest.param(place, what, marks=[pytest.mark.slow] if place in ("k", "kv", "qkv") else [])
         for place, table in CHANGES.items()
         for what in table
     ],
@@ -438,7 +441,7 @@ perturbed = st.builds(
 )
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(perturbed)
 def test_several_changes(attend: Perturbed) -> None:
     answered(attend, "export")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,15 @@ from tests.patterns.roads import ROADS, Captured, by_dynamo, by_export, canonica
 from tests.zoo import CASES, found
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import HEAD_DIM, HEADS, PATCH, SIZE, RopeAttention, TinyViT, rotate_half, sdpa
+from tests.zoo.quick import sweep
+
+
+def both_roads(names: Iterable[str], by_dynamo: Collection[str]) -> list[Any]:
+    """A quick run takes a few by Dynamo: both roads give one dialect."""
+    names = list(names)
+    quick = [*((name, "export") for name in names), *((name, "dynamo") for name in by_dynamo)]
+    return sweep(product(names, ROADS), quick)
+
 
 ROAD = pytest.mark.parametrize("road", ROADS)
 Tables = tuple[Tensor, Tensor]
@@ -62,7 +73,7 @@ def test_libraries_by_dynamo(name: str) -> None:
     assert_true(of_case(name, "dynamo"))
 
 
-@pytest.mark.parametrize("name", ["hf_dinov3_sdpa", "rope_half"])
+@pytest.mark.parametrize("name", sweep(["hf_dinov3_sdpa", "rope_half"], quick=["rope_half"]))
 def test_open_sizes(name: str) -> None:
     case = CASES[name]
     model, (args, kwargs) = case.build(), case.inputs()
@@ -184,8 +195,7 @@ def by(road: str, model: nn.Module) -> Captured:
     return (by_export if road == "export" else by_dynamo)(model, (image,))
 
 
-@ROAD
-@pytest.mark.parametrize("name", AXIAL)
+@pytest.mark.parametrize(("name", "road"), both_roads(AXIAL, ["plain", "without_gradient", "packed"]))
 def test_axial(name: str, road: str) -> None:
     captured = by(road, randomize(TableViT(AXIAL[name])))
     assert len(captured.sites) == 2
@@ -277,8 +287,7 @@ NOT_AXIAL: dict[str, Callable[..., Tables]] = {
 }
 
 
-@ROAD
-@pytest.mark.parametrize("name", NOT_AXIAL)
+@pytest.mark.parametrize(("name", "road"), both_roads(NOT_AXIAL, ["edited", "heads_differ"]))
 def test_not_axial(name: str, road: str) -> None:
     """The rotation is recognised, and stays in the graph."""
     captured = by(road, randomize(TableViT(NOT_AXIAL[name])))
@@ -380,8 +389,7 @@ NEAR_MISSES: dict[str, tuple[type[RopeAttention], Callable[..., Tensor]]] = {
 }
 
 
-@ROAD
-@pytest.mark.parametrize("name", NEAR_MISSES)
+@pytest.mark.parametrize(("name", "road"), both_roads(NEAR_MISSES, ["written", "prefix_moves"]))
 def test_near_misses(name: str, road: str) -> None:
     """Whatever is said of the rotation, no operator is to do it; a site stays a site."""
     attention, angles = NEAR_MISSES[name]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import jetvit
 from jetvit.passes.capture import capture
 from jetvit.patterns.find import find_sites
-from tests.passes.models import ROADS, assert_close, by_road, plan_of, planned
+from tests.passes.models import assert_close, by_road, plan_of, planned
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SIZE, Attention, TinyViT, sdpa
 
@@ -163,8 +163,8 @@ KNOWN = [
 ]
 
 
+@pytest.mark.parametrize("road", ["export", pytest.param("dynamo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", KNOWN, ids=["complex", "fake_quantize", "normalize", "elu", "einsum"])
-@pytest.mark.parametrize("road", ROADS)
 def test_what_keeps_the_tokens_in_place_keeps_the_site(change: Callable[[Tensor], Tensor], road: str) -> None:
     model, image = randomize(TinyViT(partial(Attention, partial(on_both, change)))), images(2, 3, *SIZE)
     sites = jetvit.find_attention(model, image)

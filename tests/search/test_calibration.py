@@ -32,6 +32,7 @@ from jetvit.search import check_plan, model_latency
 from jetvit.search.model_latency import MeasuredHere, WholeLatencies
 from tests.cost_model.tables import GPU, NOW
 from tests.zoo import CASES
+from tests.zoo.quick import sweep
 
 FULL = Choice("full")
 WINDOWS = [Choice("window", window=(2, 2)), Choice("window", window=(2, 3))]
@@ -70,10 +71,13 @@ def images(name: str, count: int = 4):
     return case.build(), batches
 
 
-SLOW = pytest.param("hf_depth_anything_sdpa", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", ["timm_vit_unfused", "hf_dinov3_eager", SLOW, "extra_both"])
+@pytest.mark.parametrize(
+    "name",
+    sweep(
+        ["timm_vit_unfused", "hf_dinov3_eager", "hf_depth_anything_sdpa", "extra_both"],
+        quick=["timm_vit_unfused", "extra_both"],
+    ),
+)
 def test_single_scores_are_those_of_the_rewritten_model(name: str):
     """What is scored from a cut in the middle of the graph equals the whole rewritten model, run from the image."""
     model, batches = images(name)
@@ -84,7 +88,7 @@ def test_single_scores_are_those_of_the_rewritten_model(name: str):
             assert check_plan(model, alone, batches[0::2]).drift == pytest.approx(measured.drift, rel=1e-3, abs=1e-7)
 
 
-@pytest.mark.parametrize("max_drift", [0.0, 0.01, 0.3, 100.0])
+@pytest.mark.parametrize("max_drift", sweep([0.0, 0.01, 0.3, 100.0], quick=[0.01, 100.0]))
 def test_the_bound_holds_on_the_choosing_images(max_drift: float):
     model, batches = images("timm_vit_fused")
     plan = jetvit.calibrate(model, batches, max_drift=max_drift, choices=WINDOWS)
@@ -336,7 +340,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_clock")
-@pytest.mark.parametrize("name", ["timm_vit_fused", "rope_half", "extra_both"])
+@pytest.mark.parametrize("name", sweep(["timm_vit_fused", "rope_half", "extra_both"], quick=["rope_half"]))
 def test_a_plan_for_a_device_that_is_not_here(name: str):
     model, batches = images(name)
     costs = device_costs(model, batches[0], on_gpu)
@@ -353,7 +357,7 @@ def test_a_plan_for_a_device_that_is_not_here(name: str):
 
 
 @pytest.mark.usefixtures("_no_clock")
-@pytest.mark.parametrize("overlap", [1.0, 0.5])
+@pytest.mark.parametrize("overlap", sweep([1.0, 0.5], quick=[0.5]))
 def test_a_budget_on_a_device_that_is_not_here(overlap: float):
     """What a window saves alone counts for `overlap` of it in the whole model."""
     model, batches = images("timm_vit_fused")

@@ -29,6 +29,7 @@ from jetvit.search.pictures import (
     trade_off_figure,
     training_figure,
 )
+from tests.zoo.quick import sweep
 
 FULL, WINDOW_16, CONV_3 = Choice("full"), Choice("window", window=(16, 16)), Choice("linear", conv_size=3)
 LINEAR, WINDOW = CONV_3.label, WINDOW_16.label
@@ -76,7 +77,10 @@ def texts(figure: Figure) -> set[str]:
     return {text.get_text() for text in figure.findobj(Text)}
 
 
-@pytest.mark.parametrize(("count", "windows", "fulls"), [(1, 1, 1), (12, 4, 2), (40, 40, 40), (4, 0, 0)])
+@pytest.mark.parametrize(
+    ("count", "windows", "fulls"),
+    sweep([(1, 1, 1), (12, 4, 2), (40, 40, 40), (4, 0, 0)], quick=[(1, 1, 1), (12, 4, 2), (4, 0, 0)]),
+)
 @pytest.mark.filterwarnings("error")
 def test_pictures_are_written(tmp_path: Path, count: int, windows: int, fulls: int) -> None:
     folder = write(tmp_path / "search", record(count, windows, fulls))

@@ -33,6 +33,7 @@ from jetvit.search.task import Task
 from jetvit.search.train import Run
 from tests.passes.models import assert_close
 from tests.search.tiny import CONV, FEW, LONG, SIZE, TASKS, WINDOW, Noise, disturb, noise, readers, small, tiny_search
+from tests.zoo.quick import sweep
 
 PROGRAM = ("-m", "tests.search.tiny")
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,8 @@ def what_it_says(plan: Plan) -> dict[str, Any]:
     }
 
 
+# A quick run continues a killed search in tests/jetvit/test_search_command.py.
+@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same_plan(whole: Plan, tmp_path: Path):
     # Steps that are done before the kill, which then comes at any moment of the next few steps.
     rng = random.Random(0)
@@ -81,7 +84,9 @@ def test_killed_and_continued_it_is_the_same_plan(whole: Plan, tmp_path: Path):
     assert found.digest() == whole.digest(), killed
 
 
-@pytest.mark.parametrize("how", [pytest.param("whole", marks=pytest.mark.slow), "sharded"])
+# A quick run shares work out in tests/search/test_processes.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "sharded"])
 def test_two_processes_find_what_one_finds(whole: Plan, tmp_path: Path, how: str):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     command = [sys.executable, *launch, *PROGRAM, str(tmp_path), how]
@@ -149,7 +154,7 @@ def students(monkeypatch: pytest.MonkeyPatch) -> Students:
     return made
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", sweep(TASKS, quick=["depth"]))
 def test_what_was_trained_is_what_is_emitted(name: str, students: Students):
     model = small(3)
     before = {fqn: value.clone() for fqn, value in model.state_dict().items()}
@@ -187,7 +192,7 @@ def test_the_report_of_a_task(name: str, students: Students):
     assert {"original", "plan", "random"} <= record["select"].keys()
 
 
-@pytest.mark.parametrize("max_full", [0, 1, 2])
+@pytest.mark.parametrize("max_full", sweep([0, 1, 2], quick=[0, 1]))
 def test_full_attention_stays_at_so_many_sites(max_full: int):
     # Nothing explains the features as well as full attention, so as much of it is taken as there may be.
     plan = tiny_search(small(3), "features", max_full=max_full)

@@ -21,6 +21,7 @@ from jetvit.search.supernet import FULL, Supernet
 from tests.passes.models import assert_close, exported
 from tests.search.tiny import disturb
 from tests.zoo import found
+from tests.zoo.quick import sweep
 
 LINEAR, CONV, WINDOW = Choice("linear"), Choice("linear", conv_size=3), Choice("window", window=(2, 3))
 CHOICES = (LINEAR, CONV, WINDOW)
@@ -61,7 +62,7 @@ def test_the_full_path_is_the_original_to_the_bit(trained: tuple[nn.Module, Tens
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_what_is_trained_is_what_is_emitted(trained: tuple[nn.Module, Tensor, Supernet], data: st.DataObject):
     model, image, net = trained
     path = {name: data.draw(st.sampled_from((FULL, *CHOICES)), name) for name in net.choice_sites}
@@ -76,14 +77,11 @@ def test_what_is_trained_is_what_is_emitted(trained: tuple[nn.Module, Tensor, Su
     assert {site.name: site.choice for site in plan.sites} == path
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Each is built, captured twice and run five times: a sixth of them in `make test`.
-    [
-        pytest.param(case.name, marks=() if index % 6 == 0 or case.name in NOT_CUT else pytest.mark.slow)
-        for index, case in enumerate(found())
-    ],
-)
+# Each is built, captured twice and run five times.
+QUICK = (*NOT_CUT, "hf_vit_sdpa", "timm_dinov3_qkv_bias_fused", "reshape_patches", "separate_unfused")
+
+
+@pytest.mark.parametrize("name", sweep([case.name for case in found()], quick=QUICK))
 def test_models_of_the_zoo(name: str):
     model, inputs, program = exported(name)
     if name in NOT_CUT:
@@ -261,7 +259,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "name", sweep(ODD, quick=["shared norm", "shared projection", "one after the other", "added to the output"])
+)
 def test_shared_weights_chains_and_writes_in_place(name: str):
     torch.manual_seed(0)
     model, image = ODD[name]().eval(), torch.randn(2, 3, 64, 96)

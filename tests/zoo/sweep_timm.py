@@ -50,7 +50,7 @@ def timm(
     dtype: torch.dtype = torch.float32,
     **more: Any,
 ) -> Entry:
-    """One entry; `name` tells apart entries of one model, `dtype` is for models that amplify rounding; the name says it."""
+    """One entry; `name` tells apart entries of one model, and says a `dtype` for models that amplify rounding."""
     return Entry(
         name or timm_name,
         "timm",

@@ -87,13 +87,13 @@ def _refusal(
     except Exception as own:
         return CaptureError(
             f"{type(model).__name__} does not run on these inputs",
-            why=first_lines(own),
+            why=_first_lines(own),
             where=failing_line(own),
             do="give inputs that the model itself can be called with",
         )
     return CaptureError(
         f"{type(model).__name__} could not be captured by torch.export",
-        why=first_lines(error),
+        why=_first_lines(error),
         where=failing_line(error),
         do=("leave dynamic_shapes out, or " if dynamic_shapes is not None else "")
         + "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead",
@@ -259,6 +259,6 @@ def _parameter_name(node: Node, example: Any) -> str | None:
     return clean_name(path) if owned else None
 
 
-def first_lines(error: Exception, count: int = 3) -> str:
+def _first_lines(error: Exception, count: int = 3) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:count]) or type(error).__name__

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from jetvit.torch_private import size_guards
 
 _AXES = {0: "batch", 2: "height", 3: "width"}
-_TRIALS, _MOST_TRIALS = 12, 2000
+_TRIALS, _MOST_TRIALS = 9, 2000
 _FUNCTIONS = {"min": min, "max": max, "int": int, "float": float, "sym_float": float, "math": math, "abs": abs}
 
 
@@ -61,8 +61,13 @@ def _values(size: str, others: Sequence[ast.Expression]) -> list[int]:
         if {ast.unparse(node) for node in ast.walk(guard) if isinstance(node, ast.Subscript) and _is_size(node)}
         == {size}
     ]
-    allowed = [value for value in range(1, 1025) if all(_evaluate(guard, {size: value}) for guard in alone)]
-    return allowed[:: max(1, len(allowed) // _TRIALS)][:_TRIALS]
+
+    def is_allowed(value: int) -> bool:
+        return all(_evaluate(guard, {size: value}) for guard in alone)
+
+    allowed = [value for value in range(1, 1025) if is_allowed(value)]
+    some = allowed[:: max(1, len(allowed) // _TRIALS)][:_TRIALS]
+    return some + [64 * value for value in some[-_TRIALS // 3 :] if is_allowed(64 * value)]
 
 
 def _evaluate(guard: ast.Expression, sizes: Mapping[str, int]) -> bool:

@@ -26,6 +26,7 @@ from jetvit.passes.result_strides import keep_result_strides
 from jetvit.passes.straighten_views import StraightenViews
 from jetvit.passes.verify import result_types, verify
 from jetvit.patterns.find import find_sites
+from jetvit.patterns.token_grid import has_hints
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def run_pipeline(
     """
     records: list[PassRecord] = []
     sites = find_sites(graph)
-    if not sites and not sites.rewritten and not any(isinstance(each, ApplyPlan) for each in sequence):
+    has_plan = any(isinstance(each, ApplyPlan) for each in sequence)
+    if not sites and not sites.rewritten and not has_plan and not has_hints(graph):
         log.info("no full attention was found; the graph is left as it is")
         return records
     expected = result_types(graph)

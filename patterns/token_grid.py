@@ -14,7 +14,9 @@ from torch.fx import Node
 
 from jetvit.patterns import axes as ax
 from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.geometry import Refused, Tokens, grid_axis, read_tokens
+from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, same_sizes
 from jetvit.patterns.walk import LayoutWalk, Value, rule
 
@@ -60,6 +62,11 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 _token_grid.register_autograd(_gradients, setup_context=_keep_nothing)
 TOKEN_GRID = torch.ops.jetvit_hint.token_grid.default
+
+
+def has_hints(graph: CapturedGraph) -> bool:
+    """True if something of `token_grid` is in a graph."""
+    return any(node.target is TOKEN_GRID for node in GraphView(graph.module).nodes)
 
 
 def _check(x: Tensor, height: int, width: int, before: int, dim: int) -> None:

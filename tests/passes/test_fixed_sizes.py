@@ -18,6 +18,7 @@ HEIGHT, WIDTH = "L['image'].size()[2]", "L['image'].size()[3]"
         ([f"{HEIGHT} == 32", f"{HEIGHT} >= 8"], ["height == 32"]),
         ([f"({HEIGHT} // 8) * ({WIDTH} // 8) == 24"], ["height // 8 * (width // 8) == 24"]),
         ([f"{HEIGHT} == {WIDTH}"], ["height == width"]),
+        ([f"{HEIGHT} // 5000 == 0"], ["height // 5000 == 0"]),
         # Divisibility, bounds and inequalities fix nothing.
         ([f"{HEIGHT} % 8 == 0", f"{HEIGHT} >= 8", f"{WIDTH} != 1"], []),
         # True for all sizes: torch could not simplify it.

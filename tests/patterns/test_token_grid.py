@@ -66,6 +66,17 @@ def test_nothing_of_the_hint_is_left() -> None:
         assert TOKEN_GRID not in [node.target for node in nodes_of(fast)]
 
 
+def test_nothing_is_left_of_it_without_attention() -> None:
+    class NoAttention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return named(x).relu()
+
+    model, x = NoAttention(), trunk()[1]
+    fast = jetvit.optimize(model, x)
+    assert TOKEN_GRID not in [node.target for node in nodes_of(fast)]
+    assert torch.equal(fast(x), model(x))
+
+
 def test_a_hint_that_is_written_to_stays_a_copy() -> None:
     """The model adds to what it was given after the hint: without the copy, attention would read the sum."""
 

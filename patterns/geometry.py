@@ -280,7 +280,8 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         count, other = ax.axis_size(tokens[0]), ax.axis_size(axis)
         inputs, others = _inputs(tokens[0]), _inputs(axis)
         from_inputs = bool(inputs and others) and same(count, other)
-        if ax.rank_of(tokens[0]) <= 0 and is_static(count):
+        is_learned = "input" not in walk.sources.get(walk.view.resolve(core.q.node), ())
+        if ax.rank_of(tokens[0]) <= 0 and is_static(count) and is_learned:
             reason = f"cross attention: {count} learned queries attend to {other} tokens"
         elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
             reason = f"the tokens of q or {name} were lost at {lost}"

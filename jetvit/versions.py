@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 TESTED: Mapping[str, tuple[str, str]] = {
-    "Python": ("3.11", "3.11"),
+    "Python": ("3.11", "3.14"),
     "torch": ("2.11.0", "2.14.1"),
     "triton": ("3.6.0", "3.9.0"),
     "transformers": ("4.57.0", "5.24.0"),

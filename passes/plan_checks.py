@@ -58,7 +58,7 @@ def refusal(refused: Sequence[tuple[str, Rejection]], partial: bool) -> PlanErro
     advice = [MEND_THE_BREAK] if rejection.from_inputs and partial else []
     if lacks_grid(rejection.reason):
         advice.append(NAME_THE_GRID)
-    if not rejection.from_inputs:
+    if not (rejection.from_inputs and advice):
         advice.append("see jetvit.explain for all attentions of the model, and make a plan without this one")
     if partial:
         advice.append('allow full attention there with options={"partial": "warn"}')

@@ -49,7 +49,7 @@ def tests(session: nox.Session) -> None:
 def tests_newest(session: nox.Session) -> None:
     """The newest release of everything."""
     install(session, None)
-    run_tests(session, "newest" if session.python == "3.11" else f"newest-python-{session.python}")
+    run_tests(session, f"newest-python-{session.python}")
 
 
 def folder_of(name: str) -> Path:

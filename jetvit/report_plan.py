@@ -137,7 +137,7 @@ def notes_on(plan: Plan | None, rows: Sequence[SiteRow]) -> Iterator[str]:
         yield NOTHING_MEASURED
     elif plan is None and any(row.measured for row in rows):
         yield NO_DRIFT
-    if any(lacks_grid(row.reason or "") for row in rows):
+    if any(lacks_grid(row.reason) for row in rows):
         yield NAME_THE_GRID[0].upper() + NAME_THE_GRID[1:] + "."
     if plan is not None and not plan.weights:
         yield TRAINING_FREE

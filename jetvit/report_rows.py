@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch.fx import Node
 
 from jetvit.cost_model import SitePlan
 from jetvit.passes.plan_checks import covers, rewritten_choice
+from jetvit.patterns.calls import traced_value
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, Projections, Rejection, Rewritten, Sites
-from jetvit.patterns.sizes import Size
 from jetvit.report_sizes import SizeNames
 from jetvit.torch_private import OpOverload, schema
 
@@ -149,7 +149,7 @@ def _rewritten(entry: Rewritten, names: SizeNames) -> SiteRow:
     node = entry.node
     assert isinstance(node.target, OpOverload)
     arguments = {each.name: value for each, value in zip(schema(node.target).arguments, node.args, strict=True)}
-    rows, columns, before = (_size(arguments[name]) for name in ("grid_h", "grid_w", "extra_before"))
+    rows, columns, before = (traced_value(arguments[name]) for name in ("grid_h", "grid_w", "extra_before"))
     _, tokens, heads, head_dim = node.meta["val"].shape
     return SiteRow(
         name=entry.name,
@@ -187,7 +187,3 @@ def _projections(projections: Projections) -> str:
     if projections.packed is not None:
         return "packed"
     return "separate" if {"q", "k", "v"} <= projections.named().keys() else "shared"
-
-
-def _size(argument: Any) -> Size:
-    return argument.meta["val"] if isinstance(argument, Node) else argument

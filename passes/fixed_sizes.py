@@ -29,74 +29,74 @@ def fixed_sizes(program: ExportedProgram) -> list[str]:
     torch writes down equations that it could not simplify.
     """
     guards = []
-    for guard in size_guards(program):
+    for text in size_guards(program):
         with contextlib.suppress(SyntaxError):  # torch writes them for itself
-            guards.append(ast.parse(guard, mode="eval"))
-    others = [guard for guard in guards if not _is_equation(guard.body)]
-    found = (guard for guard in guards if _is_equation(guard.body) and not _always_holds(guard, others))
-    return [ast.unparse(_InWords().visit(guard.body)) for guard in found]
+            guards.append(_Guard(text))
+    others = [guard for guard in guards if not guard.is_equation]
+    found = (guard for guard in guards if guard.is_equation and not _always_holds(guard, others))
+    return [ast.unparse(_InWords().visit(guard.tree)) for guard in found]
 
 
-def _is_equation(tree: ast.expr) -> bool:
-    if not (isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq)):
-        return False
-    sides = (tree.left, tree.comparators[0])
-    return not any(isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mod) for side in sides)
+class _Guard:
+    """A condition on sizes, such as "L['x'].size()[2] // 8 == 4", and the sizes that it names."""
+
+    def __init__(self, text: str):
+        expression = ast.parse(text, mode="eval")
+        self.tree = expression.body
+        lookups = _Lookups()
+        code = ast.Expression(lookups.visit(copy.deepcopy(self.tree)))
+        self._code = compile(ast.fix_missing_locations(code), "<guard>", "eval")
+        self.sizes = lookups.sizes
+
+    @property
+    def is_equation(self) -> bool:
+        """True for an equation that asks for no multiple of something."""
+        tree = self.tree
+        if not (isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq)):
+            return False
+        sides = (tree.left, tree.comparators[0])
+        return not any(isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mod) for side in sides)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it holds for these sizes; False where it reads something else."""
+        try:
+            return bool(eval(self._code, {"__builtins__": {}, "sizes": sizes, **_FUNCTIONS}))
+        except (NameError, TypeError, ZeroDivisionError):
+            return False
 
 
-def _always_holds(equation: ast.Expression, others: Sequence[ast.Expression]) -> bool:
+def _always_holds(equation: _Guard, others: Sequence[_Guard]) -> bool:
     """True if an equation holds for all tried sizes of its inputs for which the other guards hold, at least for one."""
-    sizes = {ast.unparse(node) for node in ast.walk(equation) if isinstance(node, ast.Subscript) and _is_size(node)}
-    known = {text: _values(text, others) for text in sorted(sizes)}
-    if not known or not all(known.values()) or math.prod(map(len, known.values())) > _MOST_TRIALS:
+    tried = {size: _values(size, others) for size in sorted(equation.sizes)}
+    if not tried or not all(tried.values()) or math.prod(map(len, tried.values())) > _MOST_TRIALS:
         return False
-    return all(_evaluate(equation, dict(zip(known, values, strict=True))) for values in product(*known.values()))
+    return all(equation.holds(dict(zip(tried, values, strict=True))) for values in product(*tried.values()))
 
 
-def _values(size: str, others: Sequence[ast.Expression]) -> list[int]:
+def _values(size: str, others: Sequence[_Guard]) -> list[int]:
     """Some numbers that the guards on one size alone allow for it, small and large."""
-    alone = [
-        guard
-        for guard in others
-        if {ast.unparse(node) for node in ast.walk(guard) if isinstance(node, ast.Subscript) and _is_size(node)}
-        == {size}
-    ]
+    alone = [guard for guard in others if guard.sizes == {size}]
 
     def is_allowed(value: int) -> bool:
-        return all(_evaluate(guard, {size: value}) for guard in alone)
+        return all(guard.holds({size: value}) for guard in alone)
 
     allowed = [value for value in range(1, 1025) if is_allowed(value)]
     some = allowed[:: max(1, len(allowed) // _TRIALS)][:_TRIALS]
     return some + [64 * value for value in some[-_TRIALS // 3 :] if is_allowed(64 * value)]
 
 
-def _evaluate(guard: ast.Expression, sizes: Mapping[str, int]) -> bool:
-    """Whether a guard holds for these sizes; False where it reads something else."""
-    replaced = _WithSizes(sizes).visit(copy.deepcopy(guard))
-    code = compile(ast.fix_missing_locations(replaced), "<guard>", "eval")
-    try:
-        return bool(eval(code, {"__builtins__": {}}, dict(_FUNCTIONS)))
-    except (NameError, TypeError, ZeroDivisionError):
-        return False
+class _Lookups(ast.NodeTransformer):
+    """`L['x'].size()[2]` as `sizes["L['x'].size()[2]"]`, and which there are."""
 
-
-def _is_size(node: ast.Subscript) -> bool:
-    return (
-        isinstance(node.value, ast.Call)
-        and isinstance(node.value.func, ast.Attribute)
-        and node.value.func.attr == "size"
-    )
-
-
-class _WithSizes(ast.NodeTransformer):
-    """Sizes of inputs as numbers."""
-
-    def __init__(self, sizes: Mapping[str, int]):
-        self.sizes = sizes
+    def __init__(self) -> None:
+        self.sizes: set[str] = set()
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        text = ast.unparse(node)
-        return ast.Constant(self.sizes[text]) if text in self.sizes else node
+        match node:
+            case ast.Subscript(value=ast.Call(func=ast.Attribute(attr="size"))):
+                self.sizes.add(text := ast.unparse(node))
+                return ast.Subscript(ast.Name("sizes", ast.Load()), ast.Constant(text), ast.Load())
+        return node
 
 
 class _InWords(ast.NodeTransformer):

@@ -27,9 +27,9 @@ def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order:
     permutation = [letters.index(letter) for letter in order]
     if permutation != [0, 1, 2, 3]:
         node = insertion.call(aten.permute.default, node, permutation)
-    if heads == 1 < site.num_heads:
+    if heads == 1:
         node = insertion.call(aten.expand.default, node, [site.num_heads if letter == "h" else -1 for letter in order])
-    elif heads is not None and heads != site.num_heads:
+    elif heads is not None:
         node = insertion.call(aten.repeat_interleave.self_int, node, site.num_heads // heads, order.index("h"))
     if order[-1] == "d" and node.meta["val"].stride(-1) != 1:
         node = insertion.call(aten.contiguous.default, node)

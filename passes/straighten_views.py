@@ -28,7 +28,7 @@ from jetvit.patterns.find import find_sites
 from jetvit.patterns.operators import CASTS, SDPA
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import same
+from jetvit.patterns.sizes import same, same_sizes
 from jetvit.patterns.storage import storage, written
 from jetvit.torch_private import OpOverload, pytree
 
@@ -176,7 +176,7 @@ def _takes_strides(node: Node, value: torch.Tensor) -> bool:
     A `view` of it may be relaxed. One behind an elementwise operator, which hands the strides on, may not; nor may a
     region or a caller get other strides than those of the example.
     """
-    if all(map(same, node.meta["val"].stride(), value.stride())):
+    if same_sizes(node.meta["val"].stride(), value.stride()):
         return True
     stack, seen = [(node, True)], {node}
     while stack:

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes.regions import submodules
+from jetvit.patterns.calls import traced_value
 from jetvit.patterns.errors import InputError, RewriteError
 
 OWN = ("aten", "prims", "quantized", "_c10d_functional")
@@ -110,7 +111,7 @@ def _count_windows(module: GraphModule) -> None:
             device = q.meta["val"].device
             if device.type != "cpu" or not (isinstance(grid_h, Node) or isinstance(grid_w, Node)):
                 continue
-            key = (*map(_value, (grid_h, grid_w)), *window)
+            key = (*(str(traced_value(size)) for size in (grid_h, grid_w)), *window)
             with part.graph.inserting_before(node):
                 if key not in counted:
                     both = part.graph.call_function(count_windows, (grid_h, grid_w, *window, device))
@@ -120,10 +121,6 @@ def _count_windows(module: GraphModule) -> None:
             node.replace_all_uses_with(new)
             part.graph.erase_node(node)
         part.recompile()
-
-
-def _value(size: Any) -> str:
-    return str(size.meta["val"] if isinstance(size, Node) else size)
 
 
 def _operators_outside(files: list[str]) -> list[str]:

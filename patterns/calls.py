@@ -17,6 +17,11 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def traced_value(argument: Any) -> Any:
+    """The value that an argument of a call had in the trace: that of a node, or the argument itself."""
+    return argument.meta["val"] if isinstance(argument, Node) else argument
+
+
 def shape(node: Node) -> tuple[Size, ...]:
     """The sizes of the tensor that a node yields."""
     value = node.meta.get("val")

@@ -11,7 +11,7 @@ from jetvit.patterns import core as cores
 from jetvit.patterns.axes import Atom, Axis
 from jetvit.patterns.calls import shape
 from jetvit.patterns.core import Core, Side
-from jetvit.patterns.site import Factor, Layout, Operand
+from jetvit.patterns.site import UNKNOWN_GRID, Factor, Layout, Operand
 from jetvit.patterns.sizes import Size, is_one, is_static, same
 from jetvit.patterns.walk import LayoutWalk
 
@@ -153,7 +153,7 @@ def read_tokens(axis: Axis, node: Node) -> Tokens:
     for index, (part, size) in enumerate(segments):
         if index == place:
             continue
-        beside = f"unknown token grid: {size} tokens beside the {rows.size}×{columns.size}"
+        beside = f"{UNKNOWN_GRID}: {size} tokens beside the {rows.size}×{columns.size}"
         if ax.is_of_a_map(part):
             raise Refused(f"{beside} are of an image too", node)
         if ax.rank_of(part) > 0 and not (is_static(size) and size <= _MOST_UNKNOWN_TOKENS):
@@ -221,21 +221,21 @@ def _is_coarse(atom: Atom) -> bool:
 
 def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
     if grids > 1:
-        return f"unknown token grid: {grids} grids stand side by side in one sequence"
+        return f"{UNKNOWN_GRID}: {grids} grids stand side by side in one sequence"
     atoms = [atom for part, _ in segments for atom in part]
     kinds = [atom.kind for atom in atoms]
     if kinds == ["col", "row"]:
-        return "unknown token grid: the tokens are in column-major order"
+        return f"{UNKNOWN_GRID}: the tokens are in column-major order"
     if sum(kind in ("row", "col", "input") for kind in kinds) > 2:
-        return "unknown token grid: the tokens have more than two spatial axes"
+        return f"{UNKNOWN_GRID}: the tokens have more than two spatial axes"
     if len(atoms) > 1 and any(atom.segments is not None and ax.is_of_a_map((atom,)) for atom in atoms):
-        return "unknown token grid: the tokens of several images stand in one sequence"
+        return f"{UNKNOWN_GRID}: the tokens of several images stand in one sequence"
     lost = next((atom for atom in atoms if atom.kind == "unknown" and atom.origin), None)
     if lost is not None:
-        return f"unknown token grid: it was lost at {lost.origin}"
+        return f"{UNKNOWN_GRID}: it was lost at {lost.origin}"
     if any(atom.kind == "input" for atom in atoms):
-        return "unknown token grid: the tokens come in one row from an input, not from an image"
-    return "unknown token grid: no two-dimensional map was flattened into these tokens"
+        return f"{UNKNOWN_GRID}: the tokens come in one row from an input, not from an image"
+    return f"{UNKNOWN_GRID}: no two-dimensional map was flattened into these tokens"
 
 
 def _axis(walk: LayoutWalk, side: Side, dim: int) -> Axis:

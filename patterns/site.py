@@ -10,6 +10,9 @@ from torch.fx import Node
 
 from jetvit.patterns.sizes import Size
 
+UNKNOWN_GRID = "unknown token grid"
+"""How the reason of a rejection begins where the token grid is not known."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -187,7 +190,7 @@ class Rejection:
 
 def lacks_grid(reason: str) -> bool:
     """True if a rejection's reason is that the token grid is not known."""
-    return reason.startswith("unknown token grid")
+    return reason.startswith(UNKNOWN_GRID)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The identity, as an operator that captures keep. The layout walk takes its word 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from jetvit.patterns import axes as ax
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import shape, traced_value
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.geometry import Refused, Tokens, grid_axis, read_tokens
 from jetvit.patterns.regions import GraphView
-from jetvit.patterns.sizes import Size, same_sizes
+from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.walk import LayoutWalk, Value, rule
 
 
@@ -84,17 +83,16 @@ def _check(x: Tensor, height: int, width: int, before: int, dim: int) -> None:
 def _named(walk: LayoutWalk, node: Node) -> Value:
     """The axes of the tensor, one of them with the grid that was named; lost, where the graph shows another grid."""
     axes = list(walk.of(node.args[0]))
-    height, width, before, dim = (_value(argument(node, place, "")) for place in range(1, 5))
+    height, width, before, dim = map(traced_value, node.args[1:])
     size = shape(node)[dim]
     named = Tokens(before, (height, width), size - before - height * width)
-    axes[dim] = grid_axis(named)
-    with contextlib.suppress(Refused):
-        shown = read_tokens(walk.of(node.args[0])[dim], node)
-        if not same_sizes(shown.sizes(), named.sizes()):
-            grids = [f"{each.grid[0]}×{each.grid[1]} after {each.before} tokens" for each in (named, shown)]
-            axes[dim] = ax.fresh(size, "unknown", f"jetvit.token_grid, which names {grids[0]} and not {grids[1]}")
+    try:
+        shown = read_tokens(axes[dim], node)
+    except Refused:
+        shown = named
+    if same_sizes(shown.sizes(), named.sizes()):
+        axes[dim] = grid_axis(named)
+    else:
+        grids = [f"{each.grid[0]}×{each.grid[1]} after {each.before} tokens" for each in (named, shown)]
+        axes[dim] = ax.fresh(size, "unknown", f"jetvit.token_grid, which names {grids[0]} and not {grids[1]}")
     return tuple(axes)
-
-
-def _value(size: Any) -> Size:
-    return size.meta["val"] if isinstance(size, Node) else size

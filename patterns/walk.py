@@ -18,7 +18,7 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns import ranges
 from jetvit.patterns.axes import Atom, Axes, Axis
-from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.calls import argument, shape, traced_value
 from jetvit.patterns.constants import Constants
 from jetvit.patterns.operators import SPLITS
 from jetvit.patterns.regions import GraphView
@@ -385,7 +385,7 @@ def slice_(walk: LayoutWalk, node: Node) -> Value:
     step = argument(node, 4, "step", 1) if node.target is aten.slice.Tensor else 1
     if same(size, whole):
         return axes
-    start = start.meta["val"] if isinstance(start, Node) else start
+    start = traced_value(start)
     if step != 1:
         kind = before[0].kind if len(before) == 1 and before[0].kind in ("row", "col") else "unknown"
         after = ax.fresh(size, kind, "a strided slice" if kind == "unknown" else node.name)

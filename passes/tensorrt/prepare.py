@@ -21,6 +21,7 @@ from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.passes.tensorrt import decompositions
 from jetvit.passes.tensorrt.plugins import to_plugin
 from jetvit.passes.verify import result_types, verify
+from jetvit.patterns.calls import traced_value
 from jetvit.patterns.regions import GraphView
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _signature(node: Node, view: GraphView) -> Any:
     """What the decomposition of a node depends on: the blocks of a model share one."""
 
     def described(argument: Any) -> Any:
-        value = argument.meta["val"] if isinstance(argument, Node) else argument
+        value = traced_value(argument)
         if not isinstance(value, torch.Tensor):
             return str(value), isinstance(argument, Node)
         return str(value.shape), str(value.stride()), value.dtype, value.device

@@ -43,8 +43,6 @@ def held(rows: list[Measurement]) -> list[Held]:
     return held_out(rows)
 
 
-# A quick run holds rows out in the test below, of fewer experiments.
-@pytest.mark.slow
 def test_every_row_is_held_out_once_in_range(rows: list[Measurement], held: list[Held]) -> None:
     in_range = [row[1] for row in held if row[0] == "in range"]
     assert sorted(map(str, in_range)) == sorted({str(row.operation.key) for row in rows})

@@ -71,7 +71,7 @@ configurations = given(
 )
 
 
-def hold_to_the_reference(
+def check_configuration(
     layout, dtype, rope, batch, heads, head_dim, grid_h, grid_w, before, after, size, generated, eps, seed
 ) -> None:
     torch.manual_seed(seed)
@@ -84,14 +84,14 @@ def hold_to_the_reference(
 @settings(max_examples=12)
 @configurations
 def test_is_the_reference(**of: Any) -> None:
-    hold_to_the_reference(**of)
+    check_configuration(**of)
 
 
 @pytest.mark.slow
 @settings(max_examples=100)
 @configurations
 def test_is_the_reference_at_length(**of: Any) -> None:
-    hold_to_the_reference(**of)
+    check_configuration(**of)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ configurations = given(
 )
 
 
-def hold_to_the_reference(
+def check_configuration(
     layout, dtype, rope, batch, heads, head_dim, grid_h, grid_w, before, after, window_h, window_w, scale, seed
 ) -> None:
     torch.manual_seed(seed)
@@ -88,17 +88,17 @@ def hold_to_the_reference(
 @settings(max_examples=14)
 @configurations
 def test_is_the_reference(**of: Any) -> None:
-    hold_to_the_reference(**of)
+    check_configuration(**of)
 
 
 @pytest.mark.slow
 @settings(max_examples=120)
 @configurations
 def test_is_the_reference_at_length(**of: Any) -> None:
-    hold_to_the_reference(**of)
+    check_configuration(**of)
 
 
-@settings(max_examples=4)
+@settings(max_examples=6)
 @given(
     dtype=st.sampled_from(DTYPES),
     grid_h=side,

@@ -62,7 +62,7 @@ def test_the_full_path_is_the_original_to_the_bit(trained: tuple[nn.Module, Tens
 
 
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_what_is_trained_is_what_is_emitted(trained: tuple[nn.Module, Tensor, Supernet], data: st.DataObject):
     model, image, net = trained
     path = {name: data.draw(st.sampled_from((FULL, *CHOICES)), name) for name in net.choice_sites}

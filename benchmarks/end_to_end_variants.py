@@ -26,9 +26,9 @@ import jetvit
 from benchmarks.end_to_end_models import Shape, mixed_plan
 from benchmarks.end_to_end_plain import in_plain_pytorch
 from jetvit.cost_model.rounds import Sampler, sampler
-from jetvit.exporting import tensors
 from jetvit.kernels.cuda_graph import captured
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 
 Call = Callable[[], object]
 

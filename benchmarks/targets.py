@@ -31,9 +31,9 @@ from torch.export import Dim, ExportedProgram
 import jetvit
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.exporting import tensors
 from jetvit.models import load_model
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.passes.plain_outputs import with_plain_outputs
 from jetvit.passes.tensorrt import prepare, uncovered
 from jetvit.patterns.site import AttentionSite

@@ -41,7 +41,7 @@ def find_attention(
     Raises:
         CaptureError: torch.export cannot capture the model.
     """
-    return find_sites(capture(model, args, kwargs, dynamic_shapes))
+    return find_sites(capture(model, args, kwargs, dynamic_shapes, check=False))
 
 
 def optimize(

@@ -21,19 +21,19 @@ from jetvit.cost_model import Plan
 from jetvit.files import atomic_files, load_exported, writable
 from jetvit.models import reason
 from jetvit.passes.capture import capture
+from jetvit.passes.capture_check import with_own_buffers
+from jetvit.passes.differences import copied, differ, largest_error, tensors
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.to_aoti import require_compiler, write_aoti
 from jetvit.patterns.errors import InputError, RewriteError
-from jetvit.torch_private import pytree, reorder_kwargs
+from jetvit.torch_private import reorder_kwargs
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
 """Runs a written file: the tensors of its outputs, in their order."""
-LOOSE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
-"""Largest error of a written file against the largest value of an output, by dtype; beyond it the file is wrong."""
 
 
 def export(
@@ -214,17 +214,21 @@ class ExportJob:
                 return Written(size, None, run if isinstance(run, str) else "the program has no example inputs")
             expected = _run_program(program, inputs)
             with torch.no_grad():
-                found = run(*_copy(inputs))
-            try:
-                return Written(size, _largest_error(found, expected, self.target.name))
-            except RewriteError as error:
-                if _differ(_run_program(program, inputs), expected):
-                    raise InputError(
-                        "the model does not compute the same twice",
-                        why="it draws random numbers, so that no file can be compared with it",
-                        do="put it in eval mode, and leave functional dropout out",
-                    ) from error
-                raise
+                found = run(*copied(inputs))
+            error, wrong = largest_error(found, expected)
+            if not wrong:
+                return Written(size, error)
+            if differ(_run_program(program, inputs), expected):
+                raise InputError(
+                    "the model does not compute the same twice",
+                    why="it draws random numbers, so that no file can be compared with it",
+                    do="put it in eval mode, and leave functional dropout out",
+                )
+            raise RewriteError(
+                f"the file written for {self.target.name} does not compute what the program does",
+                why=wrong,
+                do="report this with the model" + ("" if self.target.name == "pt2" else "; target='pt2' may do"),
+            )
 
 
 # --- the targets ------------------------------------------------------------------------------------------------------
@@ -304,21 +308,16 @@ READERS: Mapping[str, Callable[..., Run | str]] = {
 """What runs a written file, or why it cannot be run here."""
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in a tree of outputs, in their order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def _run_program(program: ExportedProgram, inputs: Inputs) -> list[Tensor]:
     """What a program yields; neither its buffers nor the inputs are changed.
 
     Raises:
         InputError: it does not take such inputs.
     """
-    args, kwargs = _copy(inputs)
+    args, kwargs = copied(inputs)
     try:
         with torch.no_grad():
-            return tensors(_with_own_buffers(program.module())(*args, **kwargs))
+            return tensors(with_own_buffers(program.module())(*args, **kwargs))
     except (AssertionError, RuntimeError) as error:  # a guard, or an operator that meets a shape that it cannot take
         shapes = ", ".join("×".join(map(str, each.shape)) for each in tensors(inputs))
         raise InputError(
@@ -326,23 +325,6 @@ def _run_program(program: ExportedProgram, inputs: Inputs) -> list[Tensor]:
             why=reason(error),
             do="give inputs of sizes that it was captured for",
         ) from error
-
-
-def _copy(inputs: Inputs) -> Inputs:
-    """Inputs that a model may write to."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
-
-
-def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    return any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(ours, theirs, strict=True))
-
-
-def _with_own_buffers(module: nn.Module) -> nn.Module:
-    """The module, whose buffers were another's: a run may write to them."""
-    for each in module.modules():
-        for name, buffer in each.named_buffers(recurse=False):
-            each._buffers[name] = buffer.clone()
-    return module
 
 
 def _require(target: str) -> None:
@@ -357,39 +339,3 @@ def _require(target: str) -> None:
         from jetvit.passes.tensorrt.compiler import require_tensorrt
 
         require_tensorrt()
-
-
-def _largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], target: str) -> float:
-    """The largest error of any output, as a share of its largest value.
-
-    Raises:
-        RewriteError: other outputs, or other values than rounding explains.
-    """
-    wrong = ""
-    worst = 0.0
-    if len(found) != len(expected):
-        wrong = f"it has {len(found)} outputs in place of {len(expected)}"
-    for number, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
-        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-            wrong = f"output {number} is {_text(ours)} in place of {_text(theirs)}"
-        elif theirs.numel():
-            # NaN where the program has NaN is right; the difference counts everywhere else.
-            ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
-            both = ours.isnan() & theirs.isnan() | (ours == theirs)
-            error = torch.where(both, 0.0, (ours - theirs).abs()).max().item()
-            scale = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
-            share = error / max(scale, 1e-6)
-            worst = max(worst, share)
-            if not share <= LOOSE.get(expected[number].dtype, 1e-2):
-                wrong = f"output {number} is off by {share:.1e} of its largest value"
-    if wrong:
-        raise RewriteError(
-            f"the file written for {target} does not compute what the program does",
-            why=wrong,
-            do="report this with the model" + ("" if target == "pt2" else "; target='pt2' may do"),
-        )
-    return worst
-
-
-def _text(tensor: Tensor) -> str:
-    return f"{'×'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"

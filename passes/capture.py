@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from jetvit.passes.capture_check import check_capture, warn_of_training
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
 from jetvit.passes.scalar_reads import Told, is_about_values, read_values
-from jetvit.passes.source_lines import failing_line
+from jetvit.passes.source_lines import failing_line, first_lines
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
@@ -46,11 +48,15 @@ def export_model(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    check: bool = True,
 ) -> ExportedProgram:
     """Export a model for inference; an ExportedProgram is returned as it is, and so is that of a rewritten model.
 
+    Args:
+        check: run the model and what was captured on the inputs, and compare.
     Raises:
-        CaptureError: torch.export cannot capture the model, or a program was given that was decomposed already.
+        CaptureError: torch.export cannot capture the model, it captured another computation than the model's, or a
+            program was given that was decomposed already.
     """
     if isinstance(model, OptimizedModule):
         return model.program
@@ -69,12 +75,17 @@ def export_model(
             do="give the module that torch.compile was given; compile what jetvit returns",
         )
     warn_of_hooks(model)
+    kwargs = kwargs or {}
     try:
-        return _export(model, args, kwargs or {}, dynamic_shapes)
+        program = _export(model, args, kwargs, dynamic_shapes)
     except CaptureError:
         raise
     except Exception as error:
-        raise _refusal(model, args, kwargs or {}, dynamic_shapes, error) from error
+        raise _refusal(model, args, kwargs, dynamic_shapes, error) from error
+    warn_of_training(model, program)
+    if check:
+        check_capture(model, program, args, kwargs)
+    return program
 
 
 def _refusal(
@@ -87,13 +98,13 @@ def _refusal(
     except Exception as own:
         return CaptureError(
             f"{type(model).__name__} does not run on these inputs",
-            why=_first_lines(own),
+            why=first_lines(own),
             where=failing_line(own),
             do="give inputs that the model itself can be called with",
         )
     return CaptureError(
         f"{type(model).__name__} could not be captured by torch.export",
-        why=_first_lines(error),
+        why=first_lines(error),
         where=failing_line(error),
         do=("leave dynamic_shapes out, or " if dynamic_shapes is not None else "")
         + "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead",
@@ -104,7 +115,7 @@ def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
     """Export a model; where its code reads numbers off constants, a second time, with these numbers."""
     export = partial(torch.export.export, model, tuple(args), dict(kwargs), strict=False)
     printed = io.StringIO()  # torch prints the whole graph so far when a value is read
-    with torch.no_grad(), unchanged(model):
+    with torch.no_grad(), unchanged(model), _without_tracebacks():
         try:
             with redirect_stderr(printed):
                 return export(dynamic_shapes=dynamic_shapes)
@@ -127,6 +138,21 @@ def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
             return export()
 
 
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep torch from logging the traceback of an operator that refuses its inputs; the error tells of it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.msg.startswith("failed while attempting to run meta")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
 def _refuse_decomposed(program: ExportedProgram) -> None:
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
@@ -143,9 +169,10 @@ def capture(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    check: bool = True,
 ) -> ExportedGraph:
-    """The rewritable graph of a model or of an exported program."""
-    return ExportedGraph(export_model(model, args, kwargs, dynamic_shapes))
+    """The rewritable graph of a model or of an exported program; `check` is that of `export_model`."""
+    return ExportedGraph(export_model(model, args, kwargs, dynamic_shapes, check))
 
 
 def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool = False) -> DynamoGraph:
@@ -257,8 +284,3 @@ def _parameter_name(node: Node, example: Any) -> str | None:
     path = name if isinstance(name, str) else name()
     owned = isinstance(example, nn.Parameter) or "._parameters[" in path or "._buffers[" in path
     return clean_name(path) if owned else None
-
-
-def _first_lines(error: Exception, count: int = 3) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:count]) or type(error).__name__

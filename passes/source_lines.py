@@ -1,4 +1,4 @@
-"""Name the line of a model's code that is running, or that failed."""
+"""Name the line of a model's code that is running, or that failed, and what the error says."""
 
 from __future__ import annotations
 
@@ -42,8 +42,16 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def first_lines(error: BaseException, count: int = 3) -> str:
+    """The start of what an error says, on one line, or its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(error).__name__
+
+
 def _is_of_model(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _NOT_OF_MODELS
+    name = str(frame.f_globals.get("__name__", ""))
+    generated = frame.f_code.co_filename == "<string>" and name != "__main__"  # code that torch or a library made
+    return not generated and name.partition(".")[0] not in _NOT_OF_MODELS
 
 
 def _described(frame: FrameType, line: int) -> str:

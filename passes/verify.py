@@ -10,6 +10,7 @@ from torch.fx import Node
 from jetvit.passes.capture import RegionInterpreter
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import submodules
+from jetvit.passes.source_lines import first_lines
 from jetvit.patterns.errors import RewriteError
 from jetvit.patterns.sizes import same
 from jetvit.torch_private import pytree
@@ -37,7 +38,7 @@ def verify(graph: RewritableGraph, expected: list[Any], name: str) -> None:
     except Exception as error:
         raise RewriteError(
             f"the pass {name} left a graph that does not run",
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            why=first_lines(error, 1),
             do="please report this with the model's configuration; the model itself is unchanged",
         ) from error
     for position, (before, after) in enumerate(zip(expected, found, strict=True)):

@@ -282,7 +282,7 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         from_inputs = bool(inputs and others) and same(count, other)
         is_learned = "input" not in walk.sources.get(walk.view.resolve(core.q.node), ())
         if ax.rank_of(tokens[0]) <= 0 and is_static(count) and is_learned:
-            reason = f"cross attention: {count} learned queries attend to {other} tokens"
+            reason = _cross_attention(count, other, "learned ")
         elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
             reason = f"the tokens of q or {name} were lost at {lost}"
         elif from_inputs:
@@ -293,8 +293,13 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         elif same(count, other):
             reason = f"cross attention: {name} comes from another token sequence than q"
         else:
-            reason = f"cross attention: {count} queries attend to {other} tokens"
+            reason = _cross_attention(count, other)
         raise Refused(reason, side.node, from_inputs)
+
+
+def _cross_attention(queries: Size, tokens: Size, kind: str = "") -> str:
+    attend = "query attends" if is_one(queries) else "queries attend"
+    return f"cross attention: {queries} {kind}{attend} to {tokens} token{'' if is_one(tokens) else 's'}"
 
 
 def _lost(axis: Axis) -> str:

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 
 import jetvit
 from jetvit.cost_model import Choice
-from jetvit.exporting import tensors
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.passes.from_onnx import read_onnx
 from jetvit.passes.plain_outputs import with_plain_outputs
 from jetvit.passes.to_onnx.export import onnx_model

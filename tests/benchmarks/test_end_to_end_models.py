@@ -7,7 +7,7 @@ import torch
 
 import jetvit
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, SIZES, build, mixed_plan, pixels, shape_of
-from jetvit.exporting import tensors
+from jetvit.passes.differences import tensors
 from jetvit.torchvision_shim import ensure_torchvision
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -157,7 +157,7 @@ def test_symbolic_sizes_are_in_the_letters_of_the_input():
     row = report.rows[0]
     assert (row.tokens, row.grid, row.extra_before) == ("(H//8)*(W//8) + 5", "H//8 × W//8", 2)
     refused = report_on("hf_siglip_sdpa", dynamic=True).rows[-1]
-    assert refused.reason == "cross attention: 1 learned queries attend to (H//8)*(W//8) tokens"
+    assert refused.reason == "cross attention: 1 learned query attends to (H//8)*(W//8) tokens"
     json.dumps(report.to_dict(), allow_nan=False)
 
 

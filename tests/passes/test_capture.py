@@ -55,6 +55,13 @@ def test_what_cannot_be_captured_says_why() -> None:
         capture(CASES["sdpa"].build(), (torch.ones(3),))
 
 
+def test_inputs_that_do_not_fit_are_refused_without_lines_of_torch(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CaptureError, match="Linear does not run on these inputs") as refused:
+        export_model(nn.Linear(3, 4), (torch.ones(2, 5),))
+    assert refused.value.where == ""
+    assert "failed while attempting to run meta" not in caplog.text
+
+
 def test_an_export_that_fails_names_the_line_of_the_model() -> None:
     class Cached(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,59 @@
+"""How far the results of two runs of one model are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetvit.torch_private import pytree
+
+LOOSE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
+"""Largest error against the largest value of an output, by dtype, that rounding explains; beyond it, one is wrong."""
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a tree of outputs, in their order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def copied(inputs: Any) -> Any:
+    """Inputs that a model may write to."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """True if any value differs at all; NaN equals NaN."""
+    return any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(ours, theirs, strict=True))
+
+
+def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], loose: float = 1.0) -> tuple[float, str]:
+    """The largest error of any output, as a share of its largest value, and what is wrong, in words, or "".
+
+    Args:
+        loose: the part of `LOOSE` that is taken for rounding.
+    """
+    wrong = ""
+    worst = 0.0
+    if len(found) != len(expected):
+        wrong = f"it has {len(found)} outputs in place of {len(expected)}"
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            wrong = f"output {number} is {_text(ours)} in place of {_text(theirs)}"
+        elif theirs.numel():
+            # NaN where the other has NaN is right; the difference counts everywhere else.
+            ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
+            both = ours.isnan() & theirs.isnan() | (ours == theirs)
+            error = torch.where(both, 0.0, (ours - theirs).abs()).max().item()
+            scale = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
+            share = error / max(scale, 1e-6)
+            worst = max(worst, share)
+            if not share <= loose * LOOSE.get(expected[number].dtype, 1e-2):
+                wrong = f"output {number} is off by {share:.1e} of its largest value"
+    return worst, wrong
+
+
+def _text(tensor: Tensor) -> str:
+    return f"{'×'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from jetvit.passes.differences import copied, differ, largest_error, tensors
+from jetvit.passes.differences import copied, differ, largest_error, tensors, tensors_by_name
 from jetvit.passes.source_lines import first_lines
 from jetvit.passes.unchanged import unchanged
 from jetvit.patterns.calls import argument
@@ -126,7 +126,7 @@ class _Runs:
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             args, kwargs = copied((tuple(self._args), dict(self._kwargs)))
-            return tensors(function(*args, **kwargs))
+            return tensors_by_name(function(*args, **kwargs))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,15 @@ LOOSE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.2, torch.fl
 def tensors(value: Any) -> list[Tensor]:
     """The tensors in a tree of outputs, in their order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def tensors_by_name(value: Any) -> list[Tensor]:
+    """The tensors in a tree of outputs; those of a mapping by the order of its keys, which export may change."""
+    if isinstance(value, Mapping):
+        return [each for key in sorted(value, key=str) for each in tensors_by_name(value[key])]
+    if isinstance(value, list | tuple):
+        return [each for inner in value for each in tensors_by_name(inner)]
+    return tensors(value)
 
 
 def copied(inputs: Any) -> Any:

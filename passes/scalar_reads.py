@@ -72,6 +72,7 @@ class _Sources(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._marks: dict[int, int] = {}
+        self.are_noted = False  # reads that are under way now
 
     def mark(self, tree: Any, mark: int) -> None:
         for tensor in _tensors(tree):
@@ -87,6 +88,10 @@ class _Sources(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         marks = self.of((args, kwargs))
+        if func is torch.ops.aten._local_scalar_dense.default and not self.are_noted:
+            # A tensor as the bound of a slice is read by torch's own code: an export cannot be told that.
+            line = running_line()
+            raise _read_of_input(line) if marks & _INPUT else _read_by_torch(line)
         shared = {_memory(tensor) for tensor in _tensors((args, kwargs))}
         result = func(*args, **kwargs)
         written = args if func._schema.is_mutable else ()
@@ -107,21 +112,39 @@ class _Recording(TorchFunctionMode):
         self.of_weights: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _READS:
-            marks, line = self.sources.of(args), running_line()
-            if marks & _INPUT:
-                raise CaptureError(
-                    "the model reads a value off what it computes from its input",
-                    why="torch.export has no values; the code after this line may differ from image to image",
-                    where=line,
-                    do="compute it with tensor operations, or use torch.compile(model, backend='jetvit'), which splits "
-                    "the model there",
-                )
-            if marks & _WEIGHT:
-                self.of_weights.append(line)
-            self.reads.append(Read(func, tuple(args[0].shape), line, result))
+        if func not in _READS:
+            return func(*args, **(kwargs or {}))
+        self.sources.are_noted = True
+        try:
+            result = func(*args, **(kwargs or {}))
+        finally:
+            self.sources.are_noted = False
+        marks, line = self.sources.of(args), running_line()
+        if marks & _INPUT:
+            raise _read_of_input(line)
+        if marks & _WEIGHT:
+            self.of_weights.append(line)
+        self.reads.append(Read(func, tuple(args[0].shape), line, result))
         return result
+
+
+def _read_of_input(line: str) -> CaptureError:
+    return CaptureError(
+        "the model reads a value off what it computes from its input",
+        why="torch.export has no values; the code after this line may differ from image to image",
+        where=line,
+        do="compute it with tensor operations, or use torch.compile(model, backend='jetvit'), which splits the model "
+        "there",
+    )
+
+
+def _read_by_torch(line: str) -> CaptureError:
+    return CaptureError(
+        "the model gives torch a tensor where it takes a number, such as the bound of a slice",
+        why="torch.export has no values",
+        where=line,
+        do="write int(tensor) there, or use torch.compile(model, backend='jetvit'), which splits the model there",
+    )
 
 
 class Told(TorchFunctionMode):

@@ -57,8 +57,8 @@ class _Propagation(RegionInterpreter):
     """Runs a graph on fake tensors and notes every value."""
 
     def run_node(self, n: Node) -> Any:
-        if n.target in _READS_A_VALUE and "val" in n.meta:
-            return n.meta["val"]  # the symbol that capture gave it; a tensor without values cannot be read again
+        if "val" in n.meta and (n.target in _READS_A_VALUE or n.meta.get("unbacked_bindings")):
+            return n.meta["val"]  # with the symbol that capture gave it: what depends on values cannot be run again
         result = super().run_node(n)
         if isinstance(result, torch.Tensor | torch.SymInt | list | tuple) and n.op != "output":
             n.meta["val"] = result

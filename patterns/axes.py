@@ -105,7 +105,10 @@ def is_of_a_map(axis: Axis) -> bool:
 
 
 def join(a: Axis, b: Axis) -> Axis:
-    """The axis of an elementwise result, broadcast over axes of size 1."""
+    """The axis of an elementwise result: one of size 1, such as a slice of one token, is broadcast along the other."""
+    ones = [is_one(axis_size(axis)) for axis in (a, b)]
+    if ones[0] != ones[1]:
+        return b if ones[0] else a
     return a if rank_of(a) >= rank_of(b) else b
 
 

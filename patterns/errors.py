@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # What to do where torch.compile broke a model into graphs that a plan cannot be applied to.
 MEND_THE_BREAK = (
-    "change the line that breaks the graph, which torch.compile names with fullgraph=True, or try jetvit.optimize, "
-    "which captures without Dynamo"
+    "change the line that breaks the graph, which torch.compile names with fullgraph=True (where it reads a number, "
+    "torch._dynamo.config.capture_scalar_outputs = True may do), or try jetvit.optimize, which captures without Dynamo"
 )
 # What to do where a refusal says that the token grid is not known.
 NAME_THE_GRID = (

@@ -82,13 +82,16 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
              for name, axes in leading.items()}  # fmt: skip
     grouped = core.grouped or _is_multi_query(leading)
     for name, side in (("k", k), ("v", v)):
+        same_batch, same_heads = _same_batch(leading["q"], leading[name]), same(heads[name], heads["q"])
         shared = any(atom.kind in ("weight", "unknown") for axis in leading[name] for atom in axis)
-        if not (grouped or same(heads[name], heads["q"])) or (shared and not _same_batch(leading["q"], leading[name])):
+        if not same_heads and (not grouped or (shared and not same_batch)):
             raise Refused(
                 f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
             )
-        if not _same_batch(leading["q"], leading[name]):
-            raise Refused(f"cross attention: {name} comes from another part of the batch than q", side.node)
+        if not same_batch:
+            lost = next(filter(None, (_lost(ax.uncut(axis)) for axis in (*leading["q"], *leading[name]))), "")
+            reason = f"cross attention: {name} comes from another part of the batch than q"
+            raise Refused(f"the batch of q or {name} was lost at {lost}" if lost else reason, side.node)
     layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
     _check_alignment(core, walk, grouped)
     head_dim = shape(q.node)[q.dim]
@@ -229,7 +232,7 @@ def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
     if sum(kind in ("row", "col", "input") for kind in kinds) > 2:
         return f"{UNKNOWN_GRID}: the tokens have more than two spatial axes"
     if len(atoms) > 1 and any(atom.segments is not None and ax.is_of_a_map((atom,)) for atom in atoms):
-        return f"{UNKNOWN_GRID}: the tokens of several images stand in one sequence"
+        return f"{UNKNOWN_GRID}: the tokens of several images, or of several windows, stand in one sequence"
     lost = next((atom for atom in atoms if atom.kind == "unknown" and atom.origin), None)
     if lost is not None:
         return f"{UNKNOWN_GRID}: it was lost at {lost.origin}"

@@ -605,7 +605,7 @@ def map2d(walk: LayoutWalk, node: Node) -> Value:
     if isinstance(node.args[1], Node):  # a convolution: it has a weight
         features = ax.fresh(sizes[1], "feature")
         strides = argument(node, 3, "stride", [1, 1])
-        raw = any(atom.kind == "input" for axis in axes[2:] for atom in axis)
+        raw = any(atom.kind == "input" and atom.pieces is None for axis in axes[2:] for atom in axis)
         if not raw and all(stride == 1 for stride in strides) and _same_sizes(axes[2:], sizes[2:]):
             return (axes[0], features, *axes[2:])  # every place of the result stands over the same place of the input
     elif not same(ax.axis_size(features), sizes[1]):

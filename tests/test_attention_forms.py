@@ -543,7 +543,7 @@ def test_several_images_in_one_sequence() -> None:
     found = jetvit.find_attention(model, images(2, 3, 3, GRID[0] * PATCH, GRID[1] * PATCH))
     assert [site.name for site in found] == ["blocks.0.attn"]
     assert [each.reason for each in found.rejected] == [
-        "unknown token grid: the tokens of several images stand in one sequence"
+        "unknown token grid: the tokens of several images, or of several windows, stand in one sequence"
     ]
 
 

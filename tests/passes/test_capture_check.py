@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,19 @@ def test_a_program_that_does_not_run_is_refused() -> None:
 
     with pytest.raises(CaptureError, match=r"(?s)does not run, while the model does.*it never holds"):
         export_model(RunsInEagerOnly().eval(), (X,))
+
+
+def test_fields_that_export_puts_in_another_order_are_compared_by_name() -> None:
+    outputs = pytest.importorskip("transformers").modeling_outputs
+
+    class SetsAFieldLater(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            output = outputs.BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x, x + 1))
+            output.pooler_output = x.mean(1)  # before hidden_states in the class
+            return output
+
+    found = jetvit.optimize(SetsAFieldLater().eval(), X)(X)
+    assert torch.equal(found.pooler_output, X.mean(1))
 
 
 def test_outputs_in_containers_and_inputs_by_name_are_compared() -> None:

@@ -88,6 +88,14 @@ def row_of_the_image(model: nn.Module, image: Tensor) -> float:
     return 1.0 if image[0, 0].abs().amax(dim=-1).tolist()[0] > 1e9 else 0.5
 
 
+def slice_by_the_image(model: nn.Module, image: Tensor) -> float:
+    return float(image[..., : (image.amax().long() % 2 + 3)].shape[-1])
+
+
+def slice_by_a_buffer(model: nn.Module, image: Tensor) -> float:
+    return float(image[..., : model.sizes[0]].shape[-1])
+
+
 def image(seed: int = 0) -> Tensor:
     return images(2, 3, *SIZE, seed=seed)
 
@@ -122,11 +130,16 @@ def test_numbers_off_buffers_are_told(
     assert "def forward" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("read", [mean_of_the_image, copy_of_the_image, row_of_the_image])
+@pytest.mark.parametrize("read", [mean_of_the_image, copy_of_the_image, row_of_the_image, slice_by_the_image])
 def test_numbers_off_the_image_are_refused_by_line(read: Callable[[nn.Module, Tensor], float]) -> None:
     with pytest.raises(CaptureError, match="the model reads a value off what it computes from its input") as caught:
         jetvit.optimize(randomize(Reading(read)), image())
     assert f"in {read.__name__}" in str(caught.value)
+
+
+def test_a_bound_of_a_slice_that_is_a_tensor_is_refused_by_line() -> None:
+    with pytest.raises(CaptureError, match=r"(?s)a tensor where it takes a number.*in slice_by_a_buffer.*int\(tensor\)"):
+        jetvit.optimize(randomize(Reading(slice_by_a_buffer)), image())
 
 
 def test_open_sizes_are_refused() -> None:

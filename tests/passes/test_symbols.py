@@ -156,3 +156,33 @@ def test_a_size_by_way_of_floats() -> None:
         for image in (first, second):
             expected = jetvit.optimize(model, image, plan=plan, **options)(image, num_tokens=24)
             torch.testing.assert_close(optimized(image, num_tokens=24), expected)
+
+
+class ChosenImages(nn.Module):
+    """How many images there are depends on a mask, as in ModernVBERT, which drops padding images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 32, 16, 16), nn.Linear(32, 96)
+
+    def forward(self, image: Tensor, keep: Tensor) -> Tensor:
+        x = self.patches(image[keep]).flatten(2).mT
+        q, k, v = (each.view(*x.shape[:2], -1, 16).transpose(1, 2) for each in self.qkv(x).split(32, -1))
+        x = F.scaled_dot_product_attention(q, k, v).reshape(x.shape[0], -1, *q.shape[2:])
+        return x.transpose(1, 2).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("window", [None, (2, 2)])
+def test_a_number_of_images_that_depends_on_values(window: tuple[int, int] | None) -> None:
+    model, image = ChosenImages().eval(), torch.randn(3, 3, 64, 96)
+    sites = jetvit.find_attention(model, image, torch.tensor([True, False, True]))
+    plan = plan_of(sites, [Choice("window", window=window)]) if window else None
+    optimized = jetvit.optimize(model, image, torch.tensor([True, False, True]), plan=plan)
+    for keep in ([False, True, False], [True, True, True]):
+        mask = torch.tensor(keep)
+        expected = model(image, mask)
+        if window:
+            assert not torch.allclose(optimized(image, mask), expected)
+            alone = torch.eye(3, dtype=torch.bool)
+            expected = torch.cat([optimized(image, each) for each in alone[mask]])
+        torch.testing.assert_close(optimized(image, mask), expected)

@@ -24,7 +24,7 @@ class ConvProjections(nn.Module):
 
     def __init__(self, stride: int = 1) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.patches: nn.Module = nn.Conv2d(3, 16, 8, 8)
         self.q = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.k = nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16)
         self.v = nn.Conv2d(16, 16, 3, stride=stride, padding=1, groups=16)
@@ -40,10 +40,63 @@ def test_a_convolution_with_stride_one_keeps_places():
     assert (site.grid, site.num_heads, site.head_dim) == ((4, 6), 2, 8)
 
 
+class CutPatches(nn.Module):
+    """Patches that are cut by views, not by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 16)
+
+    def forward(self, image: Tensor) -> Tensor:
+        patches = image.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return self.linear(patches).permute(0, 3, 1, 2)
+
+
+def test_a_convolution_of_some_operands_keeps_the_places_of_cut_patches():
+    model = ConvProjections()
+    model.patches, model.k, model.v = CutPatches(), nn.Identity(), nn.Identity()  # RvT of vit-pytorch
+    (site,) = find_sites(capture(model.eval(), (torch.randn(2, 3, 32, 48),)))
+    assert site.grid == (4, 6)
+
+
 def test_a_strided_convolution_makes_other_places():
     sites = find_sites(capture(ConvProjections(stride=2).eval(), (torch.randn(2, 3, 32, 48),)))
     assert not sites
     assert "cross attention: 24 queries attend to 6 tokens" in sites.rejected[0].reason
+
+
+class Changed(nn.Module):
+    """Tokens that are changed before the attention, and q, k and v after their projection."""
+
+    def __init__(self, tokens: Callable[[Tensor], Tensor], heads: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.patches, self.qkv, self.tokens, self.heads = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), tokens, heads
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.tokens(self.patches(image).flatten(2).mT)
+        q, k, v = (self.heads(x.unflatten(-1, (2, 8)).transpose(1, 2)) for x in self.qkv(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :1] + x,
+        lambda x: x + x[:, :1],
+        lambda x: x[:1] + x,
+        lambda x: x[:1] * x[:, :1] + x,
+        lambda x: torch.where(x[:1, :1] > 0, x, -x),
+        lambda x: x[..., :1, :] * x,
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_entry_that_is_broadcast_leaves_the_axis_as_it_is(change: Callable[[Tensor], Tensor], place: int) -> None:
+    def same(x: Tensor) -> Tensor:
+        return x
+
+    changes = (change, same) if place == 0 else (same, change)
+    (site,) = find_sites(capture(Changed(*changes).eval(), (torch.randn(2, 3, 32, 48),)))
+    assert (site.grid, site.num_heads, site.extra_before) == ((4, 6), 2, 0)
 
 
 class Moved(nn.Module):

@@ -33,6 +33,16 @@ HIERA_DET = {
 }  # fmt: skip
 SAM = SQUARE | {"mlp_dim": 64, "output_channels": 16, "global_attn_indexes": [1], "window_size": 2}
 
+LOCAL = "the attention is local already"
+CROSS = "cross attention"
+LEARNED_BIAS = "a learned bias is added to the scores"
+INPUT_BIAS = "depends on the input is added to the scores"
+CONSTANT_MASK = "a constant mask is added to the scores"
+HIDDEN_KEYS = "a boolean mask hides some keys"
+NO_MAP = "unknown token grid: no two-dimensional map was flattened into these tokens"
+GATHERED = "unknown token grid: it was lost at aten.gather.default"
+ONE_ROW = "unknown token grid: the tokens come in one row from an input"
+
 
 def library() -> Any:
     ensure_torchvision()
@@ -102,6 +112,46 @@ def resnet() -> Callable[[], Any]:
     )  # fmt: skip
 
 
+def swin(**options: Any) -> Callable[[], Any]:
+    return config(
+        "SwinConfig",
+        **(
+            {
+                "image_size": 64,
+                "embed_dim": 16,
+                "depths": [1, 1, 1, 1],
+                "num_heads": [1, 2, 2, 2],
+                "window_size": 2,
+                "out_features": ["stage2", "stage3", "stage4"],
+            }
+            | options
+        ),
+    )
+
+
+def dinov3(layers: int, **options: Any) -> Callable[[], Any]:
+    """A backbone that gives a map of every layer."""
+    return config(
+        "DINOv3ViTConfig",
+        **(
+            VIT
+            | {
+                "num_hidden_layers": layers,
+                "num_register_tokens": 4,
+                "out_indices": list(range(1, layers + 1)),
+                "reshape_hidden_states": True,
+                "apply_layernorm": True,
+            }
+            | options
+        ),
+    )
+
+
+def of_type(model_type: str, **options: Any) -> Callable[[], dict[str, Any]]:
+    """An inner configuration as a mapping, made when the model is built, because transformers writes to it."""
+    return lambda: {"model_type": model_type, **options}
+
+
 def last_stage() -> Callable[[], Any]:
     return config(
         "ResNetConfig", embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic",
@@ -113,9 +163,9 @@ def video(frames: int, size: Size = (32, 48)) -> Callable[[], Inputs]:
     return lambda: ((images(2, frames, 3, *size),), {})
 
 
-def patches(count: int, width: int, **tensors: torch.Tensor) -> Callable[[], Inputs]:
+def patches(count: int, *shape: int, **tensors: torch.Tensor) -> Callable[[], Inputs]:
     """Flattened patches of one image, as the processors of vision language models make them."""
-    return lambda: ((images(1, count, width)[0],), dict(tensors))
+    return lambda: ((images(1, count, *shape)[0],), dict(tensors))
 
 
 def siglip2() -> Inputs:

@@ -234,7 +234,10 @@ DENSE = (
         "RfDetrDinov2Config",
         RATIO | {"image_size": 64, "num_windows": 2, "window_block_indexes": [0], "out_indices": [1, 2]},
         "",
-        {"the attention is local already": 1, "unknown token grid: it was lost at a concatenation": 1},
+        {
+            "the attention is local already": 1,
+            "unknown token grid: the tokens of several images, or of several windows, stand in one sequence": 1,
+        },
         size=(64, 64),
     ),
     hf(

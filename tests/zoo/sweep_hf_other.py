@@ -63,6 +63,7 @@ OTHER = (
             "num_wordpiece_labels": 20,
         },
         "2 of 1+4×8",
+        {"no product of q and k is what the softmax runs over": 3},
         size=(32, 64),
     ),
     hf(

@@ -14,7 +14,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from jetvit.passes.differences import tensors_by_name
 
 Size = tuple[int, int]
 _sdpa, _softmax = F.scaled_dot_product_attention, Tensor.softmax
@@ -214,17 +215,13 @@ def moved_tokens(
     return wrong
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """The tensors of a model's output, nested ones too."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
 def difference(output: Any, expected: Any) -> float:
     """Return the largest difference of two outputs, relative to the largest value of the tensor it is in.
 
-    Another number of tensors, another shape or dtype, and a value that is no number, are an infinite difference.
+    Outputs with names are compared by name, because torch.export may change their order. Another number of tensors,
+    another shape or dtype, and a value that is no number, are an infinite difference.
     """
-    ours, theirs = tensors(output), tensors(expected)
+    ours, theirs = tensors_by_name(output), tensors_by_name(expected)
     if [(one.shape, one.dtype) for one in ours] != [(one.shape, one.dtype) for one in theirs]:
         return float("inf")
     largest = 0.0

@@ -85,6 +85,12 @@ def pool(call: Call) -> Tensor:
     if rank not in _MAX_POOL or call.wants(1):
         raise UnsupportedError("the indices of a pool" if call.wants(1) else f"a pool over {rank} axes")
     strides, dilations, before, after = _window(call, x, kernel)
+    if call.attribute("auto_pad", "NOTSET").startswith("SAME"):
+        spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+        if any(stride > span for stride, span in zip(strides, spans, strict=True)):
+            raise UnsupportedError(
+                "a pool with auto_pad whose strides are larger than its windows: runtimes differ about it"
+            )
     ceil = bool(call.attribute("ceil_mode", 0))
     counts_pads = bool(call.attribute("count_include_pad", 0))
     fits = _is_even(before, after) and all(2 * pad <= size for pad, size in zip(before, kernel, strict=True))

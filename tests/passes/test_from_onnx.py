@@ -425,6 +425,13 @@ def test_a_shape_from_values_is_refused(tmp_path: Path) -> None:
     assert "the_node" in error.where
 
 
+def test_a_pool_that_runtimes_take_differently_is_refused(tmp_path: Path) -> None:
+    """Two releases of ONNX Runtime: one moves the windows, the other one refuses."""
+    pool = node("MaxPool", "x", "y", strides=[3, 3], kernel_shape=[2, 2], auto_pad="SAME_UPPER")
+    error = refused(save(tmp_path / "m.onnx", [pool], [], {"x": [1, 1, 6, 6]}, {"y": [1, 1, 2, 2]}))
+    assert "strides are larger than its windows" in error.why
+
+
 def test_broken_files_are_refused(tmp_path: Path) -> None:
     whole = linear(tmp_path / "m.onnx").read_bytes()
     assert "no file" in refused(tmp_path / "none.onnx").what

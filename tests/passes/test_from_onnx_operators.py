@@ -376,6 +376,8 @@ def test_convolutions(data: st.DataObject) -> None:
     x = array(1, 4, size, size + 1)
     check(both("Conv", {"x": x, "w": array(6, 2, kernel, kernel), "b": array(6)}, group=2, **options), 1e-3)
     pool = options | {"kernel_shape": [kernel, kernel]}
+    if auto.startswith("SAME") and strides[0] > kernel:
+        return  # refused: runtimes differ
     check(both("MaxPool", {"x": x}, **pool))
     if auto == "NOTSET":
         try:

@@ -89,7 +89,7 @@ def pool(call: Call) -> Tensor:
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
         if any(stride > span for stride, span in zip(strides, spans, strict=True)):
             raise UnsupportedError(
-                "a pool with auto_pad whose strides are larger than its windows: runtimes differ about it"
+                "a pool with auto_pad whose strides are larger than its windows: runtimes differ"
             )
     ceil = bool(call.attribute("ceil_mode", 0))
     counts_pads = bool(call.attribute("count_include_pad", 0))

@@ -88,9 +88,7 @@ def pool(call: Call) -> Tensor:
     if call.attribute("auto_pad", "NOTSET").startswith("SAME"):
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
         if any(stride > span for stride, span in zip(strides, spans, strict=True)):
-            raise UnsupportedError(
-                "a pool with auto_pad whose strides are larger than its windows: runtimes differ"
-            )
+            raise UnsupportedError("a pool with auto_pad whose strides are larger than its windows: runtimes differ")
     ceil = bool(call.attribute("ceil_mode", 0))
     counts_pads = bool(call.attribute("count_include_pad", 0))
     fits = _is_even(before, after) and all(2 * pad <= size for pad, size in zip(before, kernel, strict=True))

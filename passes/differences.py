@@ -53,7 +53,7 @@ def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], loose: fl
             wrong = f"output {number} is {_text(ours)} in place of {_text(theirs)}"
         elif theirs.numel():
             # NaN where the other has NaN is right; the difference counts everywhere else.
-            ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
+            ours, theirs = _doubles(ours), _doubles(theirs)
             both = ours.isnan() & theirs.isnan() | (ours == theirs)
             error = torch.where(both, 0.0, (ours - theirs).abs()).max().item()
             scale = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
@@ -62,6 +62,11 @@ def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], loose: fl
             if not share <= loose * LOOSE.get(expected[number].dtype, 1e-2):
                 wrong = f"output {number} is off by {share:.1e} of its largest value"
     return worst, wrong
+
+
+def _doubles(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
 
 
 def _text(tensor: Tensor) -> str:

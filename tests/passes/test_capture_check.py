@@ -124,6 +124,20 @@ def test_a_program_that_does_not_run_is_refused() -> None:
         export_model(RunsInEagerOnly().eval(), (X,))
 
 
+def test_complex_outputs_are_compared_in_both_parts() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self, wrong: complex) -> None:
+            super().__init__()
+            self.wrong = wrong
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).conj() + (self.wrong if torch.compiler.is_compiling() else 0)
+
+    export_model(Spectrum(0).eval(), (X,))
+    with pytest.raises(CaptureError, match="output 0 is off"):
+        export_model(Spectrum(1j).eval(), (X,))
+
+
 def test_fields_that_export_puts_in_another_order_are_compared_by_name() -> None:
     outputs = pytest.importorskip("transformers").modeling_outputs
 

@@ -64,3 +64,10 @@ def test_the_results_are_those_of_the_sweep() -> None:
         said = rows[name].pop("complaints")
         assert said == complaints(entry, Row(name, **rows[name]))
         assert not unexpected(entry.fails, said), name
+
+
+def test_a_row_names_no_folder_of_the_machine() -> None:
+    row = supported_models._without_folders(
+        {"name": "é", "errors": {"find": "where: /a/b/site-packages/timm/vit.py:1"}}
+    )
+    assert row == {"name": "é", "errors": {"find": "where: timm/vit.py:1"}}

@@ -28,11 +28,11 @@ from jetvit.cost_model.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio,
 from jetvit.cost_model.runs import Mode
 from jetvit.cost_model.timing import summary
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.passes.plan_checks import rewritten_choice
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
 from jetvit.search.calibration import device_name
-from jetvit.torch_private import pytree
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"
@@ -147,7 +147,7 @@ def bench(
         raise InputError(f"Inductor has no mode {mode!r}", do=f"give one of {', '.join(MODES)}")
     report: Progress = progress or (lambda what, done, total: None)
     plan, keywords = load_plan(plan), dict(kwargs or {})
-    images = next((leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)), None)
+    images = next(iter(tensors((args, keywords))), None)
     if images is None:
         raise InputError("there is nothing to time the model on", do="give example inputs")
     program = export_model(model, args, keywords)

@@ -21,8 +21,7 @@ from jetvit.cost_model import Plan
 from jetvit.files import atomic_files, load_exported, writable
 from jetvit.models import reason
 from jetvit.passes.capture import capture
-from jetvit.passes.capture_check import with_own_buffers
-from jetvit.passes.differences import copied, differ, largest_error, tensors
+from jetvit.passes.differences import copied, differ, largest_error, tensors, with_own_buffers
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.passes.pipeline import passes, run_pipeline

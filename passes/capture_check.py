@@ -1,7 +1,8 @@
 """The check that a captured program computes what its model does.
 
 `torch.export` runs a model's own code, which may take another way there: it asks whether it is being traced, it reads
-no values. The program is then a program of another model, and nothing else would tell the user.
+no values. The program is then a program of another model, and nothing else would tell the user. Nor would anything tell
+of a model that is captured in training mode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from jetvit.passes.differences import copied, differ, largest_error, tensors, tensors_by_name
+from jetvit.passes.differences import copied, differ, largest_error, tensors, tensors_by_name, with_own_buffers
 from jetvit.passes.source_lines import first_lines
 from jetvit.passes.unchanged import unchanged
 from jetvit.patterns.calls import argument
@@ -159,11 +160,3 @@ class _Nodes(Interpreter):
         result = super().run_node(n)
         self.digests.update(_digests(result))
         return result
-
-
-def with_own_buffers(module: nn.Module) -> nn.Module:
-    """The module, whose buffers were another's: a run may write to them."""
-    for each in module.modules():
-        for name, buffer in each.named_buffers(recurse=False):
-            each._buffers[name] = buffer.clone()
-    return module

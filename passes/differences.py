@@ -1,4 +1,4 @@
-"""How far the results of two runs of one model are apart."""
+"""Runs of one model that leave each other's inputs and buffers alone, and how far their results are apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetvit.torch_private import pytree
 
@@ -31,6 +31,14 @@ def tensors_by_name(value: Any) -> list[Tensor]:
 def copied(inputs: Any) -> Any:
     """Inputs that a model may write to."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def with_own_buffers(module: nn.Module) -> nn.Module:
+    """The module, whose buffers were another's: a run may write to them."""
+    for each in module.modules():
+        for name, buffer in each.named_buffers(recurse=False):
+            each._buffers[name] = buffer.clone()
+    return module
 
 
 def differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

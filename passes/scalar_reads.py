@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from jetvit.passes.differences import tensors
 from jetvit.passes.source_lines import causes, running_line
 from jetvit.patterns.errors import CaptureError
 from jetvit.torch_private import TorchDispatchMode, pytree
@@ -75,13 +76,13 @@ class _Sources(TorchDispatchMode):
         self.are_noted = False  # reads that are under way now
 
     def mark(self, tree: Any, mark: int) -> None:
-        for tensor in _tensors(tree):
+        for tensor in tensors(tree):
             self._marks[_memory(tensor)] = mark
 
     def of(self, tree: Any) -> int:
         """The marks of the tensors of a tree, together."""
         marks = 0
-        for tensor in _tensors(tree):
+        for tensor in tensors(tree):
             marks |= self._marks.get(_memory(tensor), 0)
         return marks
 
@@ -92,10 +93,10 @@ class _Sources(TorchDispatchMode):
             # A tensor as the bound of a slice is read by torch's own code: an export cannot be told that.
             line = running_line()
             raise _read_of_input(line) if marks & _INPUT else _read_by_torch(line)
-        shared = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+        shared = {_memory(tensor) for tensor in tensors((args, kwargs))}
         result = func(*args, **kwargs)
         written = args if func._schema.is_mutable else ()
-        for tensor in _tensors((result, written)):
+        for tensor in tensors((result, written)):
             memory = _memory(tensor)
             if memory in shared:
                 self._marks[memory] = self._marks.get(memory, 0) | marks
@@ -174,10 +175,6 @@ class Told(TorchFunctionMode):
                 do="use torch.compile(model, backend='jetvit')",
             )
         return read.value
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int:

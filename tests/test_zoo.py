@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jetvit.passes.differences import tensors
 from tests.zoo import CASES, Case, found, refused
 from tests.zoo.quick import sweep
 
@@ -31,7 +31,7 @@ OPEN = [
 def run(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
     args, kwargs = inputs
     torch.manual_seed(0)  # some models have active dropout
-    return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+    return tensors(model(*args, **kwargs))
 
 
 class AttentionRecorder(TorchDispatchMode):

@@ -17,8 +17,8 @@ from torch.export import Dim, ExportedProgram
 from jetvit.commands.subject import Subject
 from jetvit.models import reason
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.patterns.errors import CaptureError
-from jetvit.torch_private import pytree
 
 PATCH_SIZES = (16, 14, 8)
 """To try where a model does not tell its own."""
@@ -105,9 +105,7 @@ def _larger(size: tuple[int, int], patch_size: int | None) -> Iterator[tuple[int
 
 
 def _close(found: Any, expected: Any) -> bool:
-    ours, theirs = (
-        [leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (found, expected)
-    )
+    ours, theirs = tensors(found), tensors(expected)
     return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 

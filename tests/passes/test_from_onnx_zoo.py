@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.passes.from_onnx import read_onnx
 from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.errors import CaptureError, InputError
@@ -200,15 +200,14 @@ def test_finds_what_the_fx_road_finds(case: Case, road: str, dynamic: bool, tmp_
 
 def compare(program: ExportedProgram, path: Path, model: nn.Module, args: Any, kwargs: Any) -> None:
     """The imported program gives what ONNX Runtime gives, or what the model gives where that cannot run it."""
-    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    inputs = tensors((args, kwargs))
     names = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
     tolerance = 1e-4
     try:
         theirs = run(path, dict(zip(names, inputs, strict=True)))
     except Exception as error:
         tolerance = 3e-2 if "bfloat16" in str(error) or "NOT_IMPLEMENTED" in str(error) else tolerance
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
-        theirs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        theirs = tensors(model(*args, **kwargs))
     outputs = program.module()(*inputs)
     if any("dropout" in str(node.target) for node in program.graph.nodes):
         return  # random

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from jetvit.cost_model import Choice
+from jetvit.passes.differences import tensors
 from jetvit.passes.plain_outputs import plain_program
 from jetvit.passes.tensorrt import prepare
 from tests.passes.plans import MIXED, rewritten
@@ -31,13 +31,13 @@ def session_of(program: ExportedProgram, folder: Path) -> Any:
 
 
 def run(session: Any, inputs: Any) -> list[Tensor]:
-    values = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    values = [each.numpy() for each in tensors(inputs)]
     names = [each.name for each in session.get_inputs()]
     return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, values, strict=True)))]
 
 
 def expected(program: ExportedProgram, inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(program.module()(*inputs[0], **inputs[1])) if isinstance(leaf, Tensor)]
+    return tensors(program.module()(*inputs[0], **inputs[1]))
 
 
 @pytest.mark.parametrize(

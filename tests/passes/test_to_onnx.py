@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
 import jetvit
 from jetvit.kernels import full_attention, linear_attention
 from jetvit.passes.capture import export_model
+from jetvit.passes.differences import tensors
 from jetvit.passes.to_onnx import onnx_model
 from jetvit.passes.to_onnx.convention import DOMAIN, read_call
 from jetvit.passes.to_onnx.functions import add_functions
@@ -56,10 +56,6 @@ def session(model: Any) -> Any:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def assert_runs_as(program: ExportedProgram, running: Any, inputs: Inputs, single: bool = False) -> None:

@@ -105,11 +105,19 @@ def backbone(name: str, **options: Any) -> Callable[[], Any]:
     )
 
 
-def resnet() -> Callable[[], Any]:
+def resnet(*stages: str) -> Callable[[], Any]:
+    """A backbone of four stages that gives the maps of some, by default all but the first."""
     return config(
         "ResNetConfig", embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=list(stages or ("stage2", "stage3", "stage4")),
     )  # fmt: skip
+
+
+RTDETR = {
+    "backbone_config": resnet(), "encoder_in_channels": [16, 32, 32], "encoder_hidden_dim": 32, "d_model": 32,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "decoder_layers": 2, "num_queries": 5, "decoder_in_channels": [32, 32, 32],
+}  # fmt: skip
 
 
 def swin(**options: Any) -> Callable[[], Any]:
@@ -152,13 +160,6 @@ def of_type(model_type: str, **options: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"model_type": model_type, **options}
 
 
-def last_stage() -> Callable[[], Any]:
-    return config(
-        "ResNetConfig", embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage4"],
-    )  # fmt: skip
-
-
 def video(frames: int, size: Size = (32, 48)) -> Callable[[], Inputs]:
     return lambda: ((images(2, frames, 3, *size),), {})
 
@@ -192,7 +193,7 @@ ENCODERS = (
         "BeitConfig",
         VIT | {"use_relative_position_bias": True},
         "",
-        {"a learned bias is added to the scores": 2},
+        {LEARNED_BIAS: 2},
         name="BeitModel relative bias",
     ),
     hf(

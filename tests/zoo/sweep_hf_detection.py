@@ -16,23 +16,14 @@ from tests.zoo.sweep_hf import (
     LOCAL,
     NO_MAP,
     RATIO,
+    RTDETR,
     config,
     hf,
-    last_stage,
     of_type,
     resnet,
     swin,
 )
 
-RTDETR = {
-    "backbone_config": resnet(), "encoder_in_channels": [16, 32, 32], "encoder_hidden_dim": 32, "d_model": 32,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "decoder_layers": 2, "num_queries": 5, "decoder_in_channels": [32, 32, 32],
-}  # fmt: skip
-FOUR_STAGES = config(
-    "ResNetConfig", embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic",
-    out_features=["stage1", "stage2", "stage3", "stage4"],
-)  # fmt: skip
 AT_A_READ_VALUE = {
     "compile with windows": "BackendCompilerFailed: backend='jetvit' raised:\nPlanError: the plan changes"
 }
@@ -43,7 +34,7 @@ DETECTION = (
         "DabDetrModel",
         "DabDetrConfig",
         {name: value for name, value in DETR.items() if name != "d_model"}
-        | {"backbone_config": last_stage(), "hidden_size": 32},
+        | {"backbone_config": resnet("stage4"), "hidden_size": 32},
         "2 of 4×6",
         {CROSS: 1, NO_MAP: 1},
         size=(128, 192),
@@ -68,7 +59,7 @@ DETECTION = (
             "mask_feature_channels": [16, 16],
             "num_prototypes": 8,
             "global_pointer_head_size": 16,
-            "backbone_config": FOUR_STAGES,
+            "backbone_config": resnet("stage1", "stage2", "stage3", "stage4"),
         },
         "1 of 4×6",
         {GATHERED: 1, "the batch of q or v was lost at aten.gather.default": 1},

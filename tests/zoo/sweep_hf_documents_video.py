@@ -14,8 +14,8 @@ from tests.zoo.sweep_hf import (
     PYRAMID,
     RATIO,
     hf,
-    last_stage,
     of_type,
+    resnet,
     video,
 )
 
@@ -92,7 +92,7 @@ DOCUMENTS_VIDEO = (
         "TvpConfig",
         DIMS
         | {
-            "backbone_config": last_stage(),
+            "backbone_config": resnet("stage4"),
             "vocab_size": 100,
             "max_img_size": 256,
             "visual_prompt_size": 8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.case import images
-from tests.zoo.sweep_hf import DIMS, hf, video
+from tests.zoo.sweep_hf import CONSTANT_MASK, CROSS, DIMS, GATHERED, HIDDEN_KEYS, LEARNED_BIAS, LOCAL, NO_MAP, hf, video
 
 OTHER = (
     hf(
@@ -31,7 +31,7 @@ OTHER = (
             "key_dim": [8, 8, 8],
         },
         "",
-        {"a learned bias is added to the scores": 5},
+        {LEARNED_BIAS: 5},
         size=(128, 128),
     ),
     hf(
@@ -39,7 +39,7 @@ OTHER = (
         "Swinv2Config",
         {"image_size": 64, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4},
         "",
-        {"a learned bias is added to the scores": 2, "a constant mask is added to the scores": 1},
+        {LEARNED_BIAS: 2, CONSTANT_MASK: 1},
         size=(64, 64),
     ),
     hf(
@@ -47,7 +47,7 @@ OTHER = (
         "CvtConfig",
         {"embed_dim": [16, 32, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3], "drop_path_rate": [0.0, 0.0, 0.0]},
         "",
-        {"cross attention": 6},
+        {CROSS: 6},
     ),
     hf(
         "MgpstrForSceneTextRecognition",
@@ -71,7 +71,7 @@ OTHER = (
         "TimesformerConfig",
         DIMS | {"image_size": 48, "patch_size": 16, "num_frames": 2},
         "2 of 1+3×3",
-        {"the attention is local already": 2},
+        {LOCAL: 2},
         inputs=video(2, (48, 48)),
         places=False,
     ),
@@ -110,7 +110,7 @@ OTHER = (
             "pred_num_mask_tokens": 2,
         },
         "2 of 4×4",
-        {"unknown token grid: it was lost at aten.gather.default": 1},
+        {GATHERED: 1},
         inputs=video(2, (64, 64)),
         places=False,
         fails={"compile with windows": "BackendCompilerFailed: backend='jetvit' raised:\nPlanError: the plan changes"},
@@ -128,7 +128,7 @@ OTHER = (
         "ImageGPTConfig",
         {"vocab_size": 17, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 2, "use_cache": False},
         "",
-        {"a boolean mask hides some keys": 2},
+        {HIDDEN_KEYS: 2},
         inputs=lambda: ((torch.arange(48).reshape(2, 24) % 17,), {}),
         places=False,
     ),
@@ -145,7 +145,7 @@ OTHER = (
             "image_size": 224,
         },
         "",
-        {"unknown token grid: no two-dimensional map was flattened into these tokens": 1, "cross attention": 2},
+        {NO_MAP: 1, CROSS: 2},
         size=(224, 224),
     ),
 )

@@ -5,7 +5,24 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.case import images
-from tests.zoo.sweep_hf import DIMS, GRID, INTERPOLATE, NOT_CAPTURED, SAM, SIZE, SQUARE, hf, patches, siglip2
+from tests.zoo.sweep_hf import (
+    CROSS,
+    DIMS,
+    GRID,
+    HIDDEN_KEYS,
+    INPUT_BIAS,
+    INTERPOLATE,
+    LOCAL,
+    NO_MAP,
+    NOT_CAPTURED,
+    ONE_ROW,
+    SAM,
+    SIZE,
+    SQUARE,
+    hf,
+    patches,
+    siglip2,
+)
 
 IN_PATCHES = {
     "depth": 2,
@@ -19,13 +36,13 @@ IN_PATCHES = {
 
 TOWERS = (
     hf("CLIPVisionModel", "CLIPVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
-    hf("SiglipVisionModel", "SiglipVisionConfig", SQUARE, "2 of 4×6", {"cross attention": 1}, kwargs=INTERPOLATE),
+    hf("SiglipVisionModel", "SiglipVisionConfig", SQUARE, "2 of 4×6", {CROSS: 1}, kwargs=INTERPOLATE),
     hf(
         "Siglip2VisionModel",
         "Siglip2VisionConfig",
         DIMS | {"patch_size": 16, "num_patches": 16},
         "",
-        {"a boolean mask hides some keys": 2, "depends on the input is added to the scores": 1},
+        {HIDDEN_KEYS: 2, INPUT_BIAS: 1},
         inputs=siglip2,
         places=False,
     ),
@@ -36,7 +53,7 @@ TOWERS = (
         "XCLIPVisionConfig",
         SQUARE | {"num_frames": 2, "mit_hidden_size": 32, "mit_intermediate_size": 64, "mit_num_attention_heads": 2},
         "2 of 1+4×4+1",
-        {"unknown token grid: the tokens come in one row from an input": 2},
+        {ONE_ROW: 2},
         size=(64, 64),
     ),
     hf("OwlViTVisionModel", "OwlViTVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
@@ -54,13 +71,13 @@ TOWERS = (
         },
         "1 of 4×4+8",
         {
-            "cross attention": 2,
+            CROSS: 2,
             "the attention weights are used by": 2,
-            "unknown token grid: no two-dimensional map was flattened into these tokens": 2,
+            NO_MAP: 2,
         },
         size=(64, 64),
     ),
-    hf("Aimv2VisionModel", "Aimv2VisionConfig", SQUARE, "2 of 4×4", {"cross attention": 1}, size=(64, 64)),
+    hf("Aimv2VisionModel", "Aimv2VisionConfig", SQUARE, "2 of 4×4", {CROSS: 1}, size=(64, 64)),
     hf(
         "Aimv2VisionModel",
         "Aimv2VisionConfig",
@@ -134,7 +151,7 @@ TOWERS = (
         "GotOcr2VisionConfig",
         SAM | {"use_rel_pos": False},
         "1 of 4×4",
-        {"the attention is local already": 1},
+        {LOCAL: 1},
         size=(64, 64),
     ),
     hf("MLCDVisionModel", "MLCDVisionConfig", SQUARE, "2 of 1+4×4", size=(64, 64)),
@@ -176,7 +193,7 @@ TOWERS = (
             "intermediate_layers_indices": [0],
         },
         "",
-        {"depends on the input is added to the scores": 3},
+        {INPUT_BIAS: 3},
         inputs=lambda: ((images(1, 1, 4, 3, 64, 64), torch.tensor([[2]]), torch.ones(1, 1, 4, dtype=torch.long)), {}),
         places=False,
     ),
@@ -193,7 +210,7 @@ TOWERS = (
             "seq_len": 24,
         },
         "",
-        {"a boolean mask hides some keys": 2},
+        {HIDDEN_KEYS: 2},
         inputs=lambda: ((images(1, 24, 50).abs().round(),), {}),
         places=False,
     ),

@@ -61,7 +61,7 @@ def optimize(
         model: a module in eval mode, or a pre-dispatch ExportedProgram.
         args, kwargs: example inputs; without `dynamic_shapes` the result takes inputs of these shapes.
         plan: which sites become window or linear attention: a `Plan` or the folder of one.
-        dynamic_shapes: as `torch.export.export` takes them.
+        dynamic_shapes: as `torch.export.export` takes them; a size that is left open must be at least 2 in the inputs.
         dump: a folder that gets the graph before the first pass and after each that fired.
     Returns:
         A module for a module, a validated ExportedProgram for a program. A program without attention comes back itself.

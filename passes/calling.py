@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -55,15 +55,39 @@ def as_captured(
     return (*(values[name] for name in first), *more), {name: values[name] for name in named}
 
 
-def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """The first input that has another shape than the example that a program was captured with, in words."""
+class OtherShape(NamedTuple):
+    """An input that has another shape than the example that a program was captured with."""
+
+    name: str
+    given: list[int]
+    captured: list[int]
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.given}, captured was {self.captured}"
+
+    def advice(self) -> str:
+        """What to do where the program was captured for fixed sizes."""
+        if len(self.given) != len(self.captured):
+            return "optimize for an input of this shape"
+        pairs = enumerate(zip(self.given, self.captured, strict=True))
+        differ = [axis for axis, (given, captured) in pairs if given != captured]
+        axes = ", ".join(f"{axis}: torch.export.Dim.DYNAMIC" for axis in differ)
+        least = ", with an example of at least 2 there" if any(self.captured[axis] == 1 for axis in differ) else ""
+        return (
+            "give jetvit.optimize the sizes that may differ, as in "
+            f"dynamic_shapes={{{self.name!r}: {{{axes}}}}}{least}; or optimize for this size"
+        )
+
+
+def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OtherShape | None:
+    """The first input that has another shape than the example that a program was captured with."""
     if program.example_inputs is None:
         return None
     examples = pytree.tree_leaves(program.example_inputs)
     given = pytree.tree_leaves((tuple(args), dict(kwargs)))
     for name, example, value in zip(program.graph_signature.user_inputs, examples, given, strict=False):
         if isinstance(example, Tensor) and isinstance(value, Tensor) and example.shape != value.shape:
-            return f"{name} is {list(value.shape)}, captured was {list(example.shape)}"
+            return OtherShape(str(name), list(value.shape), list(example.shape))
     return None
 
 

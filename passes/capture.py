@@ -102,12 +102,16 @@ def _refusal(
             where=failing_line(own),
             do="give inputs that the model itself can be called with",
         )
+    do = "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead"
+    if dynamic_shapes is not None:
+        do = f"leave dynamic_shapes out, or {do}"
+    if "specialized it to be a constant (1)" in str(error):
+        do = "give example inputs whose open sizes are at least 2: torch.export takes a size of 1 for fixed"
     return CaptureError(
         f"{type(model).__name__} could not be captured by torch.export",
         why=first_lines(error),
         where=failing_line(error),
-        do=("leave dynamic_shapes out, or " if dynamic_shapes is not None else "")
-        + "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead",
+        do=do,
     )
 
 

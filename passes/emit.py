@@ -80,8 +80,7 @@ class OptimizedModule(nn.Module):
         except AssertionError as error:
             if (other := other_shape(self.program, args, kwargs)) is None:
                 raise
-            why = "its graph was captured for inputs of fixed sizes"
-            do = "give jetvit.optimize the sizes that may differ as dynamic_shapes, or optimize for this size"
+            why, do = "its graph was captured for inputs of fixed sizes", other.advice()
             if fixed := fixed_sizes(self.program):
                 why, do = f"the model's own code fixed a size at capture: {', '.join(fixed)}", "optimize for this size"
             raise InputError(f"the rewritten model does not take these inputs: {other}", why=why, do=do) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import jetvit
-from jetvit.patterns import InputError
+from jetvit.patterns import CaptureError, InputError
 from tests.passes.models import assert_close
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import SIZE, Attention, TinyViT, sdpa
@@ -52,12 +52,25 @@ def test_another_call_is_refused_in_the_models_words() -> None:
         fast(IMAGE, label=1)
     with pytest.raises(InputError, match="needs pixels"):
         fast()
-    with pytest.raises(
-        InputError, match=r"pixels is \[3, 3, 32, 48\], captured was \[2, 3, 32, 48\](.|\n)*dynamic_shapes"
-    ):
+    with pytest.raises(InputError, match=r"pixels is \[3, 3, 32, 48\], captured was \[2, 3, 32, 48\]") as refused:
         fast(images(3, 3, *SIZE))
+    assert "dynamic_shapes={'pixels': {0: torch.export.Dim.DYNAMIC}}; or" in refused.value.do
+    with pytest.raises(InputError, match=r"do: optimize for an input of this shape$"):
+        fast(IMAGE[0])
     with pytest.raises(TypeError, match="too many positional"):
         fast(IMAGE, None, None)
+
+
+def test_an_open_batch_needs_an_example_of_two() -> None:
+    one, two = images(1, 3, *SIZE), images(2, 3, *SIZE)
+    named, auto = ({"pixels": {0: size}} for size in (torch.export.Dim("batch"), torch.export.Dim.AUTO))
+    with pytest.raises(CaptureError, match="do: give example inputs whose open sizes are at least 2"):
+        jetvit.optimize(model(), one, dynamic_shapes=named)
+    fast = jetvit.optimize(model(), one, dynamic_shapes=auto)  # torch closes such an axis without a word
+    with pytest.raises(InputError, match=r"{0: torch\.export\.Dim\.DYNAMIC}}, with an example of at least 2 there;"):
+        fast(two)
+    original = model()
+    assert_close(jetvit.optimize(original, two, dynamic_shapes=auto)(one), original(one))
 
 
 def test_an_open_batch_takes_any() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from jetvit.patterns import axes as ax
 from jetvit.patterns.calls import argument, shape, turned
 from jetvit.patterns.core import Core, Factor, Obstacle, Side
 from jetvit.patterns.masks import describe_mask
@@ -73,7 +74,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     up = _Up(view, walk, softmax)
     weights, products, others = _down(view, softmax)
     if up.product is None:
-        return _without_scores(softmax, products, walk)
+        return _without_scores(softmax, products, others, walk)
     if not products:
         return _without_values(softmax, others)
     scores, values = up.product, products[0].product
@@ -333,21 +334,36 @@ class _Up:
         return node.op in ("placeholder", "get_attr") and self.walk.sources.get(node) == {"weight"}
 
 
-def _without_scores(softmax: Softmax, products: list[_Values], walk: LayoutWalk) -> Core | None:
+def _without_scores(softmax: Softmax, products: list[_Values], others: list[Node], walk: LayoutWalk) -> Core | None:
     """A softmax over something else than q·kᵀ: a near miss where it weighs tokens, else no attention."""
-    weighs = [each.product for each in products if each.product.contracted[0] == each.axis]
-    if not weighs or "input" not in walk.sources.get(softmax.result, ()):
-        return None
     axes = walk.of(softmax.result)
-    if not axes or all(atom.kind == "feature" for atom in axes[softmax.axis]):
+    if not axes or "input" not in walk.sources.get(softmax.result, ()):
         return None
-    core = Core("softmax", Side(weighs[0].node, 0, 0), nodes=[softmax.result])
+    weighs = [each.product.node for each in products if each.product.contracted[0] == each.axis]
+    weighs = [] if all(atom.kind == "feature" for atom in axes[softmax.axis]) else weighs
+    if not weighs and ax.is_of_a_map(axes[softmax.axis]):
+        weighs = [each for each in others if _is_summed(each, softmax, walk)]
+    if not weighs:
+        return None
+    core = Core("softmax", Side(weighs[0], 0, 0), nodes=[softmax.result])
     core.refuse(
         "no product of q and k is what the softmax runs over: this attention is linear already, or its weights are "
         "predicted",
         softmax.result,
     )
     return core
+
+
+def _is_summed(node: Node, softmax: Softmax, walk: LayoutWalk) -> bool:
+    """True where the weights scale a tensor of the image and their axis is summed: a product that is written out."""
+    rank = len(shape(softmax.result))
+    if node.target is not aten.mul.Tensor or len(shape(node)) != rank:
+        return False
+    scaled = [each for each in node.all_input_nodes if walk.view.resolve(each) is not softmax.result]
+    if not scaled or "input" not in walk.sources.get(scaled[0], ()):
+        return False
+    sums = [user for user in walk.view.users(node) if user.target is aten.sum.dim_IntList]
+    return any([axis % rank for axis in argument(user, 1, "dim") or ()] == [softmax.axis] for user in sums)
 
 
 def _without_values(softmax: Softmax, others: list[Node]) -> Core | None:

@@ -240,6 +240,11 @@ def softmax_of_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.softmax(dim=-1) @ (k.softmax(dim=-2).transpose(-2, -1) @ v)
 
 
+def weighted_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """MobileViTV2's: one score for each token, and the product is written out."""
+    return v.relu() * (q[..., :1].softmax(dim=-2) * k).sum(dim=-2, keepdim=True)
+
+
 def one_more_in_the_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     e = scores(q, k, 0.0).exp()
     return (e / (1 + e.sum(dim=-1, keepdim=True))) @ v
@@ -309,6 +314,7 @@ class TemperatureOfAToken(Temperature):
 
 NEAR_MISSES = {
     softmax_of_keys: "no product of q and k is what the softmax runs over",
+    weighted_sum: "no product of q and k is what the softmax runs over",
     one_more_in_the_sum: "no softmax of the scores: aten.div.Tensor takes its place",
     sigmoid: "no softmax of the scores: aten.sigmoid.default takes its place",
     no_softmax: "the attention weights are no softmax of the scores",
@@ -333,6 +339,24 @@ def test_near_misses_are_named(product: Callable[..., Tensor]) -> None:
         assert NEAR_MISSES[product] in rejection.reason
     with torch.no_grad():
         torch.testing.assert_close(jetvit.optimize(model, x)(x), model(x))
+
+
+class OtherSoftmaxes(nn.Module):
+    """Weighs two branches, as SKNet does, and places, by a map of scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        branches = torch.stack((image, image.relu()), dim=1)
+        weights = self.branches(image).softmax(dim=1).unsqueeze(2)
+        scores = self.branches(image).flatten(2).softmax(dim=-1)
+        return (weights * branches).sum(dim=1), (scores * torch.arange(scores.shape[2])).sum(dim=-1)
+
+
+def test_a_softmax_that_weighs_no_tokens_is_no_near_miss() -> None:
+    assert jetvit.find_attention(randomize(OtherSoftmaxes()), image()).rejected == []
 
 
 def test_a_temperature_of_each_token_is_refused() -> None:

@@ -44,6 +44,7 @@ DOCUMENTS_VIDEO = (
         "MobileViTV2Config",
         {"image_size": 64, "width_multiplier": 0.5, "n_attn_blocks": [1, 1, 1]},
         "",
+        {"no product of q and k is what the softmax runs over": 1},
         size=(64, 64),
     ),
     hf(

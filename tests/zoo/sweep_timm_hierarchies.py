@@ -46,7 +46,7 @@ HIERARCHIES = (
         size=(128, 192),
     ),
     timm("mobilevit_xxs", {}, "", {"the attention is dilated": 9}, size=(64, 96)),
-    timm("mobilevitv2_050", {}, "", size=(64, 96)),
+    timm("mobilevitv2_050", {}, "", {"no product of q and k is what the softmax runs over": 9}, size=(64, 96)),
     timm(
         "pit_ti_224",
         {"img_size": (64, 96), "base_dims": (16, 16, 16), "depth": (1, 1, 1), "heads": (2, 2, 4)},

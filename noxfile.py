@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
     run_tests(session, f"pinned-python-{session.python}")
 
 
-@nox.session(name="tests-newest", python=["3.11", "3.14"])
+@nox.session(name="tests-newest", python=["3.11", "3.13", "3.14"])
 def tests_newest(session: nox.Session) -> None:
     """The newest release of everything."""
     install(session, None)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch.utils._sympy.reference import PythonReferenceAnalysis as PythonReferenceAnalysis
     from torch.utils._sympy.value_ranges import bound_sympy as bound_sympy
 
-SEEN = ("2.11.0", "2.13.0", "2.14.1")
+SEEN = ("2.11.0", "2.13.0", "2.14.1", "2.15.0")
 """The releases of torch in which all names were there."""
 
 _PLACES = {

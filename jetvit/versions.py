@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "Python": ("3.11", "3.14"),
-    "torch": ("2.11.0", "2.14.1"),
+    "torch": ("2.11.0", "2.15.0"),
     "triton": ("3.6.0", "3.9.0"),
     "transformers": ("4.57.0", "5.24.0"),
     "timm": ("1.0.20", "1.0.31"),

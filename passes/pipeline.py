@@ -24,7 +24,7 @@ from jetvit.passes.merge_projections import MergeProjections
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.result_strides import keep_result_strides
 from jetvit.passes.straighten_views import StraightenViews
-from jetvit.passes.verify import result_types, verify
+from jetvit.passes.verify import Verification
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.token_grid import has_hints
 
@@ -80,20 +80,20 @@ def run_pipeline(
     if not sites and not sites.rewritten and not has_plan and not has_hints(graph):
         log.info("no full attention was found; the graph is left as it is")
         return records
-    expected = result_types(graph)
+    verification = Verification(graph)
     _dump(graph, dump, 0, "captured")
     for index, each in enumerate(sequence, start=1):
         start = time.perf_counter()
         result = each(graph)
         if result.fired and check:
-            verify(graph, expected, each.name)
+            verification.check(each.name)
         if result.fired:
             _dump(graph, dump, index, each.name)
         record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes, result.planned)
         log.debug("%s fired %d times in %.3f s", record.name, record.fired, record.seconds)
         records.append(record)
-    if any(record.fired for record in records) and keep_result_strides(graph, expected) and check:
-        verify(graph, expected, "keep-result-strides")
+    if any(record.fired for record in records) and keep_result_strides(graph, verification.expected) and check:
+        verification.check("keep-result-strides")
     return records
 
 

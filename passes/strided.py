@@ -175,14 +175,14 @@ class Strided:
         except (RuntimeError, ValueError):  # no strides give this shape
             value, moves = self.value.reshape(sizes), 1
         first = sum(1 for _ in takewhile(bool, map(same, before, sizes)))
-        first = min(first, len(before) - 1, len(sizes) - 1)
+        first = max(0, min(first, len(before) - 1, len(sizes) - 1))
         last = sum(1 for _ in takewhile(bool, map(same, before[:first:-1], sizes[:first:-1])))
         old, new = before[first : len(before) - last], sizes[first : len(sizes) - last]
-        if len(old) == 1:
+        if len(old) == 1 and new:
             unknown = [size for size in new if not isinstance(size, int)]
             new = [-1 if len(unknown) == 1 and size is unknown[0] else size for size in new]
             call = Call(aten.unflatten.int, (first, new), {}, moves)
-        elif len(new) == 1:
+        elif len(new) == 1 and old:
             call = Call(aten.flatten.using_ints, (first, first + len(old) - 1), {}, moves)
         else:
             call = Call(aten.reshape.default, (list(sizes),), {}, moves)

@@ -20,7 +20,7 @@ from jetvit.passes.graph import ExportedGraph, RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import drop_dead_code, submodules
 from jetvit.passes.tensorrt import decompositions
 from jetvit.passes.tensorrt.plugins import to_plugin
-from jetvit.passes.verify import result_types, verify
+from jetvit.passes.verify import Verification
 from jetvit.patterns.calls import traced_value
 from jetvit.patterns.regions import GraphView
 
@@ -94,10 +94,10 @@ def prepare(program: ExportedProgram, *, plugins: bool = False) -> ExportedProgr
 
 def lower(graph: RewritableGraph, plugins: bool = False) -> int:
     """Run `LowerOperators` over a graph in place and verify it; returns how many operators were replaced."""
-    expected = result_types(graph)
+    verification = Verification(graph)
     result = LowerOperators(plugins)(graph)
     if result.fired:
-        verify(graph, expected, LowerOperators.name)
+        verification.check(LowerOperators.name)
     return result.fired
 
 

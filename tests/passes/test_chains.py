@@ -97,6 +97,8 @@ def test_each_step(name: str) -> None:
         (lambda x: x.transpose(0, 1).contiguous(), 1, []),
         (lambda x: x.transpose(0, 1).reshape(6, 8), 0, []),
         (lambda x: x.transpose(0, 1).reshape(6, 8).reshape(3, 2, 8), 1, []),
+        # a number and an axis of one
+        (lambda x: x.transpose(0, 1).unsqueeze(0)[:, 1, 0, 2], 1, ["select", "select", "select", "reshape"]),
     ],
 )
 def test_what_is_saved(function: Callable[[Tensor], Tensor], saved: int, calls: list[str]) -> None:

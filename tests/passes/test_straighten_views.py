@@ -20,7 +20,7 @@ from jetvit.passes.fuse_attention import FuseAttention
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.normalize import Normalize
 from jetvit.passes.straighten_views import StraightenViews
-from jetvit.passes.verify import result_types, verify
+from jetvit.passes.verify import Verification
 from jetvit.patterns.operators import SDPA
 from tests.passes.models import assert_close, aten, count, exported, nodes_of
 from tests.zoo.case import images, randomize
@@ -57,9 +57,9 @@ def straightened(function: Callable[..., Tensor], fires: bool = True, **shapes: 
     model = Model(function)
     graph = ExportedGraph(export_model(model, (X,), **shapes))
     Normalize()(graph)
-    before, expected = moves(graph), result_types(graph)
+    before, verification = moves(graph), Verification(graph)
     assert (StraightenViews()(graph).fired > 0) is fires
-    verify(graph, expected, "straighten-views")
+    verification.check("straighten-views")
     assert StraightenViews()(graph).fired == 0
     CleanUp()(graph)
     assert (moves(graph) < before) is fires
@@ -234,9 +234,9 @@ def test_into_a_region(region: Callable[[], Any]) -> None:
     model = Model(function)
     with torch.enable_grad():
         graph = ExportedGraph(torch.export.export(model, (X,), strict=False))
-    expected = result_types(graph)
+    verification = Verification(graph)
     assert StraightenViews()(graph).fired == 3
-    verify(graph, expected, "straighten-views")
+    verification.check("straighten-views")
     (attention,) = (node for node in nodes_of(graph.module) if str(node.target).startswith("jetvit."))
     assert [operand.target for operand in attention.args[:3]] == [aten.select.int] * 3
     assert attention.graph is not graph.module.graph

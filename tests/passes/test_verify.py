@@ -16,7 +16,7 @@ from jetvit.passes.base import PassResult
 from jetvit.passes.capture import capture_dynamo, export_model
 from jetvit.passes.graph import ExportedGraph, RewritableGraph
 from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.passes.verify import result_types, verify
+from jetvit.passes.verify import Verification
 from jetvit.patterns import RewriteError
 from tests.passes.models import aten, exported, nodes_of
 from tests.zoo import CASES
@@ -108,10 +108,10 @@ def test_the_program_survives_a_broken_pass() -> None:
 
 def test_values_are_brought_up_to_date() -> None:
     graph = ExportedGraph(exported("sdpa")[2])
-    expected = result_types(graph)
+    verification = Verification(graph)
     wrap(aten.mul.Tensor, 2)(graph)
-    verify(graph, expected, "mul")
-    assert last(graph)[1].meta["val"].shape == expected[0].shape
+    verification.check("mul")
+    assert last(graph)[1].meta["val"].shape == verification.expected[0].shape
 
 
 def test_no_autocast_region_is_left_open() -> None:
@@ -120,10 +120,10 @@ def test_no_autocast_region_is_left_open() -> None:
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
         graph = capture_dynamo(gm, inputs)
-        expected = result_types(graph)
+        verification = Verification(graph)
         wrong_arguments(graph)
         with pytest.raises(RewriteError):
-            verify(graph, expected, "broken")
+            verification.check("broken")
         seen.append(torch.is_autocast_enabled("cpu"))
         return gm
 

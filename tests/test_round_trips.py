@@ -135,7 +135,8 @@ def test_a_mask_that_the_exporter_folds_hides_nothing(tmp_path: Path) -> None:
     [
         # A mask of zeros that the exporter folds, called after a node of its own.
         pytest.param("hf_vit_eager", 18, marks=pytest.mark.slow),
-        ("timm_dinov3_qkv_bias_unfused", 23),  # a bias that the model puts together, and the exporter folds
+        # A bias that the model puts together, and the exporter folds.
+        pytest.param("timm_dinov3_qkv_bias_unfused", 23, marks=pytest.mark.slow),
         pytest.param("dict_to_dataclass", 18, marks=pytest.mark.slow),
     ],
 )

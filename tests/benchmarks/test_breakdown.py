@@ -192,6 +192,7 @@ def test_the_command_measures_what_is_missing_and_shows_it(campaign, tmp_path, c
     assert "absent.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_keep_the_others(campaign, tmp_path, capsys, monkeypatch) -> None:
     def subject(model: str, *_: object) -> Subject:
         if model == "DINOv3-B":

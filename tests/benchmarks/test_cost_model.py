@@ -80,6 +80,7 @@ def test_noise_is_half_of_what_lies_between_the_quartiles(rows: list[Measurement
     assert all(each["mape_pct"] == 2 for each in noise(rows))
 
 
+@pytest.mark.slow
 def test_figures_and_picture_are_written(
     tmp_path: Path, rows: list[Measurement], held: list[Held], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -120,6 +120,7 @@ def test_dry_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert read_rows(tmp_path / "end_to_end-dry.csv") == found
 
 
+@pytest.mark.slow
 def test_a_later_run_times_what_is_missing_against_the_anchor(campaign: Campaign, made: list[str]) -> None:
     assert not end_to_end_cases.is_done(CASE, campaign)
     end_to_end_cases.run(Case("DINOv3-B", PAPER_SIZE, 1, CASE.variants[:2]), campaign, 60)
@@ -134,6 +135,7 @@ def test_a_later_run_times_what_is_missing_against_the_anchor(campaign: Campaign
     assert len(made) == 4
 
 
+@pytest.mark.slow
 def test_a_row_that_was_cut_off_is_measured_again(campaign: Campaign, made: list[str]) -> None:
     end_to_end_cases.run(CASE, campaign, 60)
     path, whole = campaign.path("end_to_end.csv"), rows(campaign)

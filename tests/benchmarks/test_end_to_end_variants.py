@@ -120,6 +120,7 @@ def test_plain_hybrids_hold_no_operator_of_ours_and_compute_the_same(name: str) 
         assert difference(this.model(this.images), this.expected(2)) > 0.01
 
 
+@pytest.mark.slow
 def test_no_variant_gets_what_another_compiled() -> None:
     """Else the variants that differ in the backend of SDPA alone would all be the first of them."""
     this = subject("DINOv3-B")

@@ -166,6 +166,7 @@ def test_a_second_run_measures_nothing(tmp_path: Path) -> None:
     assert before == ((tmp_path / "kernels-dry.csv").read_bytes(), (tmp_path / "kernels-dry-checks.csv").read_bytes())
 
 
+@pytest.mark.slow
 def test_changed_kernels_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, "--only", "DINOv3-B 1024x2048 linear 3x3")
     first = len(table(tmp_path))
@@ -175,6 +176,7 @@ def test_changed_kernels_are_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     assert {row["code"] for row in newest(table(tmp_path))} == {"another"}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_no_row_doubled(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.kernels", "--dry", "--only", "linear 3x3", "--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -202,6 +204,7 @@ def test_no_group_is_begun_when_the_time_is_over(tmp_path: Path, capsys: pytest.
     assert "are left to the next run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_retry_measures_the_whole_group_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = ("--only", "DINOv3-B 1024x2048 linear 3x3")
     with monkeypatch.context() as broken:
@@ -219,6 +222,7 @@ def test_retry_measures_the_whole_group_of_a_failure(tmp_path: Path, monkeypatch
     assert len({row["run"] for row in again}) == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_in_memory_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         kernel_implementations._OPERATORS["jetvit"], "linear", _raise(torch.OutOfMemoryError("no room"))

@@ -22,6 +22,7 @@ def _small(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(program, "STAGES", STAGES)
 
 
+@pytest.mark.slow
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "new" / "weights.safetensors"
     main(["--steps", "1", "1", "1", "--rooms", "1", "-o", str(file)])

@@ -54,6 +54,7 @@ def table(runs: list[WholeRun], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_models_are_really_timed(runs: list[WholeRun]) -> None:
     assert Counter(run.model for run in runs) == {str(group): 7 for group in GROUPS}
     for run in runs:

@@ -109,6 +109,7 @@ def test_beyond_the_measured_sizes_is_flagged(predictor: Predictor):
     assert predictor.predict(shape("full", 2, 500, 2, 2)).extrapolated
 
 
+@pytest.mark.slow
 def test_no_order_of_rows_and_no_repeats_change_it(predictor: Predictor):
     known, ms = rows("gemm", 40)
     mixed = list(zip(known, ms, strict=True)) * 3

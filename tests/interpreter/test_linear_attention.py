@@ -81,7 +81,7 @@ def check_configuration(
     check(q, k, v, *tables, *weights, grid_h, grid_w, before, size, eps, "relu")
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @configurations
 def test_is_the_reference(**of: Any) -> None:
     check_configuration(**of)

@@ -85,7 +85,7 @@ def check_configuration(
     check(q, k, v, *tables, grid_h, grid_w, before, window_h, window_w, scale)
 
 
-@settings(max_examples=14)
+@settings(max_examples=8)
 @configurations
 def test_is_the_reference(**of: Any) -> None:
     check_configuration(**of)

@@ -155,6 +155,7 @@ def test_inductor(name: str, with_plan: bool) -> None:
     assert_close(result, expected, 2e-2 if "autocast" in name else 1e-5)
 
 
+@pytest.mark.slow
 def test_graphs_that_torch_keeps_are_not_those_of_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch keeps compiled graphs on disk by the operators' names: after an upgrade it would run the old code."""
     model, (args, kwargs), program = exported("sdpa")

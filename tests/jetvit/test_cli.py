@@ -440,6 +440,7 @@ def test_without_a_plan_only_exact_rewrites(run: Run, tmp_path: Path):
     torch.testing.assert_close(load_exported(out).module()(image), model(image))
 
 
+@pytest.mark.slow
 def test_open_sizes_stay_open_from_file_to_file(run: Run, plan: Path, tmp_path: Path, refused: Run):
     first, second = tmp_path / "first.pt2", tmp_path / "second.pt2"
     assert run("optimize", *TINY, *SIZE, "--dynamic", "-o", first).status == 0

@@ -237,6 +237,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_request_to_end_leaves_nothing(tmp_path: Path):
     command = [sys.executable, "-c", END, "export", *TINY, *SIZE, "--target", "pt2", "-o", str(tmp_path / "never.pt2")]
     assert subprocess.run(command, capture_output=True, timeout=240, cwd=ROOT).returncode == 143

@@ -173,6 +173,7 @@ def wait_for_rows(process: subprocess.Popen[str], path: Path, rows: int) -> None
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_and_run_again_it_has_every_operation_once(tmp_path: Path):
     path, chance, kills, before = tmp_path / "t.csv", random.Random(0), 0, 0

@@ -132,6 +132,7 @@ def test_depth_by_the_head_of_the_model(models: Mapping[str, str], films: Path, 
     taken_by_the_other_commands("DepthAnything", model, out, films / "val" / "images", tmp_path)
 
 
+@pytest.mark.slow
 def test_features_of_a_model_with_a_head(models: Mapping[str, str], films: Path, tmp_path: Path):
     argv = ("search", models["DepthAnything"], "--size", SIZES["DepthAnything"], "--data", films, *FEATURES, *TINY)
     outcome = call(*argv, "--choices", "window 2", "--max-full", "0", "-o", tmp_path / "plan")
@@ -173,6 +174,7 @@ def test_json(segmented: Searched, tmp_path: Path):
     assert Plan.load(tmp_path / "again").digest() == Plan.load(segmented.plan).digest()
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_where_it_was(
     models: Mapping[str, str], films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -56,6 +56,7 @@ def test_every_attention_is_found(model: SmallViT):
     assert (sites[0].num_heads, sites[0].head_dim, sites[0].grid, sites[0].extra_before) == (2, 64, (32, 32), 1)
 
 
+@pytest.mark.slow
 def test_depth_is_as_good_as_the_file_says_and_needs_attention(model: SmallViT):
     with safe_open(WEIGHTS, "pt") as file:
         recorded = float(file.metadata()["delta1"])

@@ -182,6 +182,7 @@ def small_program(function: Callable[[Tensor], Tensor]) -> ExportedProgram:
     return torch.export.export(Model(), (torch.ones(2, 3),), strict=False)
 
 
+@pytest.mark.slow
 def test_an_operator_of_another_package(tmp_path: Path) -> None:
     @torch.library.custom_op("jetvit_tests::double", mutates_args=())
     def double(x: Tensor) -> Tensor:

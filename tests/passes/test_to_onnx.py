@@ -181,7 +181,7 @@ def test_sizes_are_known_where_they_can_be() -> None:
         assert "Shape" not in {node.op_type for node in function}
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 23])
 def test_native_attention_from_opset_23(opset: int) -> None:
     model = onnx_model(optimised("hf_depth_anything_sdpa", False), opset=opset)
     assert ("Attention" in op_types(model)) == (opset == 23)
@@ -324,6 +324,7 @@ def test_an_operator_without_translation_is_named() -> None:
     assert len(str(caught.value).splitlines()) < 6
 
 
+@pytest.mark.slow
 def test_bf16_needs_opset_23() -> None:
     """Its convolution is older than bf16 in opset 18; the attention of autocast models is in bf16."""
     program = optimised("autocast_model", True)

@@ -108,6 +108,7 @@ def test_two_processes_find_what_one_finds(whole: Plan, tmp_path: Path, how: str
         assert Plan.load(tmp_path / "plan").digest() == found.digest()
 
 
+@pytest.mark.slow
 def test_the_seed_decides():
     one, again, other = (tiny_search(task="segmentation", seed=seed) for seed in (0, 0, 1))
     assert again.digest() == one.digest()
@@ -129,6 +130,7 @@ def test_a_run_that_is_done_is_read_again(tmp_path: Path):
     assert str(error.value.why).startswith("sites is ")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_with_another_head(tmp_path: Path):
     heads = [Segmentation(2).head([32]) for _ in range(2)]
     tiny_search(task="segmentation", head=heads[0], folder=tmp_path)

@@ -350,6 +350,7 @@ def children(out: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed by /proc")
 def test_nothing_outlives_the_supervisor_that_is_killed_and_the_next_run_resumes(tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar.gz"

@@ -63,6 +63,7 @@ def test_lines_are_added_and_none_is_lost_or_doubled(folder: Path, tmp_path: Pat
     assert not (place(tmp_path) / "caches").exists()
 
 
+@pytest.mark.slow
 def test_the_latency_table_goes_to_the_cost_model_and_gets_a_predictor(folder: Path, tmp_path: Path, capfd) -> None:
     with TableWriter(folder / MACHINE.file_name, MACHINE) as writer:
         for number in range(60):

@@ -35,7 +35,8 @@ def rewritten_choice(entry: Rewritten) -> Choice:
 def refused_sites(plan: Plan, sites: Sites, partial: bool) -> Iterator[tuple[str, Rejection]]:
     """The sites that a plan changes and that the graph has as attentions which cannot be rewritten, by the plan's name.
 
-    In a part of a graph an attention may have lost its name: one that needs what lies before the part may be any site.
+    In a part of a model an attention may have lost its name: a site, or what crosses the edge of the part, may be any
+    of the plan's.
     """
     rejected = {rejection.name: rejection for rejection in sites.rejected}
     try:
@@ -48,17 +49,19 @@ def refused_sites(plan: Plan, sites: Sites, partial: bool) -> Iterator[tuple[str
         if (rejection := rejected.get(match.mapping.get(name, ""))) is not None:
             yield name, rejection
     if partial and changed and not match.mapping:
-        for rejection in sites.rejected:
-            if rejection.name.partition("#")[0] == UNNAMED and rejection.from_inputs:
+        reason = "behind a graph break the module that it belongs to is not known"
+        nameless = [Rejection(site.name, reason, site.out.node, site.source, crosses_edge=True) for site in sites]
+        for rejection in (*nameless, *sites.rejected):
+            if rejection.name.partition("#")[0] == UNNAMED and rejection.crosses_edge:
                 yield f"an attention whose name is lost, maybe {changed[0]}", rejection
 
 
 def refusal(refused: Sequence[tuple[str, Rejection]], partial: bool) -> PlanError:
     (name, rejection), others = refused[0], len(refused) - 1
-    advice = [MEND_THE_BREAK] if rejection.from_inputs and partial else []
+    advice = [MEND_THE_BREAK] if rejection.crosses_edge and partial else []
     if lacks_grid(rejection.reason):
         advice.append(NAME_THE_GRID)
-    if not (rejection.from_inputs and advice):
+    if not (rejection.crosses_edge and advice):
         advice.append("see jetvit.explain for all attentions of the model, and make a plan without this one")
     if partial:
         advice.append('allow full attention there with options={"partial": "warn"}')

@@ -25,10 +25,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a core is not plain full attention, and at which node."""
+    """Why a core is not plain full attention, at which node, and `Rejection.crosses_edge`."""
 
     reason: str
     node: Node
+    crosses_edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,6 @@ class Core:
     obstacles: list[Obstacle] = field(default_factory=list)
     grouped: bool = False
 
-    def refuse(self, reason: str, node: Node) -> None:
+    def refuse(self, reason: str, node: Node, crosses_edge: bool = False) -> None:
         """Note a reason against this core."""
-        self.obstacles.append(Obstacle(reason, node))
+        self.obstacles.append(Obstacle(reason, node, crosses_edge))

@@ -79,13 +79,14 @@ def _is_near(module: str, site: str) -> bool:
 def _rejection(name: str, out: Node, refused: Refused) -> Rejection:
     where = source_line(refused.node) or source_line(out)
     log.info("%s: refused: %s (node %s, %s)", name, refused.reason, refused.node.name, where)
-    return Rejection(name, refused.reason, refused.node, where, refused.from_inputs)
+    return Rejection(name, refused.reason, refused.node, where, refused.crosses_edge)
 
 
 def _judge(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> Geometry | Refused:
     """The geometry of a core, or the reason why it is no site. What the core itself shows comes before its axes."""
     if core.obstacles:
-        return Refused(core.obstacles[0].reason, core.obstacles[0].node)
+        first = core.obstacles[0]
+        return Refused(first.reason, first.node, first.crosses_edge)
     try:
         geometry = read_geometry(core, walk)
         _check_mutations(core, walk, order)

@@ -20,11 +20,11 @@ _MOST_UNKNOWN_TOKENS = 16
 
 
 class Refused(Exception):
-    """A core that is no rewritable site: the reason, the node at which it shows, and `Rejection.from_inputs`."""
+    """A core that is no rewritable site: the reason, the node at which it shows, and `Rejection.crosses_edge`."""
 
-    def __init__(self, reason: str, node: Node, from_inputs: bool = False):
+    def __init__(self, reason: str, node: Node, crosses_edge: bool = False):
         super().__init__(reason)
-        self.reason, self.node, self.from_inputs = reason, node, from_inputs
+        self.reason, self.node, self.crosses_edge = reason, node, crosses_edge
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def read_tokens(axis: Axis, node: Node) -> Tokens:
     segments = ax.flat_segments(axis)
     found = [(index, grid) for index, (part, _) in enumerate(segments) if (grid := _grid(part)) is not None]
     if len(found) != 1:
-        raise Refused(_no_grid(segments, len(found)), node, from_inputs=bool(_inputs(axis)))
+        raise Refused(_no_grid(segments, len(found)), node, crosses_edge=bool(_inputs(axis)))
     ((place, (rows, columns)),) = found
     extra: list[Size] = [0, 0]
     for index, (part, size) in enumerate(segments):
@@ -282,13 +282,13 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         assert side is not None
         count, other = ax.axis_size(tokens[0]), ax.axis_size(axis)
         inputs, others = _inputs(tokens[0]), _inputs(axis)
-        from_inputs = bool(inputs and others) and same(count, other)
+        crosses_edge = bool(inputs and others) and same(count, other)
         is_learned = "input" not in walk.sources.get(walk.view.resolve(core.q.node), ())
         if ax.rank_of(tokens[0]) <= 0 and is_static(count) and is_learned:
             reason = _cross_attention(count, other, "learned ")
         elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
             reason = f"the tokens of q or {name} were lost at {lost}"
-        elif from_inputs:
+        elif crosses_edge:
             reason = (
                 f"q and {name} come into this graph as inputs, {', '.join(inputs)} and {', '.join(others)}: "
                 "whether they are the same tokens is not known"
@@ -297,7 +297,7 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
             reason = f"cross attention: {name} comes from another token sequence than q"
         else:
             reason = _cross_attention(count, other)
-        raise Refused(reason, side.node, from_inputs)
+        raise Refused(reason, side.node, crosses_edge)
 
 
 def _cross_attention(queries: Size, tokens: Size, kind: str = "") -> str:

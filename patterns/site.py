@@ -175,14 +175,14 @@ class AttentionSite:
 class Rejection:
     """A near miss: an attention that is no rewritable site, and the reason, the node and the source line.
 
-    `from_inputs`: what was to be known of it lies before the inputs of the graph, as after a graph break.
+    `crosses_edge`: a part of it, or what was to be known of it, lies outside of the graph, as at a graph break.
     """
 
     name: str
     reason: str
     node: Node
     source: str
-    from_inputs: bool = False
+    crosses_edge: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason} (node {self.node.name}{', ' + self.source if self.source else ''})"

@@ -74,7 +74,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     up = _Up(view, walk, softmax)
     weights, products, others = _down(view, softmax)
     if up.product is None:
-        return _without_scores(softmax, products, others, walk)
+        return _without_scores(softmax, up, products, others, walk)
     if not products:
         return _without_values(softmax, others)
     scores, values = up.product, products[0].product
@@ -89,7 +89,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
         core.refuse("something is added to the second product, or it is scaled", values.node)
     for other in others:
         what = "returned" if other.op == "output" else f"used by {other.name} ({other.target})"
-        core.refuse(f"the attention weights are {what}", other)
+        core.refuse(f"the attention weights are {what}", other, crosses_edge=other.op == "output")
     if len(products) > 1:
         core.refuse("the attention weights multiply more than one tensor", products[1].product.node)
     for step in core.nodes[:-1]:
@@ -131,6 +131,7 @@ class _Up:
     Attributes:
         product: the product of q and k; None if the way does not lead to one.
         path: the nodes between, from the softmax backwards.
+        last: where the way ends.
         scale: the number that they multiply the product by.
         obstacles: what else they do.
     """
@@ -144,7 +145,7 @@ class _Up:
         self._keys_from_right = len(shape(softmax.result)) - softmax.axis
         self._even: list[Node] = []
         self._scalings: list[tuple[Node, Node]] = []
-        node = softmax.scores
+        node = self.last = softmax.scores
         for _ in range(2 * SEARCH):
             if (product := as_product(node)) is not None:
                 self.product = product
@@ -153,7 +154,7 @@ class _Up:
             if following is None:
                 return
             self.path.append(node)
-            node = self.view.resolve(following)
+            node = self.last = self.view.resolve(following)
 
     @property
     def key_axis(self) -> int:
@@ -334,7 +335,9 @@ class _Up:
         return node.op in ("placeholder", "get_attr") and self.walk.sources.get(node) == {"weight"}
 
 
-def _without_scores(softmax: Softmax, products: list[_Values], others: list[Node], walk: LayoutWalk) -> Core | None:
+def _without_scores(
+    softmax: Softmax, up: _Up, products: list[_Values], others: list[Node], walk: LayoutWalk
+) -> Core | None:
     """A softmax over something else than q·kᵀ: a near miss where it weighs tokens, else no attention."""
     axes = walk.of(softmax.result)
     if not axes or "input" not in walk.sources.get(softmax.result, ()):
@@ -346,11 +349,14 @@ def _without_scores(softmax: Softmax, products: list[_Values], others: list[Node
     if not weighs:
         return None
     core = Core("softmax", Side(weighs[0], 0, 0), nodes=[softmax.result])
-    core.refuse(
+    reason = (
         "no product of q and k is what the softmax runs over: this attention is linear already, or its weights are "
-        "predicted",
-        softmax.result,
+        "predicted"
     )
+    is_input = up.last.op == "placeholder"
+    if is_input:
+        reason = f"the softmax runs over an input of this graph, {up.last.name}: how its numbers are made is not known"
+    core.refuse(reason, softmax.result, is_input)
     return core
 
 
@@ -371,7 +377,8 @@ def _without_values(softmax: Softmax, others: list[Node]) -> Core | None:
     if len(shape(softmax.result)) < 3 or not others:
         return None
     core = Core("softmax", Side(softmax.result, 0, 0), nodes=[softmax.result])
-    core.refuse(f"the attention weights are used by {others[0].name} ({others[0].target}), not by a product", others[0])
+    what = f"used by {others[0].name} ({others[0].target})" if others[0].op != "output" else "returned"
+    core.refuse(f"the attention weights are {what}, not by a product", others[0], others[0].op == "output")
     return core
 
 

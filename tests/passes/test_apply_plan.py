@@ -41,7 +41,7 @@ from tests.passes.models import (
 from tests.patterns.test_geometry import PermutedPatches
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
-from tests.zoo.handwritten import DIM, SIZE, Attention, Block, TinyViT, sdpa
+from tests.zoo.handwritten import DIM, SCALE, SIZE, Attention, Block, TinyViT, sdpa
 from tests.zoo.quick import sweep
 
 IMAGE = images(2, 3, *SIZE)
@@ -498,6 +498,46 @@ def test_a_break_inside_of_attention_is_refused(caplog: pytest.LogCaptureFixture
         result = compiled(model, plan=plan, partial="warn")(IMAGE)
     assert any("keeps full attention, against the plan" in record.getMessage() for record in caplog.records)
     assert_close(result, whole(IMAGE))
+
+
+class BreakAt(Attention):
+    """Breaks the graph at one step of the attention; transformers' way of handing out the weights."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(sdpa)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        scores = self.reached("scores", q @ k.transpose(-2, -1) * SCALE)
+        weights = self.reached("weights", scores.softmax(dim=-1))
+        out = self.reached("values", weights @ v)
+        out, _ = self.both(out, weights)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def reached(self, step: str, x: Tensor) -> Tensor:
+        if step == self.step:
+            torch._dynamo.graph_break()
+        return x
+
+    def both(self, out: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return self.reached("both", out), weights
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ("scores", "the softmax runs over an input of this graph"),
+        ("weights", "the attention weights are returned, not by a product"),
+        ("values", "the attention weights are returned|behind a graph break the module"),
+        ("both", "the attention weights are returned"),
+    ],
+)
+def test_a_break_at_any_step_of_attention_is_refused_at_once(step: str, reason: str) -> None:
+    model, whole = randomize(TinyViT(partial(BreakAt, step))), randomize(TinyViT(partial(BreakAt, "")))
+    plan = plan_of(jetvit.find_attention(whole, IMAGE))
+    with pytest.raises(Exception, match=rf"maybe blocks.0.attn(.|\n)*({reason})(.|\n)*fullgraph=True"):
+        compiled(model, plan=plan)(IMAGE)
 
 
 def test_an_attention_of_the_plan_that_is_refused_is_named_with_the_reason() -> None:

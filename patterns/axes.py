@@ -9,10 +9,10 @@ that split-and-concatenate, which rotary embeddings do, gives the original axis 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from jetvit.patterns.sizes import Size, is_floor_of, is_one, quotient, same
+from jetvit.patterns.sizes import Size, expression, is_floor_of, is_one, quotient, same
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Atom:
     pieces: tuple[Atom, int] | None = None
     cut: tuple[Axis, Size, Size] | None = None
     segments: tuple[tuple[Axis, Size], ...] | None = None
+    _splits: dict[object, tuple[Atom, Atom]] = field(default_factory=dict, repr=False)
 
     @property
     def root(self) -> Atom:
@@ -45,6 +46,20 @@ class Atom:
     def splittable(self) -> bool:
         """A concatenation cannot be cut by a view without losing which token is which; neither can a part of one."""
         return self.segments is None and (self.cut is None or all(atom.splittable for atom in self.cut[0]))
+
+    def split(self, first: Size, second: Size) -> tuple[Atom, Atom]:
+        """The two pieces of these sizes, the same ones each time: q, k and v may be cut each for itself.
+
+        Both remember the whole, so that merging them gives it back.
+        """
+        key = expression(first), expression(second)
+        if key not in self._splits:
+            pieces = (
+                Atom(first, self.kind, self.origin, self.entry, pieces=(self, 0)),
+                Atom(second, self.kind, self.origin, self.entry, pieces=(self, 1)),
+            )
+            self._splits[key] = pieces
+        return self._splits[key]
 
 
 Axis = tuple[Atom, ...]
@@ -156,9 +171,9 @@ def reshape(axes: Axes, shape: Sequence[Size]) -> Axes:
             if inner is None or not atom.splittable:
                 what = "a reshape" if atom.splittable else "a reshape that cuts through the extra tokens"
                 return unknown_from(position, what)
-            # Both pieces remember the whole, so that merging them gives it back.
-            taken.append(Atom(missing, atom.kind, atom.origin, atom.entry, pieces=(atom, 0)))
-            atoms.insert(0, Atom(inner, atom.kind, atom.origin, atom.entry, pieces=(atom, 1)))
+            piece, remainder = atom.split(missing, inner)
+            taken.append(piece)
+            atoms.insert(0, remainder)
             missing = 1
         result.append(rejoin(tuple(taken)))
     return tuple(result)

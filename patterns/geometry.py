@@ -119,11 +119,17 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
 
 
 def _is_multi_query(leading: dict[str, list[Axis]]) -> bool:
-    """True if k and v have one head for all of q, along which the products broadcast them."""
-    if not len(leading["q"]) == len(leading["k"]) == len(leading["v"]):
-        return False
+    """True if k and v have one head for all of q: an axis of one, which the products broadcast, or no axis."""
     heads = [dim for dim, axis in enumerate(leading["q"]) if axis and all(map(_is_head, axis))]
-    return len(heads) == 1 and all(leading[name][heads[0]] == () for name in ("k", "v"))
+    if len(heads) != 1:
+        return False
+
+    return all(
+        _is_one_head(axes[heads[0]])
+        if len(axes) == len(leading["q"])
+        else not any(_is_head(atom) for axis in axes for atom in axis)
+        for axes in (leading["k"], leading["v"])
+    )
 
 
 def _kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int | None:
@@ -202,9 +208,18 @@ def _factor(walk: LayoutWalk, factor: cores.Factor, tokens: Axis) -> Factor:
 
 
 def _grid(axis: Axis) -> tuple[Atom, Atom] | None:
-    """The rows and the columns of an axis that is a flattened two-dimensional map, in row-major order."""
+    """The rows and the columns of an axis that is a flattened two-dimensional map, in row-major order.
+
+    Of a map of one row, or of one column, only the other axis is there.
+    """
     axis = tuple(atom for atom in ax.uncut(axis) if not is_one(atom.size))
-    if len(axis) != 2 or not all(_is_coarse(atom) for atom in axis):
+    if not all(_is_coarse(atom) for atom in axis):
+        return None
+    if [atom.kind for atom in axis] == ["col"]:
+        return Atom(1, "row", axis[0].origin), axis[0]
+    if [atom.kind for atom in axis] == ["row"]:
+        return axis[0], Atom(1, "col", axis[0].origin)
+    if len(axis) != 2:
         return None
     row, col = axis
     if (row.kind, col.kind) == ("row", "col"):
@@ -225,7 +240,7 @@ def _is_coarse(atom: Atom) -> bool:
 def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
     if grids > 1:
         return f"{UNKNOWN_GRID}: {grids} grids stand side by side in one sequence"
-    atoms = [atom for part, _ in segments for atom in part]
+    atoms = [atom for part, _ in segments for whole in part for atom in ax.uncut((whole,))]
     kinds = [atom.kind for atom in atoms]
     if kinds == ["col", "row"]:
         return f"{UNKNOWN_GRID}: the tokens are in column-major order"
@@ -252,6 +267,10 @@ def _leading(walk: LayoutWalk, side: Side) -> list[Axis]:
 
 def _is_head(atom: Atom) -> bool:
     return atom.kind == "feature"
+
+
+def _is_one_head(axis: Axis) -> bool:
+    return is_one(ax.axis_size(axis)) and all(map(_is_head, axis))
 
 
 def _same_tokens(a: Axis, b: Axis) -> bool:
@@ -286,6 +305,8 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         is_learned = "input" not in walk.sources.get(walk.view.resolve(core.q.node), ())
         if ax.rank_of(tokens[0]) <= 0 and is_static(count) and is_learned:
             reason = _cross_attention(count, other, "learned ")
+        elif is_static(count) and is_static(other) and count != other:
+            reason = _cross_attention(count, other)
         elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
             reason = f"the tokens of q or {name} were lost at {lost}"
         elif crosses_edge:
@@ -319,7 +340,7 @@ def _check_alignment(core: Core, walk: LayoutWalk, grouped: bool) -> None:
     """What a product takes together has to be the same batch or the same heads: equal sizes do not make them so."""
     for first, a, second, b in core.pairs:
         left, right = (walk.of(walk.view.resolve(node)) for node in (first, second))
-        if grouped and left and right and right[b] == () and all(map(_is_head, left[a])):
+        if grouped and left and right and _is_one_head(right[b]) and all(map(_is_head, left[a])):
             continue  # one head for all
         if not (left and right) or not _aligned(left[a], right[b]):
             raise Refused("batch and heads of q, k and v do not stand in the same order", second)
@@ -370,8 +391,11 @@ def _layout(side: Side, leading: list[Axis], tokens: Axis) -> Layout:
         for atom in axis:
             letter = "h" if _is_head(atom) else "b"
             if letters[-1:] != [letter]:
-                if letter in letters or any(letter in other for other in roles.values()):
+                if letter in letters:
                     raise Refused("heads and batch are interleaved", side.node)
+                if any(letter in other for other in roles.values()):
+                    whose = "heads stand" if letter == "h" else "batch stands"
+                    raise Refused(f"the {whose} on several axes", side.node)
                 letters.append(letter)
         roles[dim] = tuple(letters)
     empty = [dim for dim in side.leading if not roles[dim]]

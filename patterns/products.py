@@ -72,10 +72,11 @@ def as_product(node: Node) -> Product | None:
 def _from_letters(node: Node, terms: list[str], result: str) -> Product | None:
     a, b = terms
     summed = [letter for letter in a if letter in b and letter not in result]
-    free_a = [letter for letter in a if letter not in b]
-    free_b = [letter for letter in b if letter not in a]
-    if not (len(summed) == len(free_a) == len(free_b) == 1) or set(result) - set(a + b):
+    alone = [[letter for letter in result if letter in one and letter not in other] for one, other in ((a, b), (b, a))]
+    if len(summed) != 1 or not all(alone) or set(result) - set(a + b) or set(a + b) - set(result + summed[0]):
         return None
+    # Of several letters that one operand has alone, as heads that share their keys, the first ones lead.
+    free_a, free_b = (letters[-1] for letters in alone)
     first, second = node.args[1]
     shared = [letter for letter in a if letter in b and letter in result]
     return Product(
@@ -83,8 +84,8 @@ def _from_letters(node: Node, terms: list[str], result: str) -> Product | None:
         first,
         second,
         (a.index(summed[0]), b.index(summed[0])),
-        (a.index(free_a[0]), b.index(free_b[0])),
-        (result.index(free_a[0]), result.index(free_b[0])),
+        (a.index(free_a), b.index(free_b)),
+        (result.index(free_a), result.index(free_b)),
         tuple((a.index(letter), b.index(letter)) for letter in shared),
         tuple(result.index(letter) for letter in shared),
     )

@@ -320,12 +320,15 @@ class _Up:
         return False
 
     def _is_score_like(self, node: Node) -> bool:
-        """A product that depends on the input and is no projection, which is a product with a weight."""
-        return (
-            "input" in self.walk.sources.get(node, ())
-            and as_product(node) is not None
-            and not any(self._is_parameter(used) for used in node.all_input_nodes)
-        )
+        """A product that depends on the input and is no projection, which is a product with a weight.
+
+        Nor a bias by letters, of queries and a table: SAM's.
+        """
+        if "input" not in self.walk.sources.get(node, ()) or as_product(node) is None:
+            return False
+        if node.target is aten.einsum.default:
+            return all("input" in self.walk.sources.get(used, ()) for used in node.all_input_nodes)
+        return not any(self._is_parameter(used) for used in node.all_input_nodes)
 
     def _is_parameter(self, node: Node) -> bool:
         """True for a weight as it is, or a view of one; not for learned queries, which are projected."""

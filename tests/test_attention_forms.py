@@ -17,7 +17,7 @@ from tests.passes.models import plan_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, PATCH, SCALE, Attention, TinyViT, sdpa
 from tests.zoo.quick import sweep
-from tests.zoo.sweep_oracle import Tokens, window_mask
+from tests.zoo.sweep_oracle import Tokens, window_mask, windowed
 
 GRID, BATCH, WINDOW = (4, 6), 3, (2, 3)
 TOKENS = 1 + GRID[0] * GRID[1]
@@ -54,6 +54,10 @@ def scaled_down_and_up(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0
 
 def bias_of_a_query(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     return (scores(q, k, bias) + q.mean(dim=-1, keepdim=True)).softmax(dim=-1) @ v
+
+
+def one_of_the_key_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    return scores(q, k[:, 1:2], bias).softmax(dim=-1) @ v[:, :1]
 
 
 def log_softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
@@ -167,9 +171,9 @@ class Autoencoder(nn.Module):
 PRODUCTS = (
     by_hand, without_maximum, without_maximum_in_place, scaled_down_and_up, bias_of_a_query, log_softmax,
     scaled_in_place, scale_of_a_tensor, values_first, heads_first_in_the_result, values_first_by_letters,
-    by_letters_with_an_ellipsis, nothing_is_filled, where_nothing_is_hidden, mask_of_one_document,
+    by_letters_with_an_ellipsis, nothing_is_filled, where_nothing_is_hidden, mask_of_one_document, one_of_the_key_heads,
 )  # fmt: skip
-QUICK = (without_maximum, scaled_in_place, values_first, where_nothing_is_hidden, log_softmax)
+QUICK = (without_maximum, scaled_in_place, values_first, where_nothing_is_hidden, log_softmax, one_of_the_key_heads)
 TEMPERATURES = {
     "a_head": partial(Temperature, (HEADS, 1, 1)),
     "a_head_divides": partial(Temperature, (1, HEADS, 1, 1), divides=True),
@@ -231,6 +235,22 @@ def test_channels_in_front() -> None:
     model, oracle = (randomize(Autoencoder()) for _ in range(2))
     oracle.attention.bias = window_bias(extra=0)
     check(model, oracle, sites=1)
+
+
+@pytest.mark.parametrize("grid", [(1, 6), (6, 1)])
+def test_a_map_of_one_row_or_column(grid: tuple[int, int]) -> None:
+    """A line of text: its windows are runs of it."""
+    model = randomize(TinyViT(partial(Attention, sdpa)))
+    x = images(BATCH, 3, grid[0] * PATCH, grid[1] * PATCH)
+    sites = jetvit.find_attention(model, x)
+    assert [site.grid for site in sites] == [grid, grid]
+    oracle = windowed(model, (x,), {}, {site.name: Tokens(1, grid, 0) for site in sites}, WINDOW)
+    plan = plan_of(sites, [Choice("window", window=WINDOW)])
+    with torch.no_grad():
+        assert (oracle - model(x)).norm() > 0.01 * oracle.norm()
+        torch.testing.assert_close(jetvit.optimize(model, x, plan=plan)(x), oracle, rtol=1e-5, atol=1e-5)
+        compiled = torch.compile(model, backend="jetvit", options={"plan": plan, "inner": "eager"})
+        torch.testing.assert_close(compiled(x), oracle, rtol=1e-5, atol=1e-5)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -131,6 +131,85 @@ def test_other_orders_of_tokens(model: Callable[[], nn.Module], reason: str, roa
     assert re.search(f"unknown token grid: .*{reason}", reasons(captured_by(road, model())))
 
 
+class Frames(Attention):
+    """Attends inside each frame; each of q, k and v is cut into clips and frames, the batch on two axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def apart(t: Tensor) -> Tensor:
+            return t.reshape(-1, 2, x.shape[1], HEADS, HEAD_DIM).transpose(2, 3)
+
+        q, k, v = map(apart, self.qkv(x).chunk(3, dim=-1))
+        return self.proj(self.attend(q, k, v).transpose(2, 3).reshape(x.shape))
+
+
+class WindowsAfterProjection(Attention):
+    """ScalableViT's: each of q, k and v is cut into windows of 2 × 2 tokens, or into groups that lie apart."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__(sdpa)
+        self.apart = apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, (h, w) = x.shape[0], (SIZE[0] // PATCH, SIZE[1] // PATCH)
+
+        def cut(t: Tensor) -> Tensor:
+            sizes = (
+                (b, 2, h // 2, 2, w // 2, HEADS, HEAD_DIM) if self.apart else (b, h // 2, 2, w // 2, 2, HEADS, HEAD_DIM)
+            )
+            order = (0, 2, 4, 5, 1, 3, 6) if self.apart else (0, 1, 3, 5, 2, 4, 6)
+            return t.reshape(sizes).permute(order).reshape(-1, HEADS, 4, HEAD_DIM)
+
+        out = self.attend(*map(cut, self.qkv(x[:, 1:]).chunk(3, dim=-1)))
+        return x + self.proj(out.mean(2).flatten(1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        (partial(Frames, sdpa), "the batch stands on several axes"),
+        (partial(Frames, scale_on_product), "the batch stands on several axes"),
+        (partial(WindowsAfterProjection, False), "the attention is local already: it runs inside windows of 2×2"),
+        (partial(WindowsAfterProjection, True), "the attention is dilated: it runs over 2×2 tokens"),
+    ],
+)
+@QUICK_BY_EXPORT
+def test_axes_that_are_cut_once_for_each_of_q_k_and_v(
+    attention: Callable[[], nn.Module], reason: str, road: str
+) -> None:
+    assert reason in reasons(captured_by(road, TinyViT(attention), batch=4))
+
+
+class TextToImage(nn.Module):
+    """Words ask the patches; the words come out of a table, behind which their axes are not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.patches = nn.Embedding(7, DIM), ConvPatches()
+
+    def forward(self, image: Tensor) -> Tensor:
+        words = self.words(image[:, 0, 0, :4].abs().long().clamp(0, 6))
+        tokens, _ = self.patches(image)
+        return sdpa(*(t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (words, tokens, tokens)))
+
+
+def test_queries_of_another_number_are_cross_attention_wherever_they_come_from() -> None:
+    assert "cross attention: 4 queries attend to 24 tokens" in reasons(captured_by("export", TextToImage()))
+
+
+class Clips(TinyViT):
+    """All patches of two frames in one sequence, behind a CLS token."""
+
+    def tokens(self, image: Tensor) -> Tensor:
+        x = super().tokens(image)
+        frames = x[:, 1:].unflatten(0, (-1, 2)).flatten(1, 2)
+        return torch.cat((x[::2, :1], frames), dim=1)
+
+
+def test_frames_behind_an_extra_token() -> None:
+    found = reasons(captured_by("export", Clips(partial(Attention, sdpa))))
+    assert "the tokens have more than two spatial axes" in found
+
+
 # --- heads and batch --------------------------------------------------------------------------------------------------
 
 

@@ -517,6 +517,12 @@ class GroupedQueryAttention(nn.Module):
         return self.o(out.transpose(1, 2).flatten(2))
 
 
+def einsum_one_key_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As lucidrains writes it: k and v have no axis of heads."""
+    weights = (torch.einsum("bhid,bjd->bhij", q, k[:, 0]) * SCALE).softmax(dim=-1)
+    return torch.einsum("bhij,bjd->bhid", weights, v[:, 0])
+
+
 def repeat_interleave(x: Tensor) -> Tensor:
     return x.repeat_interleave(HEADS, dim=1)
 
@@ -587,6 +593,7 @@ CASES = (
     case("grouped_queries", lambda: TinyViT(GroupedQueryAttention)),
     case("one_key_head", lambda: TinyViT(partial(GroupedQueryAttention, attend=sdpa))),
     case("one_key_head_by_products", lambda: TinyViT(partial(GroupedQueryAttention, attend=scale_on_product))),
+    case("one_key_head_by_einsum", lambda: TinyViT(partial(GroupedQueryAttention, attend=einsum_one_key_head))),
     case("grouped_queries_repeated", lambda: TinyViT(partial(GroupedQueryAttention, repeat_interleave))),
     case("grouped_queries_expanded", lambda: TinyViT(partial(GroupedQueryAttention, repeat_kv))),
     case("qk_norm", lambda: TinyViT(QKNormAttention), scale=0.25),

@@ -284,7 +284,7 @@ HIERARCHIES = (
         "nextvit.NextViT",
         {"in_chans": 3, "depths": (1, 1, 5, 1), "stem_chs": (16, 16, 16)},
         "1 of 4×6",
-        {"the tokens of q or k were lost at aten.avg_pool": 2},
+        {"cross attention": 2},
         size=(128, 192),
         places=False,
     ),

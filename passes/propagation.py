@@ -11,7 +11,7 @@ from jetvit.passes.capture import RegionInterpreter, ambient_autocast
 from jetvit.passes.graph import RewritableGraph, on_fake_tensors
 from jetvit.passes.regions import submodules
 from jetvit.patterns.sizes import same, same_sizes
-from jetvit.torch_private import OpOverload, pytree
+from jetvit.torch_private import OpOverload, enter_autocast, exit_autocast, is_vmap, pytree
 
 _READS_A_VALUE = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
@@ -39,7 +39,7 @@ class Propagation:
         Raises:
             Exception: what an operator raises on its operands.
         """
-        if self._known and not _changes_shapes_in_place(self._graph):
+        if self._known and all(map(_keeps_values, submodules(self._graph.module))):
             try:
                 return self._run()
             except Exception:  # run in whole, so that no error is one of the shortcut
@@ -50,7 +50,8 @@ class Propagation:
     def _run(self) -> list[Any]:
         nodes = self._graph.module.graph.nodes
         inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-        interpreter = _Interpreter(self._graph.module, self._known)
+        interpreter = _Interpreter(self._graph.module)
+        interpreter.known = self._known
         interpreter.fakes = {
             node.target: node.meta["val"] for node in nodes if node.op == "get_attr" and "val" in node.meta
         }
@@ -61,21 +62,27 @@ class Propagation:
 
 
 class _Interpreter(RegionInterpreter):
-    """Runs a graph on fake tensors; `noted` becomes what it knows of each node."""
+    """Runs a graph on fake tensors.
 
-    fakes: dict[Any, Any]
+    Attributes:
+        known: the values of the last run.
+        noted: those of this one.
+        fakes: the values of attributes.
+    """
 
-    def __init__(self, module: GraphModule, known: dict[Node, _Known]):
+    def __init__(self, module: GraphModule):
         super().__init__(module)
-        self.known = known
+        self.known: dict[Node, _Known] = {}
         self.noted: dict[Node, _Known] = {}
+        self.fakes: dict[Any, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         if "val" in n.meta and (n.target in _READS_A_VALUE or n.meta.get("unbacked_bindings")):
             self.noted[n] = _Known(None, n.meta["val"])
             return n.meta["val"]  # with the symbol that capture gave it: what depends on values cannot be run again
         call, known = _call(n), self.known.get(n)
-        if known is not None and n.op == "call_function" and known.call == call and self._reads_the_same(n):
+        stands = n.op == "call_function" and n.target not in (enter_autocast, exit_autocast)  # those do, not compute
+        if known is not None and stands and known.call == call and self._reads_the_same(n):
             result = known.value
         else:
             result = super().run_node(n)
@@ -114,11 +121,11 @@ def _typed(value: Any) -> Any:
     return value if isinstance(value, Node) else (type(value), value)
 
 
-def _changes_shapes_in_place(graph: RewritableGraph) -> bool:
-    """True if an operator gives a tensor that others read another shape: values of before must not be read again."""
-    return any(
-        isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags
-        for module in submodules(graph.module)
+def _keeps_values(module: GraphModule) -> bool:
+    """True if a value of the last run can be read in this one: no operator has changed its shape in place since, and
+    none belongs to a level of vmap, which is gone."""
+    return not any(
+        is_vmap(node.target) or (isinstance(node.target, OpOverload) and torch.Tag.inplace_view in node.target.tags)
         for node in module.graph.nodes
     )
 

@@ -54,7 +54,15 @@ def value_range(node: Any) -> Range:
     if target in _SAME:
         return value_range(node.args[0])
     if target in _CASTS:
-        return _stored(node, value_range(node.args[0]))
+        before = value_range(node.args[0])
+        if (
+            _is_float(node.args[0])
+            and not _is_float(node)
+            and not _is_boolean(node)
+            and not all(map(math.isfinite, before))
+        ):
+            return _ANY  # of an infinity integers make some number
+        return _stored(node, before)
     if target in _FILLED:
         return (_FILLED[target], _FILLED[target])
     if target in _FULL:
@@ -122,6 +130,11 @@ def _stored(node: Node, before: Range) -> Range:
         narrow = limits.bits < 32 and (math.isinf(low) or math.isinf(high))  # no index or count is as large as 2 ** 31
         return (low, high) if all(known) and not narrow and low < math.inf and high > -math.inf else _ANY
     return (low, high)
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
 def _is_boolean(node: Node) -> bool:

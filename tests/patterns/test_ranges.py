@@ -76,6 +76,7 @@ def constants(draw: st.DrawFn, depth: int = 4) -> Callable[[], Tensor]:
 @example(lambda: torch.full((3,), 3) & torch.full((3,), 2))
 @example(lambda: torch.full((3,), -1).to(torch.uint8))  # wraps around
 @example(lambda: (torch.arange(3) + 0.5).to(torch.int64))
+@example(lambda: torch.where(torch.arange(3) > 0, torch.arange(3.0), torch.full((3,), math.inf)).to(torch.int64))
 @example(lambda: torch.full((3,), 0.5, dtype=torch.int64))
 @example(lambda: torch.full((3,), 3, dtype=torch.bool))
 @example(lambda: torch.full((3,), 3, dtype=torch.uint8) >= -1)  # the number wraps around too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -40,10 +41,8 @@ class Propagation:
             Exception: what an operator raises on its operands.
         """
         if self._known and all(map(_keeps_values, submodules(self._graph.module))):
-            try:
+            with suppress(Exception):  # it is run in whole then, so that no error is one of the shortcut
                 return self._run()
-            except Exception:  # run in whole, so that no error is one of the shortcut
-                self._known = {}
         self._known = {}
         return self._run()
 
@@ -86,7 +85,7 @@ class _Interpreter(RegionInterpreter):
             result = known.value
         else:
             result = super().run_node(n)
-            if known is not None and _same_type(known.value, result):
+            if known is not None and _indistinguishable(known.value, result):
                 result = known.value  # what reads it need not run again
         self.noted[n] = _Known(call, result)
         if isinstance(result, torch.Tensor | torch.SymInt | list | tuple) and n.op != "output":
@@ -130,12 +129,12 @@ def _keeps_values(module: GraphModule) -> bool:
     )
 
 
-def _same_type(before: Any, after: Any) -> bool:
+def _indistinguishable(before: Any, after: Any) -> bool:
     """True if two values are of one kind in all that an operator can see of them without their numbers."""
     if type(before) is not type(after):
         return False
     if isinstance(before, list | tuple):
-        return len(before) == len(after) and all(map(_same_type, before, after))
+        return len(before) == len(after) and all(map(_indistinguishable, before, after))
     if isinstance(before, torch.SymInt):
         return same(before, after)
     if not isinstance(before, torch.Tensor):
@@ -143,9 +142,13 @@ def _same_type(before: Any, after: Any) -> bool:
     if any(getattr(each, "constant", None) is not None for each in (before, after)):
         return before is after  # a fake tensor that knows its numbers, and operators read them
     return (
-        (before.dtype, before.device, before.layout, before.requires_grad)
-        == (after.dtype, after.device, after.layout, after.requires_grad)
-        and same_sizes(before.shape, after.shape)
+        same_type(before, after)
+        and (before.layout, before.requires_grad) == (after.layout, after.requires_grad)
         and same_sizes(before.stride(), after.stride())
         and same(before.storage_offset(), after.storage_offset())
     )
+
+
+def same_type(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """True if two tensors have one dtype, device and, provably, shape."""
+    return (before.dtype, before.device) == (after.dtype, after.device) and same_sizes(before.shape, after.shape)

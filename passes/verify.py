@@ -8,11 +8,10 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.graph import RewritableGraph
-from jetvit.passes.propagation import Propagation
+from jetvit.passes.propagation import Propagation, same_type
 from jetvit.passes.regions import submodules
 from jetvit.passes.source_lines import first_lines
 from jetvit.patterns.errors import RewriteError
-from jetvit.patterns.sizes import same
 from jetvit.torch_private import pytree
 
 
@@ -49,22 +48,14 @@ class Verification:
                 do="please report this with the model's configuration; the model itself is unchanged",
             ) from error
         for position, (before, after) in enumerate(zip(self.expected, found, strict=True)):
-            if isinstance(before, torch.Tensor) and not _same_type(before, after):
+            if not isinstance(before, torch.Tensor):
+                continue
+            if not (isinstance(after, torch.Tensor) and same_type(before, after)):
                 raise RewriteError(
                     f"the pass {name} changed result {position} of the graph",
                     why=f"it was {_describe(before)} and is {_describe(after)}",
                     do="please report this with the model's configuration; the model itself is unchanged",
                 )
-
-
-def _same_type(before: torch.Tensor, after: Any) -> bool:
-    return (
-        isinstance(after, torch.Tensor)
-        and before.dtype == after.dtype
-        and before.device == after.device
-        and before.dim() == after.dim()
-        and all(same(b, a) for b, a in zip(before.shape, after.shape, strict=True))
-    )
 
 
 def _describe(value: Any) -> str:

@@ -73,7 +73,7 @@ def _from_letters(node: Node, terms: list[str], result: str) -> Product | None:
     a, b = terms
     summed = [letter for letter in a if letter in b and letter not in result]
     alone = [[letter for letter in result if letter in one and letter not in other] for one, other in ((a, b), (b, a))]
-    if len(summed) != 1 or not all(alone) or set(result) - set(a + b) or set(a + b) - set(result + summed[0]):
+    if len(summed) != 1 or not all(alone) or set(a + b) != {*result, *summed}:
         return None
     # Of several letters that one operand has alone, as heads that share their keys, the first ones lead.
     free_a, free_b = (letters[-1] for letters in alone)

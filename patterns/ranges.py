@@ -54,15 +54,7 @@ def value_range(node: Any) -> Range:
     if target in _SAME:
         return value_range(node.args[0])
     if target in _CASTS:
-        before = value_range(node.args[0])
-        if (
-            _is_float(node.args[0])
-            and not _is_float(node)
-            and not _is_boolean(node)
-            and not all(map(math.isfinite, before))
-        ):
-            return _ANY  # of an infinity integers make some number
-        return _stored(node, before)
+        return _stored(node, value_range(node.args[0]), _is_float(node.args[0]))
     if target in _FILLED:
         return (_FILLED[target], _FILLED[target])
     if target in _FULL:
@@ -115,8 +107,11 @@ def _as_dtype_of(tensor: Any, other: Any) -> Range:
     return bounds if limits.min <= other <= limits.max else _ANY
 
 
-def _stored(node: Node, before: Range) -> Range:
-    """The bounds as a node's dtype holds them: bool keeps 0 or 1, integers round and may wrap around."""
+def _stored(node: Node, before: Range, was_float: bool = False) -> Range:
+    """The bounds as a node's dtype holds them: bool keeps 0 or 1, integers round and may wrap around.
+
+    Of an infinity, which a float may be, integers make some number.
+    """
     low, high = before
     if not low <= high:  # inf − inf
         return _ANY
@@ -127,8 +122,9 @@ def _stored(node: Node, before: Range) -> Range:
         limits = torch.iinfo(value.dtype)
         low, high = (math.floor(low) if math.isfinite(low) else low), (math.ceil(high) if math.isfinite(high) else high)
         known = low == -math.inf or low >= limits.min, high == math.inf or high <= limits.max
-        narrow = limits.bits < 32 and (math.isinf(low) or math.isinf(high))  # no index or count is as large as 2 ** 31
-        return (low, high) if all(known) and not narrow and low < math.inf and high > -math.inf else _ANY
+        # No index or count is as large as 2 ** 31.
+        lost = (was_float or limits.bits < 32) and (math.isinf(low) or math.isinf(high))
+        return (low, high) if all(known) and not lost and low < math.inf and high > -math.inf else _ANY
     return (low, high)
 
 

@@ -88,8 +88,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     if values.factor != 1.0 or values.added is not None:
         core.refuse("something is added to the second product, or it is scaled", values.node)
     for other in others:
-        what = "returned" if other.op == "output" else f"used by {other.name} ({other.target})"
-        core.refuse(f"the attention weights are {what}", other, crosses_edge=other.op == "output")
+        core.refuse(f"the attention weights are {_use(other)}", other, crosses_edge=other.op == "output")
     if len(products) > 1:
         core.refuse("the attention weights multiply more than one tensor", products[1].product.node)
     for step in core.nodes[:-1]:
@@ -345,9 +344,10 @@ def _without_scores(
     axes = walk.of(softmax.result)
     if not axes or "input" not in walk.sources.get(softmax.result, ()):
         return None
-    weighs = [each.product.node for each in products if each.product.contracted[0] == each.axis]
-    weighs = [] if all(atom.kind == "feature" for atom in axes[softmax.axis]) else weighs
-    if not weighs and ax.is_of_a_map(axes[softmax.axis]):
+    axis, weighs = axes[softmax.axis], []
+    if not all(atom.kind == "feature" for atom in axis):
+        weighs = [each.product.node for each in products if each.product.contracted[0] == each.axis]
+    if not weighs and ax.is_of_a_map(axis):
         weighs = [each for each in others if _is_summed(each, softmax, walk)]
     if not weighs:
         return None
@@ -380,9 +380,13 @@ def _without_values(softmax: Softmax, others: list[Node]) -> Core | None:
     if len(shape(softmax.result)) < 3 or not others:
         return None
     core = Core("softmax", Side(softmax.result, 0, 0), nodes=[softmax.result])
-    what = f"used by {others[0].name} ({others[0].target})" if others[0].op != "output" else "returned"
-    core.refuse(f"the attention weights are {what}, not by a product", others[0], others[0].op == "output")
+    first = others[0]
+    core.refuse(f"the attention weights are {_use(first)}, not by a product", first, crosses_edge=first.op == "output")
     return core
+
+
+def _use(user: Node) -> str:
+    return "returned" if user.op == "output" else f"used by {user.name} ({user.target})"
 
 
 def _down(view: GraphView, softmax: Softmax) -> tuple[list[Node], list[_Values], list[Node]]:

@@ -92,35 +92,43 @@ DETECTION = (
         size=(64, 64),
         places=False,
     ),
-    hf(
-        "GroundingDinoModel",
-        "GroundingDinoConfig",
-        {
-            "backbone_config": swin(),
-            "text_config": of_type(
-                "bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=100
-            ),
-            "d_model": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
-            "num_queries": 5,
-            "disable_custom_kernels": True,
-        },
-        "",
-        {
-            HIDDEN_KEYS: 1,
-            LEARNED_BIAS: 4,
-            "aten.clamp.default stands between q·kᵀ and the softmax": 2,
-            INPUT_BIAS: 1,
-            "the tokens of q or v were lost at aten.gather.default": 1,
-            CONSTANT_MASK: 2,
-            GATHERED: 1,
-        },
-        inputs=lambda: ((images(1, 3, 128, 128), torch.tensor([[2, 5, 6, 3]])), {}),
-        places=False,
+    *(
+        hf(
+            f"{family}Model",
+            f"{family}Config",
+            {
+                "backbone_config": swin(),
+                "text_config": of_type(
+                    "bert",
+                    hidden_size=32,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    intermediate_size=32,
+                    vocab_size=100,
+                ),
+                "d_model": 32,
+                "encoder_layers": 1,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2,
+                "encoder_ffn_dim": 64,
+                "decoder_ffn_dim": 64,
+                "num_queries": 5,
+                "disable_custom_kernels": True,
+            },
+            "",
+            {
+                HIDDEN_KEYS: 1,
+                LEARNED_BIAS: 4,
+                "aten.clamp.default stands between q·kᵀ and the softmax": 2,
+                INPUT_BIAS: 1,
+                "the tokens of q or v were lost at aten.gather.default": 1,
+                CONSTANT_MASK: 2,
+                GATHERED: 1,
+            },
+            inputs=lambda: ((images(1, 3, 128, 128), torch.tensor([[2, 5, 6, 3]])), {}),
+            places=False,
+        )
+        for family in ("GroundingDino", "MMGroundingDino")
     ),
 )

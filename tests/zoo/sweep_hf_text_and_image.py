@@ -12,10 +12,8 @@ from tests.zoo.sweep_hf import (
     CONSTANT_MASK,
     CROSS,
     DIMS,
-    GATHERED,
     HIDDEN_KEYS,
     INPUT_BIAS,
-    LEARNED_BIAS,
     NOT_CAPTURED,
     SQUARE,
     hf,
@@ -51,16 +49,13 @@ GRANITE4 = {
 }  # fmt: skip
 
 
-def text_and_image() -> Inputs:
-    return (), {
-        "input_ids": torch.tensor([[2, 5, 6, 3]]),
-        "pixel_values": images(1, 3, 64, 64),
-        "attention_mask": torch.ones(1, 4, dtype=torch.long),
-    }
-
-
 def text_and_image_alone() -> Inputs:
     return (), {"input_ids": torch.tensor([[2, 5, 6, 3]]), "pixel_values": images(1, 3, 64, 64)}
+
+
+def text_and_image() -> Inputs:
+    args, kwargs = text_and_image_alone()
+    return args, kwargs | {"attention_mask": torch.ones(1, 4, dtype=torch.long)}
 
 
 def two_texts() -> Inputs:
@@ -199,37 +194,6 @@ TEXT_AND_IMAGE = (
         {"vision_config": CLIP, "text_config": LLAMA, "image_grid_pinpoints": [[64, 64]]},
         "2 of 1+4×4",
         inputs=lambda: ((images(1, 2, 3, 64, 64), [[64, 64]]), {}),
-        places=False,
-    ),
-    hf(
-        "MMGroundingDinoModel",
-        "MMGroundingDinoConfig",
-        {
-            "backbone_config": swin(),
-            "text_config": of_type(
-                "bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=100
-            ),
-            "d_model": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
-            "num_queries": 5,
-            "disable_custom_kernels": True,
-        },
-        "",
-        {
-            HIDDEN_KEYS: 1,
-            LEARNED_BIAS: 4,
-            "aten.clamp.default stands between q·kᵀ and the softmax": 2,
-            INPUT_BIAS: 1,
-            "the tokens of q or v were lost at aten.gather.default": 1,
-            CONSTANT_MASK: 2,
-            GATHERED: 1,
-        },
-        inputs=lambda: ((images(1, 3, 128, 128), torch.tensor([[2, 5, 6, 3]])), {}),
         places=False,
     ),
 )

@@ -19,7 +19,7 @@ from jetvit.passes.graph import RewritableGraph
 from jetvit.passes.layouts import relax_views
 from jetvit.passes.operands import Operands
 from jetvit.passes.rope import OperatorOperands
-from jetvit.patterns.calls import argument
+from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.operators import SDPA
 from jetvit.patterns.regions import GraphView
@@ -60,10 +60,11 @@ class FuseAttention:
 
 
 def _is_plain(site: AttentionSite) -> bool:
-    """True for an SDPA node that exporters know too: without a mask, and without heads that it would broadcast."""
+    """True for an SDPA node that exporters and fast backends know too: no mask, no broadcast heads, no fifth axis."""
     node = site.out.node
     broadcast = site.kv_heads is not None and not argument(node, 7, "enable_gqa", False)
-    return node.target is SDPA and argument(node, 3, "attn_mask") is None and not broadcast
+    is_narrow = len(shape(node)) <= 4
+    return node.target is SDPA and argument(node, 3, "attn_mask") is None and not broadcast and is_narrow
 
 
 def _to_sdpa(graph: RewritableGraph, site: AttentionSite) -> None:

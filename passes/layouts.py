@@ -19,9 +19,13 @@ def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order:
     along dim.
     """
     node = insertion.bring(operand.node)
-    letters = _letters(operand.layout)
-    if any(len(role) != 1 for role in operand.layout.roles) or len(letters) != 4:
-        sizes = {"b": -1, "h": heads or site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
+    letters = operand.layout.parts
+    sizes = {"b": -1, "h": heads or site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
+    if operand.layout.is_numbered:
+        node, _ = _in_order(insertion, node, operand.layout, order, sizes)
+        node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in order])
+        letters = list(order)
+    elif any(len(role) != 1 for role in operand.layout.roles) or len(letters) != 4:
         letters += [letter for letter in "bh" if letter not in letters]
         node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
     permutation = [letters.index(letter) for letter in order]
@@ -39,36 +43,60 @@ def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order:
 def factor_in_order(insertion: Insertion, operand: Operand, site: AttentionSite, order: str) -> Node:
     """A factor of a site's scores, as a tensor of four axes in the order of the letters: 1 along those it has not."""
     node = insertion.bring(operand.node)
-    letters = _letters(operand.layout)
-    sizes = {"b": -1, "h": site.num_heads}
-    if letters != (kept := [letter for letter in order if letter in letters]):
-        node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
-        node = insertion.call(aten.permute.default, node, [letters.index(letter) for letter in kept])
-    shape = [sizes[letter] if letter in letters else 1 for letter in order]
-    return insertion.call(aten.reshape.default, node, shape)
+    if not isinstance(node.meta["val"], torch.Tensor):
+        return node  # a number: with dynamic=True, Dynamo makes inputs of the floats of a model's code
+    sizes: dict[str, int | Node] = {"b": -1, "h": site.num_heads}
+    node, parts = _in_order(insertion, node, operand.layout, order, sizes)
+    letters = {part[0] for part in parts}
+    return insertion.call(aten.reshape.default, node, [sizes[letter] if letter in letters else 1 for letter in order])
 
 
 def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str) -> Node:
     """The inverse for the site's result: a tensor in the four-letter order as the layout of `site.out`."""
     layout = site.out.layout
-    letters = _letters(layout)
-    missing = [letter for letter in "bh" if letter not in letters]
-    permutation = [order.index(letter) for letter in (*letters, *missing)]
-    if permutation != [0, 1, 2, 3]:
+    parts, missing = layout.parts, [letter for letter in "bh" if not any(part[0] == letter for part in layout.parts)]
+    now = list(order)
+    sizes: dict[str, int | Node] = {"b": -1, "h": site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
+    if layout.is_numbered:
+        now = _counted([*parts, *missing], order)
+        sizes |= _sizes_of_parts(insertion, site.out.node, layout)
+        node = insertion.call(aten.reshape.default, node, [sizes[part] for part in now])
+    permutation = [now.index(part) for part in (*parts, *missing)]
+    if permutation != list(range(len(now))):
         node = insertion.call(aten.permute.default, node, permutation)
     if any(len(role) != 1 for role in layout.roles) or missing:
-        shape: list[int | Node] = []
-        for role in layout.roles:
-            if role == ("t",):
-                shape.append(insertion.size(site.tokens))
-            elif role == ("d",):
-                shape.append(site.head_dim)
-            elif "b" in role:
-                shape.append(-1)
-            else:
-                shape.append(site.num_heads if role else 1)
+        shape = [sizes[role[0]] if len(role) == 1 else -1 if role else 1 for role in layout.roles]
         node = insertion.call(aten.reshape.default, node, shape)
     return node
+
+
+def _in_order(
+    insertion: Insertion, node: Node, layout: Layout, order: str, sizes: dict[str, int | Node]
+) -> tuple[Node, list[str]]:
+    """A tensor with one axis for each part of its layout, in the order of the letters, and those parts."""
+    parts = layout.parts
+    counted = _counted(parts, order)
+    if parts != counted:
+        if any(len(role) != 1 for role in layout.roles):
+            each = sizes | _sizes_of_parts(insertion, node, layout)
+            node = insertion.call(aten.reshape.default, node, [each[part] for part in parts])
+        node = insertion.call(aten.permute.default, node, [parts.index(part) for part in counted])
+    return node, counted
+
+
+def _counted(parts: list[str], order: str) -> list[str]:
+    """Parts of a layout in the order of the letters, and those of one letter in the order of their numbers."""
+    return sorted(parts, key=lambda part: (order.index(part[0]), part))
+
+
+def _sizes_of_parts(insertion: Insertion, node: Node, layout: Layout) -> dict[str, int | Node]:
+    """The sizes of batch and heads on several axes; -1 for one part of the batch, which the other sizes determine."""
+    dims = {role[0]: dim for dim, role in enumerate(layout.roles) if len(role) == 1 and len(role[0]) > 1}
+    merged = [part for role in layout.roles if len(role) > 1 for part in role if part[0] == "b"]
+    inferred = merged or [part for part in layout.parts if part[0] == "b"][:1]
+    return {
+        part: -1 if part in inferred else insertion.size(node.meta["val"].shape[dim]) for part, dim in dims.items()
+    } | dict.fromkeys(merged, -1)
 
 
 def relax_views(node: Node) -> int:
@@ -88,7 +116,3 @@ def relax_views(node: Node) -> int:
                     user.target = aten.reshape.default
                     relaxed += 1
     return relaxed
-
-
-def _letters(layout: Layout) -> list[str]:
-    return [letter for role in layout.roles for letter in role]

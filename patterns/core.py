@@ -9,18 +9,38 @@ from torch.fx import Node
 from jetvit.patterns.calls import shape
 
 
+class Refused(Exception):
+    """A core that is no rewritable site: the reason, the node at which it shows, and `Rejection.crosses_edge`."""
+
+    def __init__(self, reason: str, node: Node, crosses_edge: bool = False):
+        super().__init__(reason)
+        self.reason, self.node, self.crosses_edge = reason, node, crosses_edge
+
+
 @dataclass(frozen=True)
 class Side:
-    """One operand of a core: its node, its token axis and its head_dim axis; the others lead (batch, heads)."""
+    """One operand of a core: its node, its token axis and its head_dim axis; the others lead (batch, heads).
+
+    `slots` are the leading axes in the order in which the products take them, None where only the other operand has
+    an axis; without `slots` they lead in their own order.
+    """
 
     node: Node
     token: int
     dim: int
+    slots: tuple[int | None, ...] | None = None
 
     @property
-    def leading(self) -> list[int]:
-        """The batch and head axes, in order."""
+    def leading(self) -> list[int | None]:
+        """The batch and head axes, in the order of the products."""
+        if self.slots is not None:
+            return list(self.slots)
         return [axis for axis in range(len(shape(self.node))) if axis not in (self.token, self.dim)]
+
+    def before_turn(self, node: Node, order: list[int]) -> Side:
+        """The same operand before a transposition, which takes axis `order[i]` of `node` to axis i."""
+        slots = tuple(None if axis is None else order[axis] for axis in self.leading)
+        return Side(node, order[self.token], order[self.dim], slots)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
@@ -18,6 +19,7 @@ from jetvit.patterns.core import Core, Side
 from jetvit.patterns.masks import describe_mask, is_neutral_mask
 from jetvit.patterns.operators import CASTS, SCALINGS, SDPA, TURNS
 from jetvit.patterns.other_weights import core_without_softmax
+from jetvit.patterns.products import aligned_right
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
 from jetvit.patterns.softmax_core import as_softmax, softmax_core
@@ -76,18 +78,17 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
         if not view.visible(node, core.out.node.graph):
             return side, factor  # made inside a region: the attention reads what the region gives out
         if node.op != "call_function":
-            return Side(node, side.token, side.dim), factor
+            return replace(side, node=node), factor
         before = node.args[0] if node.args else node
         if node.target in TURNS:
-            order = turned(node)
-            side = Side(before, order[side.token], order[side.dim])
+            side = side.before_turn(before, turned(node))
         elif narrow and node.target in SCALINGS and isinstance(node.args[1], int | float):
             factor = factor / node.args[1] if "div" in str(node.target) else factor * node.args[1]
-            side = Side(before, side.token, side.dim)
+            side = replace(side, node=before)
         elif narrow and node.target in CASTS and before.meta["val"].dtype == narrow:
-            side = Side(before, side.token, side.dim)
+            side = replace(side, node=before)
         else:
-            return Side(node, side.token, side.dim), factor
+            return replace(side, node=node), factor
         core.peeled.append(node)
 
 
@@ -104,10 +105,16 @@ def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
     query, key, value = node.args[:3]
     rank, head_dim = len(shape(node)), shape(query)[-1]
     scale = argument(node, 6, "scale")
-    q, k, v = (Side(each, rank - 2, rank - 1) for each in (query, key, value))
+    sides = []
+    for each in (query, key, value):
+        own = len(shape(each))
+        sides.append(Side(each, own - 2, own - 1, tuple(aligned_right(own - 2, rank - 2))))
+    q, k, v = sides
     core = Core("sdpa", Side(node, rank - 2, rank - 1), q, k, v, nodes=[node])
     core.grouped = bool(argument(node, 7, "enable_gqa", False)) and not same(shape(query)[-3], shape(key)[-3])
-    core.pairs = [(query, dim, other, dim) for other in (key, value) for dim in range(rank - 2 - core.grouped)]
+    for side in (k, v):
+        pairs = list(zip(q.leading, side.leading, strict=True))[: rank - 2 - core.grouped]
+        core.pairs += [(query, a, side.node, b) for a, b in pairs if a is not None and b is not None]
     core.scale = float(scale) if isinstance(scale, int | float) else 1.0 / math.sqrt(int(head_dim))
     if isinstance(scale, Node):
         core.refuse("the softmax scale is not a constant", node)

@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from jetvit.patterns import axes as ax
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.core import Core
+from jetvit.patterns.core import Core, Refused
 from jetvit.patterns.cores import find_cores
-from jetvit.patterns.geometry import Geometry, Refused, read_geometry
+from jetvit.patterns.geometry import Geometry, read_geometry
 from jetvit.patterns.known_axes import entries
 from jetvit.patterns.names import module_name, source_line, unique
 from jetvit.patterns.operators import TURNS

@@ -10,21 +10,24 @@ from jetvit.patterns import axes as ax
 from jetvit.patterns import core as cores
 from jetvit.patterns.axes import Atom, Axis
 from jetvit.patterns.calls import shape
-from jetvit.patterns.core import Core, Side
+from jetvit.patterns.core import Core, Refused, Side
+from jetvit.patterns.leading import (
+    axis_of,
+    check_alignment,
+    is_head,
+    kv_heads,
+    leading_axes,
+    number_of_heads,
+    read_layout,
+    read_leading,
+    same_batch,
+)
 from jetvit.patterns.site import UNKNOWN_GRID, Factor, Layout, Operand
 from jetvit.patterns.sizes import Size, is_one, is_static, same
 from jetvit.patterns.walk import LayoutWalk
 
 _MOST_UNKNOWN_TOKENS = 16
 """Tokens beside a grid of which only is known that they are of no image: a CLS token that was made from something."""
-
-
-class Refused(Exception):
-    """A core that is no rewritable site: the reason, the node at which it shows, and `Rejection.crosses_edge`."""
-
-    def __init__(self, reason: str, node: Node, crosses_edge: bool = False):
-        super().__init__(reason)
-        self.reason, self.node, self.crosses_edge = reason, node, crosses_edge
 
 
 @dataclass(frozen=True)
@@ -66,83 +69,49 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
     assert q is not None
     assert k is not None
     assert v is not None
-    tokens = [_axis(walk, side, side.token) for side in (q, k, v)]
-    if tokens[0] and all(_is_head(atom) for atom in tokens[0]):
-        if ax.is_of_a_map(_axis(walk, q, q.dim)):
+    tokens = [axis_of(walk, side, side.token) for side in (q, k, v)]
+    if tokens[0] and all(map(is_head, tokens[0])):
+        if ax.is_of_a_map(axis_of(walk, q, q.dim)):
             raise Refused("the attention runs over channels, not over tokens", q.node)
-        if any(ax.is_of_a_map(axis) for axis in _leading(walk, q)):
+        if any(ax.is_of_a_map(axis) for axis in leading_axes(walk, q)):
             raise Refused("the attention runs over the heads of each token, not over tokens", q.node)
     _check_self_attention(core, walk, tokens)
-    leading = {name: _leading(walk, side) for name, side in (("q", q), ("k", k), ("v", v))}
-    for name in ("k", "v"):
-        if len(leading[name]) == len(leading["q"]):
-            leading[name] = [_ungrouped(*axes) for axes in zip(leading[name], leading["q"], strict=True)]
-    _check_not_local(core, leading["q"], tokens[0])
-    heads = {name: ax.axis_size(tuple(atom for axis in axes for atom in axis if _is_head(atom)))
-             for name, axes in leading.items()}  # fmt: skip
-    grouped = core.grouped or _is_multi_query(leading)
-    for name, side in (("k", k), ("v", v)):
-        same_batch, same_heads = _same_batch(leading["q"], leading[name]), same(heads[name], heads["q"])
-        shared = any(atom.kind in ("weight", "unknown") for axis in leading[name] for atom in axis)
-        if not same_heads and (not grouped or (shared and not same_batch)):
+    leading = read_leading(core, walk)
+    _check_not_local(core, leading.q, tokens[0])
+    operands = {"k": (k, leading.k), "v": (v, leading.v)}
+    heads = {"q": number_of_heads(leading.q)} | {name: number_of_heads(axes) for name, (_, axes) in operands.items()}
+    for name, (side, axes) in operands.items():
+        batch_agrees, heads_agree = same_batch(leading.q, axes), same(heads[name], heads["q"])
+        repeated = any(atom.kind in ("weight", "unknown") for axis in axes for atom in axis)
+        if not heads_agree and (not leading.grouped or (repeated and not batch_agrees)):
             raise Refused(
                 f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
             )
-        if not same_batch:
-            lost = next(filter(None, (_lost(ax.uncut(axis)) for axis in (*leading["q"], *leading[name]))), "")
+        if not batch_agrees:
+            lost = next(filter(None, (_lost(ax.uncut(axis)) for axis in (*leading.q, *axes))), "")
             reason = f"cross attention: {name} comes from another part of the batch than q"
             raise Refused(f"the batch of q or {name} was lost at {lost}" if lost else reason, side.node)
-    layouts = {name: _layout(side, leading[name], tokens[0]) for name, side in (("q", q), ("k", k), ("v", v))}
-    _check_alignment(core, walk, grouped)
+    layouts = read_layout(q, leading.q, leading.shared), read_layout(k, leading.k), read_layout(v, leading.v)
+    check_alignment(core, walk, leading)
     head_dim = shape(q.node)[q.dim]
     if not (is_static(heads["q"]) and is_static(head_dim)):
         raise Refused("the number of heads or their size is not fixed", q.node)
     if not same(head_dim, shape(v.node)[v.dim]):
         raise Refused(f"v has {shape(v.node)[v.dim]} features a head, q has {head_dim}", v.node)
     place = read_tokens(tokens[0], q.node)
-    result = _leading(walk, core.out)
-    if not _same_batch(leading["q"], result):
+    if not same_batch(leading.q, leading.out):
         raise Refused("the batch of the result is not that of q", core.out.node)
-    out_layout = _layout(core.out, result, tokens[0])
-    factors = tuple(_factor(walk, factor, tokens[0]) for factor in core.factors)
     return Geometry(
-        q=layouts["q"],
-        k=layouts["k"],
-        v=layouts["v"],
-        out=out_layout,
+        q=layouts[0],
+        k=layouts[1],
+        v=layouts[2],
+        out=read_layout(core.out, leading.out, leading.shared),
         num_heads=int(heads["q"]),
         head_dim=int(head_dim),
         tokens=place,
-        factors=factors,
-        kv_heads=_kv_heads(core, walk, heads) if grouped else None,
+        factors=tuple(_factor(walk, factor, leading.shared) for factor in core.factors),
+        kv_heads=kv_heads(core, walk, heads) if leading.grouped else None,
     )
-
-
-def _is_multi_query(leading: dict[str, list[Axis]]) -> bool:
-    """True if k and v have one head for all of q: an axis of one, which the products broadcast, or no axis."""
-    heads = [dim for dim, axis in enumerate(leading["q"]) if axis and all(map(_is_head, axis))]
-    if len(heads) != 1:
-        return False
-
-    return all(
-        _is_one_head(axes[heads[0]])
-        if len(axes) == len(leading["q"])
-        else not any(_is_head(atom) for axis in axes for atom in axis)
-        for axes in (leading["k"], leading["v"])
-    )
-
-
-def _kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int | None:
-    """How many heads k and v have, of which each is for several of q."""
-    assert core.k is not None
-    q, k, v = heads["q"], heads["k"], heads["v"]
-    for side in (core.q, core.k, core.v):
-        assert side is not None
-        if core.grouped and not all(_is_head(atom) for atom in _axis(walk, side, side.leading[-1])):
-            raise Refused("grouped-query attention: what its groups are of is not known to be heads", side.node)
-    if not (is_static(q) and is_static(k) and same(k, v)) or q % k:
-        raise Refused(f"grouped-query attention: q has {q} heads, k {k} and v {v}", core.k.node)
-    return int(k)
 
 
 def read_tokens(axis: Axis, node: Node) -> Tokens:
@@ -187,23 +156,32 @@ def grid_axis(tokens: Tokens, entry: tuple[str, int] | None = None) -> Axis:
 
 def layout_like(walk: LayoutWalk, side: Side, other: Side) -> Layout | None:
     """The layout of a tensor that has the batch, the heads and the tokens of another; None where it has not."""
-    tokens = _axis(walk, side, side.token)
-    leading, wanted = _leading(walk, side), _leading(walk, other)
-    heads = [[atom for axis in axes for atom in axis if _is_head(atom)] for axes in (leading, wanted)]
-    if not _same_tokens(tokens, _axis(walk, other, other.token)) or heads[0] != heads[1]:
+    tokens = axis_of(walk, side, side.token)
+    leading, wanted = leading_axes(walk, side), leading_axes(walk, other)
+    heads = [[atom for axis in axes for atom in axis if is_head(atom)] for axes in (leading, wanted)]
+    if not _same_tokens(tokens, axis_of(walk, other, other.token)) or heads[0] != heads[1]:
         return None
-    if not _same_batch(leading, wanted):
-        return None
+    if not same_batch(leading, wanted) or sum(any(map(is_head, axis)) for axis in leading) > 1:
+        return None  # heads on several axes may be counted in another order
     try:
-        return _layout(side, leading, tokens)
+        return read_layout(side, leading)
     except Refused:
         return None
 
 
-def _factor(walk: LayoutWalk, factor: cores.Factor, tokens: Axis) -> Factor:
+def _factor(walk: LayoutWalk, factor: cores.Factor, last: tuple[int, ...]) -> Factor:
     """A factor of the scores with the roles of its axes, which are those of q's axes that it goes along."""
-    roles = _layout(factor.side, _leading(walk, factor.side), tokens).roles
+    roles = read_layout(factor.side, leading_axes(walk, factor.side), last).roles
     layout = Layout(tuple(() if axis is None else roles[axis] for axis in factor.axes))
+    for letter in "bh":
+        has, all_of_q = (
+            {part for role in each for part in role if part[0] == letter} for each in (layout.roles, roles)
+        )
+        if has and has != all_of_q:
+            raise Refused(
+                "the attention scores are multiplied by a tensor that goes along some of the axes of batch or heads",
+                factor.node,
+            )
     return Factor(Operand(factor.node, layout), factor.divides)
 
 
@@ -256,23 +234,6 @@ def _no_grid(segments: list[tuple[Axis, Size]], grids: int) -> str:
     return f"{UNKNOWN_GRID}: no two-dimensional map was flattened into these tokens"
 
 
-def _axis(walk: LayoutWalk, side: Side, dim: int) -> Axis:
-    axes = walk.of(walk.view.resolve(side.node))
-    return axes[dim] if dim < len(axes) else ()
-
-
-def _leading(walk: LayoutWalk, side: Side) -> list[Axis]:
-    return [_axis(walk, side, dim) for dim in side.leading]
-
-
-def _is_head(atom: Atom) -> bool:
-    return atom.kind == "feature"
-
-
-def _is_one_head(axis: Axis) -> bool:
-    return is_one(ax.axis_size(axis)) and all(map(_is_head, axis))
-
-
 def _same_tokens(a: Axis, b: Axis) -> bool:
     """The same atoms; or concatenations of the same segments, made once for q and once for k."""
     if a == b:
@@ -282,14 +243,6 @@ def _same_tokens(a: Axis, b: Axis) -> bool:
     if len(first) != len(second) or len(first) < 2:
         return a == b
     return all(ax.uncut(x) == ax.uncut(y) and same(n, m) for (x, n), (y, m) in zip(first, second, strict=True))
-
-
-def _same_batch(a: list[Axis], b: list[Axis]) -> bool:
-    """The batch atoms agree, as far as both are known; an axis broadcast from size 1 counts as its partner."""
-    first, second = ([atom for axis in axes for atom in axis if not _is_head(atom)] for axes in (a, b))
-    if len(first) != len(second):
-        return False
-    return all(x is y for x, y in zip(first, second, strict=True))
 
 
 def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> None:
@@ -336,71 +289,17 @@ def _inputs(axis: Axis) -> list[str]:
     return list(dict.fromkeys(atom.root.entry[0] for atom in axis if atom.root.entry is not None))
 
 
-def _check_alignment(core: Core, walk: LayoutWalk, grouped: bool) -> None:
-    """What a product takes together has to be the same batch or the same heads: equal sizes do not make them so."""
-    for first, a, second, b in core.pairs:
-        left, right = (walk.of(walk.view.resolve(node)) for node in (first, second))
-        if grouped and left and right and _is_one_head(right[b]) and all(map(_is_head, left[a])):
-            continue  # one head for all
-        if not (left and right) or not _aligned(left[a], right[b]):
-            raise Refused("batch and heads of q, k and v do not stand in the same order", second)
-
-
-def _ungrouped(axis: Axis, of_q: Axis) -> Axis:
-    """q's axis for one of k or v where heads stand several times, as grouped queries have it made; else the axis."""
-
-    def batch_and_heads(atoms: Axis) -> list[Atom | str]:
-        roles: list[Atom | str] = []
-        for atom in atoms:
-            if atom.kind not in ("feature", "weight"):
-                roles.append(atom)
-            elif roles[-1:] != ["heads"]:
-                roles.append("heads")
-        return roles
-
-    repeated = any(atom.kind == "weight" for atom in axis) and any(_is_head(atom) for atom in of_q)
-    fits = repeated and same(ax.axis_size(axis), ax.axis_size(of_q))
-    return of_q if fits and batch_and_heads(axis) == batch_and_heads(of_q) else axis
-
-
-def _aligned(a: Axis, b: Axis) -> bool:
-    """Head by head and image by image; heads of different projections are told by their size alone."""
-    a, b = _ungrouped(a, b), _ungrouped(b, a)
-    return len(a) == len(b) and all(
-        same(x.size, y.size) if _is_head(x) and _is_head(y) else x is y for x, y in zip(a, b, strict=True)
-    )
-
-
 def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
+    assert core.q is not None
     roots = {atom.root for atom in tokens}
+    if tokens and {root.kind for root in roots} == {"input"} and any(ax.is_of_a_map(axis) for axis in leading):
+        sizes = "×".join(str(piece.size) for piece in tokens)
+        reason = f"the attention runs over {sizes} frames or views of one place, not over the tokens of an image"
+        raise Refused(reason, core.q.node)
     for axis in leading:
         for atom in axis:
             if atom.root.kind in ("row", "col") or (atom.pieces and atom.root in roots):
                 sizes = "×".join(str(piece.size) for piece in tokens) or "1"
-                assert core.q is not None
                 if tokens and all(piece.pieces is not None and piece.pieces[1] == 0 for piece in tokens):
                     raise Refused(f"the attention is dilated: it runs over {sizes} tokens that lie apart", core.q.node)
                 raise Refused(f"the attention is local already: it runs inside windows of {sizes} tokens", core.q.node)
-
-
-def _layout(side: Side, leading: list[Axis], tokens: Axis) -> Layout:
-    """Roles of the axes. With one axis each for batch and heads, an axis of size 1 takes the role that is left."""
-    roles: dict[int, tuple[str, ...]] = {side.token: ("t",), side.dim: ("d",)}
-    for dim, axis in zip(side.leading, leading, strict=True):
-        letters: list[str] = []
-        for atom in axis:
-            letter = "h" if _is_head(atom) else "b"
-            if letters[-1:] != [letter]:
-                if letter in letters:
-                    raise Refused("heads and batch are interleaved", side.node)
-                if any(letter in other for other in roles.values()):
-                    whose = "heads stand" if letter == "h" else "batch stands"
-                    raise Refused(f"the {whose} on several axes", side.node)
-                letters.append(letter)
-        roles[dim] = tuple(letters)
-    empty = [dim for dim in side.leading if not roles[dim]]
-    free = [letter for letter in "bh" if not any(letter in role for role in roles.values())]
-    if len(empty) == len(free):
-        for dim, letter in zip(empty, free, strict=True):
-            roles[dim] = (letter,)
-    return Layout(tuple(roles[dim] for dim in range(len(roles))))

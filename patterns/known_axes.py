@@ -16,7 +16,8 @@ from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
 from jetvit.patterns.captured import CapturedGraph
-from jetvit.patterns.geometry import Refused, Tokens, grid_axis, read_tokens
+from jetvit.patterns.core import Refused
+from jetvit.patterns.geometry import Tokens, grid_axis, read_tokens
 from jetvit.patterns.sizes import Size, same
 
 

@@ -19,10 +19,21 @@ class Layout:
     """Which role each axis of a tensor plays.
 
     `roles` has one entry an axis; each entry is a tuple over "b" (batch), "h" (head), "t" (token), "d" (head_dim).
-    ("b", "h"), ("t",), ("d",) is the [B·H, N, D] of `bmm`; an axis of size 1 that plays no role is ().
+    ("b", "h"), ("t",), ("d",) is the [B·H, N, D] of `bmm`; an axis of size 1 that plays no role is (). Batch or heads
+    that stand on several axes have numbers, "b1" and "b2", in the order in which the axes are counted, outermost first.
     """
 
     roles: tuple[tuple[str, ...], ...]
+
+    @property
+    def parts(self) -> list[str]:
+        """The roles in the order of the axes."""
+        return [part for role in self.roles for part in role]
+
+    @property
+    def is_numbered(self) -> bool:
+        """True if batch or heads stand on several axes."""
+        return any(len(part) > 1 for part in self.parts)
 
     def __str__(self) -> str:
         return "[" + ", ".join("·".join(role) or "1" for role in self.roles) + "]"

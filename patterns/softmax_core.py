@@ -78,9 +78,8 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     if not products:
         return _without_values(softmax, others)
     scores, values = up.product, products[0].product
-    core = Core("softmax", Side(values.node, *values.result_free), nodes=[scores.node])
+    core = Core("softmax", _result(values), nodes=[scores.node])
     core.nodes += [*reversed(up.path), *up.asides(), *softmax.nodes, *weights, values.node]
-    core.pairs = [(product.first, a, product.second, b) for product in (scores, values) for a, b in product.leading]
     core.obstacles += up.obstacles
     core.scale = up.scale * scores.factor
     if scores.added is not None and not walk.is_always(scores.added, 0, scores.node):
@@ -114,14 +113,37 @@ def _assign(core: Core, up: _Up, values: _Values) -> None:
     else:
         core.refuse("the softmax does not run over the keys", core.nodes[0])
         return
-    core.q = Side(ordered.first, ordered.free[0], ordered.contracted[0])
-    core.k = Side(ordered.second, ordered.free[1], ordered.contracted[1])
+    ordered = _along_tokens(ordered, up.walk)
+    core.q = Side(ordered.first, ordered.free[0], ordered.contracted[0], tuple(first for first, _ in ordered.slots))
+    core.k = Side(ordered.second, ordered.free[1], ordered.contracted[1], tuple(second for _, second in ordered.slots))
     core.factors = up.factors(ordered, core)
     product = values.product
     if product.contracted[0] != values.axis:
         core.refuse("the second product does not sum over the axis that the softmax runs over", product.node)
         return
-    core.v = Side(product.second, product.contracted[1], product.free[1])
+    product = _along_tokens(product, up.walk)
+    core.out = _result(product)
+    slots = tuple(second for (_, second), _ in _in_order_of_weights(product))
+    core.v = Side(product.second, product.contracted[1], product.free[1], slots)
+    core.pairs = [(each.first, a, each.second, b) for each in (ordered, product) for a, b in each.leading]
+
+
+def _along_tokens(product: Product, walk: LayoutWalk) -> Product:
+    """The product with tokens on the free axis of its first operand, where that has axes of heads alone as well."""
+    axes = walk.of(walk.view.resolve(product.first))
+    tokens = [axis for axis in product.lone if axis < len(axes) and any(atom.kind != "feature" for atom in axes[axis])]
+    return product.with_free(tokens[0]) if tokens else product
+
+
+def _result(values: Product) -> Side:
+    """The result of the product with v; its leading axes in the order of those of the attention weights."""
+    return Side(values.node, *values.result_free, tuple(place for _, place in _in_order_of_weights(values)))
+
+
+def _in_order_of_weights(values: Product) -> list[tuple[tuple[int | None, int | None], int]]:
+    """The slots of the product with v and their places in its result."""
+    slots = zip(values.slots, values.result_slots, strict=True)
+    return sorted(slots, key=lambda slot: len(shape(values.first)) if slot[0][0] is None else slot[0][0])
 
 
 class _Up:
@@ -184,8 +206,9 @@ class _Up:
     def factors(self, scores: Product, core: Core) -> list[Factor]:
         """The tensors that scale the scores, which are told with q as their first operand."""
         factors = []
-        side = Side(scores.first, scores.free[0], scores.contracted[0])
-        places = dict(zip(scores.result_leading, (first for first, _ in scores.leading), strict=True))
+        side = Side(scores.first, scores.free[0], scores.contracted[0], tuple(first for first, _ in scores.slots))
+        found = zip(scores.result_slots, scores.slots, strict=True)
+        places = {place: first for place, (first, _) in found if first is not None}
         whole = shape(scores.node)
         for node, tensor in self._scalings:
             sizes = shape(tensor)

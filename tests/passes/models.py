@@ -24,7 +24,7 @@ from jetvit.kernels import linear_attention, window_attention
 from jetvit.passes.capture import export_model
 from jetvit.passes.graph import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.patterns import AttentionSite, Layout, Sites, find_sites
+from jetvit.patterns import AttentionSite, Sites, find_sites
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from tests.patterns.roads import canonical
 from tests.zoo import CASES
@@ -144,15 +144,15 @@ class _Oracle(Interpreter):
             choice = self.plan.choice_for(site.name)
             if site.out.node is n and choice.kind != "full":
                 # In the strides of the original's: what reads it may be a `view`.
-                self.values[n] = value = value.clone().copy_(self._attend(site, choice))
+                self.values[n] = value = value.clone().copy_(self._attend(site, choice, value))
         return value
 
-    def _attend(self, site: AttentionSite, choice: Choice) -> Tensor:
+    def _attend(self, site: AttentionSite, choice: Choice, value: Tensor) -> Tensor:
         sides = [
             canonical(self.values[self.view.resolve(side.node)], side.layout, site) for side in (site.q, site.k, site.v)
         ]
         q, k, v = (side.to(site.autocast or side.dtype).contiguous() for side in sides)
-        return _placed(attend(q, k, v, site, choice, self.plan.weights), site.out.layout)
+        return _placed(attend(q, k, v, site, choice, self.plan.weights), value, site)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target not in REGION_OPERANDS:
@@ -187,10 +187,19 @@ def attend(
     )
 
 
-def _placed(tensor: Tensor, layout: Layout) -> Tensor:
-    """[batch, token, head, head_dim] in a site's own layout."""
-    letters = "".join("".join(role) for role in layout.roles)
-    letters += "".join(letter for letter in "bthd" if letter not in letters)
+def _placed(tensor: Tensor, out: Tensor, site: AttentionSite) -> Tensor:
+    """[batch, token, head, head_dim] in a site's own layout, that of its result `out`."""
+    parts = site.out.layout.parts
     sizes = dict(zip("bthd", tensor.shape, strict=True))
-    shape = [math.prod(sizes[letter] for letter in role) for role in layout.roles]
-    return tensor.permute(["bthd".index(letter) for letter in letters]).reshape(shape)
+    for role, size in zip(site.out.layout.roles, out.shape, strict=True):
+        if len(role) == 1:
+            sizes[role[0]] = size
+    merged = [part for role in site.out.layout.roles if len(role) > 1 for part in role]
+    for part in merged:
+        whole = sizes[part[0]]
+        others = (sizes[each] for each in parts if each[0] == part[0] and each != part)
+        sizes[part] = whole // math.prod(others)
+    parts = [*parts, *(letter for letter in "bthd" if letter not in {part[0] for part in parts})]
+    counted = sorted(parts, key=lambda part: ("bthd".index(part[0]), part))
+    apart = tensor.reshape([sizes[part] for part in counted])
+    return apart.permute([counted.index(part) for part in parts]).reshape(out.shape)

@@ -179,17 +179,21 @@ def no_fast_path() -> Iterator[None]:
 def canonical(tensor: Tensor, layout: Layout, site: AttentionSite) -> Tensor:
     """[batch, token, head, head_dim], as the layout says: of merged axes, the batch is what the others leave."""
     sizes = {"h": site.num_heads, "d": site.head_dim}
-    letters = ""
+    parts: list[str] = []
     for dim, role in reversed(list(enumerate(layout.roles))):
         if not role:
             tensor = tensor.squeeze(dim)
         elif len(role) > 1:
-            tensor = tensor.unflatten(dim, [sizes.get(letter, -1) for letter in role])
-        letters = "".join(role) + letters
-    assert len(set(letters)) == len(letters) == tensor.ndim, f"{layout} does not fit {tuple(tensor.shape)}"
-    for letter in set("bthd") - set(letters):
-        letters, tensor = letters + letter, tensor.unsqueeze(-1)
-    tensor = tensor.permute([letters.index(letter) for letter in "bthd"])
+            tensor = tensor.unflatten(dim, [sizes.get(part, -1) for part in role])
+        parts = [*role, *parts]
+    assert len(set(parts)) == len(parts) == tensor.ndim, f"{layout} does not fit {tuple(tensor.shape)}"
+    for letter in {"b", "h"} - {part[0] for part in parts}:
+        parts, tensor = [*parts, letter], tensor.unsqueeze(-1)
+    order = sorted(parts, key=lambda part: ("bthd".index(part[0]), part))
+    tensor = tensor.permute([parts.index(part) for part in order])
+    for letter in "hb":  # the rightmost first: places left of it stay
+        numbered = [dim for dim, part in enumerate(order) if part[0] == letter]
+        tensor = tensor.flatten(numbered[0], numbered[-1])
     if tensor.shape[2] == site.kv_heads:
         tensor = tensor.repeat_interleave(site.num_heads // site.kv_heads, 2)
     assert tensor.shape[2:] == (site.num_heads, site.head_dim)

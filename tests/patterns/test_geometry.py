@@ -131,17 +131,6 @@ def test_other_orders_of_tokens(model: Callable[[], nn.Module], reason: str, roa
     assert re.search(f"unknown token grid: .*{reason}", reasons(captured_by(road, model())))
 
 
-class Frames(Attention):
-    """Attends inside each frame; each of q, k and v is cut into clips and frames, the batch on two axes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        def apart(t: Tensor) -> Tensor:
-            return t.reshape(-1, 2, x.shape[1], HEADS, HEAD_DIM).transpose(2, 3)
-
-        q, k, v = map(apart, self.qkv(x).chunk(3, dim=-1))
-        return self.proj(self.attend(q, k, v).transpose(2, 3).reshape(x.shape))
-
-
 class WindowsAfterProjection(Attention):
     """ScalableViT's: each of q, k and v is cut into windows of 2 × 2 tokens, or into groups that lie apart."""
 
@@ -166,8 +155,6 @@ class WindowsAfterProjection(Attention):
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
-        (partial(Frames, sdpa), "the batch stands on several axes"),
-        (partial(Frames, scale_on_product), "the batch stands on several axes"),
         (partial(WindowsAfterProjection, False), "the attention is local already: it runs inside windows of 2×2"),
         (partial(WindowsAfterProjection, True), "the attention is dilated: it runs over 2×2 tokens"),
     ],

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch.fx import Node
 
+import jetvit.patterns.maps  # noqa: F401  registers rules of the layout walk
 from jetvit.patterns import axes as ax
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.core import Core, Refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.case import images
-from tests.zoo.sweep_hf import CONSTANT_MASK, CROSS, DIMS, GATHERED, HIDDEN_KEYS, LEARNED_BIAS, LOCAL, NO_MAP, hf, video
+from tests.zoo.sweep_hf import CONSTANT_MASK, CROSS, DIMS, GATHERED, HIDDEN_KEYS, LEARNED_BIAS, NO_MAP, hf, video
 
 OTHER = (
     hf(
@@ -71,7 +71,7 @@ OTHER = (
         "TimesformerConfig",
         DIMS | {"image_size": 48, "patch_size": 16, "num_frames": 2},
         "2 of 1+3×3",
-        {LOCAL: 2},
+        {"the attention runs over 2 frames or views of one place": 2},
         inputs=video(2, (48, 48)),
         places=False,
     ),

@@ -89,6 +89,7 @@ SPELLINGS = (
     matmul, sdpa, einsum, einsum_frames_first, by_hand, heads_first, frames_first, heads_of_a_batch, scores_in_a_row,
     temperature_of_a_frame,
 )  # fmt: skip
+QUICK = (matmul, sdpa, einsum_frames_first, heads_first, temperature_of_a_frame)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -140,7 +141,13 @@ def twins(model: Callable[[], nn.Module], before: int = 0) -> tuple[nn.Module, n
     return plain, oracle
 
 
-@pytest.mark.parametrize("attend", SPELLINGS, ids=lambda attend: attend.__name__)
+@pytest.mark.parametrize(
+    "attend",
+    [
+        pytest.param(attend, id=attend.__name__, marks=() if attend in QUICK else pytest.mark.slow)
+        for attend in SPELLINGS
+    ],
+)
 def test_spellings_are_found(attend: Attend) -> None:
     model, oracle = twins(partial(Film, attend), before=1)
     for site in assert_windows(model, oracle, film(), GRID, sites=2):

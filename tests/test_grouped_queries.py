@@ -110,6 +110,7 @@ NEIGHBOURS = (
     matmul, sdpa_of_five_axes, sdpa_expanded, by_hand, keys_first, einsum, einsum_tokens_first, temperatures,
 )  # fmt: skip
 APART = (matmul_apart, matmul_of_fewer_axes, einsum_apart, temperatures_apart)
+QUICK = (matmul, sdpa_of_five_axes, einsum_tokens_first, matmul_apart, temperatures_apart)
 
 
 class Grouped(nn.Module):
@@ -139,7 +140,13 @@ def twins(model: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     return plain, oracle
 
 
-@pytest.mark.parametrize("attend", [*NEIGHBOURS, *APART], ids=lambda attend: attend.__name__)
+@pytest.mark.parametrize(
+    "attend",
+    [
+        pytest.param(attend, id=attend.__name__, marks=() if attend in QUICK else pytest.mark.slow)
+        for attend in (*NEIGHBOURS, *APART)
+    ],
+)
 def test_spellings_are_found(attend: Attend) -> None:
     model, oracle = twins(partial(Grouped, attend))
     (site,) = assert_windows(model, oracle, image(), GRID)

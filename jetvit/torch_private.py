@@ -175,12 +175,25 @@ def is_vmap(target: Any) -> bool:
 @contextmanager
 def recording_vmap() -> Iterator[None]:
     """Record the parts of `torch.vmap` in a trace as calls, as torch.export does; else its tensors become constants."""
-    before = attribute_of(torch.compiler, "_is_exporting_flag")
-    torch.compiler._is_exporting_flag = True
+    with _raised("_is_exporting_flag"):
+        yield
+
+
+@contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Answer code that asks `torch.compiler` whether it is being compiled or exported with yes."""
+    with _raised("_is_compiling_flag"), _raised("_is_exporting_flag"):
+        yield
+
+
+@contextmanager
+def _raised(flag: str) -> Iterator[None]:
+    before = attribute_of(torch.compiler, flag)
+    setattr(torch.compiler, flag, True)
     try:
         yield
     finally:
-        torch.compiler._is_exporting_flag = before
+        setattr(torch.compiler, flag, before)
 
 
 def type_named(name: str) -> Any:

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from jetvit.passes.capture_check import check_capture, warn_of_training
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
-from jetvit.passes.scalar_reads import Told, is_about_values, read_values
+from jetvit.passes.scalar_reads import Told, is_about_values, read_values, size_of_values
 from jetvit.passes.source_lines import failing_line, first_lines
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
@@ -118,18 +118,14 @@ def _refusal(
 def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> ExportedProgram:
     """Export a model; where its code reads numbers off constants, a second time, with these numbers."""
     export = partial(torch.export.export, model, tuple(args), dict(kwargs), strict=False)
-    printed = io.StringIO()  # torch prints the whole graph so far when a value is read
     with torch.no_grad(), unchanged(model), _without_tracebacks():
         try:
-            with redirect_stderr(printed):
+            with _without_graphs():
                 return export(dynamic_shapes=dynamic_shapes)
         except Exception as error:
             if not is_about_values(error):
                 raise
-            printed = io.StringIO()
-        finally:
-            sys.stderr.write(printed.getvalue())
-    with torch.no_grad(), unchanged(model):
+    with torch.no_grad(), unchanged(model), _without_tracebacks():
         reads = read_values(model, args, kwargs)
         if dynamic_shapes is not None:
             raise CaptureError(
@@ -138,8 +134,27 @@ def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
                 where=reads[0].line if reads else "",
                 do="leave dynamic_shapes out, and optimize for each size",
             )
-        with Told(reads):
-            return export()
+        try:
+            with Told(reads), _without_graphs():
+                return export()
+        except Exception as error:
+            if isinstance(error, CaptureError) or not is_about_values(error):
+                raise
+            raise size_of_values(error) from error
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    """Keep torch from printing the whole graph so far where an export fails on a value; the error tells of it."""
+    printed, graph = io.StringIO(), ""
+    try:
+        with redirect_stderr(printed):
+            yield
+    except Exception as error:
+        graph = f"{getattr(error, 'partial_fx_graph', '')}\n"
+        raise
+    finally:
+        sys.stderr.write(printed.getvalue().replace(graph, "") if graph else printed.getvalue())
 
 
 @contextmanager

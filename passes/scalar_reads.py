@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from jetvit.passes.differences import tensors
-from jetvit.passes.source_lines import causes, running_line
+from jetvit.passes.source_lines import causes, failing_line, running_line
 from jetvit.patterns.errors import CaptureError
-from jetvit.torch_private import TorchDispatchMode, pytree
+from jetvit.torch_private import TorchDispatchMode, as_if_exporting, pytree
 
 log = logging.getLogger(__name__)
 _READS = {
@@ -49,7 +50,7 @@ def is_about_values(error: BaseException) -> bool:
 
 
 def read_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Read]:
-    """Run a model once and note every number that its code reads off a tensor.
+    """Run a model once, as its code runs in an export, and note every number that it reads off a tensor.
 
     Raises:
         CaptureError: an input has a part in one of them.
@@ -58,7 +59,7 @@ def read_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     sources.mark((args, kwargs), _INPUT)
     sources.mark((list(model.parameters()), list(model.buffers())), _WEIGHT)
     recording = _Recording(sources)
-    with torch.no_grad(), recording, sources:
+    with torch.no_grad(), as_if_exporting(), recording, sources:
         model(*args, **kwargs)
     if recording.of_weights:
         line, count = recording.of_weights[0], len(recording.of_weights)
@@ -72,7 +73,7 @@ class _Sources(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._marks: dict[int, int] = {}
+        self._marks: dict[StorageWeakRef, int] = {}
         self.are_noted = False  # reads that are under way now
 
     def mark(self, tree: Any, mark: int) -> None:
@@ -98,10 +99,7 @@ class _Sources(TorchDispatchMode):
         written = args if func._schema.is_mutable else ()
         for tensor in tensors((result, written)):
             memory = _memory(tensor)
-            if memory in shared:
-                self._marks[memory] = self._marks.get(memory, 0) | marks
-            else:  # new memory, maybe where another tensor was
-                self._marks[memory] = marks
+            self._marks[memory] = marks | (self._marks.get(memory, 0) if memory in shared else 0)
         return result
 
 
@@ -136,6 +134,17 @@ def _read_of_input(line: str) -> CaptureError:
         where=line,
         do="compute it with tensor operations, or use torch.compile(model, backend='jetvit'), which splits the model "
         "there",
+    )
+
+
+def size_of_values(error: BaseException) -> CaptureError:
+    """The refusal of an export that failed on a size, after all numbers that the model's code reads were told."""
+    return CaptureError(
+        "the model's code looks at a size that depends on the values of a tensor",
+        why="torch.export has no values, and so not the number of entries that torch.nonzero or a boolean mask takes",
+        where=failing_line(error),
+        do="let the code compute the same for each such size, or use torch.compile(model, backend='jetvit'), which "
+        "splits the model there",
     )
 
 
@@ -177,5 +186,6 @@ class Told(TorchFunctionMode):
         return read.value
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _memory(tensor: Tensor) -> StorageWeakRef:
+    """The identity of a tensor's memory: no other memory gets it while the reference is kept, when it is freed too."""
+    return StorageWeakRef(tensor.untyped_storage())

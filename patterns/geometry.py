@@ -289,6 +289,15 @@ def _inputs(axis: Axis) -> list[str]:
     return list(dict.fromkeys(atom.root.entry[0] for atom in axis if atom.root.entry is not None))
 
 
+def _side_lengths(tokens: Axis) -> str:
+    """The numbers of rows and columns of tokens, also where both are cut into several pieces; else those of pieces."""
+    kinds = [atom.root.kind for atom in tokens]
+    if len(kinds) > 2 and set(kinds) == {"row", "col"}:
+        pieces = ([atom for atom in tokens if atom.root.kind == kind] for kind in ("row", "col"))
+        return "×".join(str(ax.axis_size(tuple(each))) for each in pieces)
+    return "×".join(str(atom.size) for atom in tokens) or "1"
+
+
 def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
     assert core.q is not None
     roots = {atom.root for atom in tokens}
@@ -299,7 +308,7 @@ def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
     for axis in leading:
         for atom in axis:
             if atom.root.kind in ("row", "col") or (atom.pieces and atom.root in roots):
-                sizes = "×".join(str(piece.size) for piece in tokens) or "1"
+                sizes = _side_lengths(tokens)
                 if tokens and all(piece.pieces is not None and piece.pieces[1] == 0 for piece in tokens):
                     raise Refused(f"the attention is dilated: it runs over {sizes} tokens that lie apart", core.q.node)
                 raise Refused(f"the attention is local already: it runs inside windows of {sizes} tokens", core.q.node)

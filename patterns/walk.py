@@ -496,18 +496,23 @@ def _renewed(axis: Axis, size: Size, origin: str) -> Axis:
 
 @rule(aten.linear.default)
 def linear(walk: LayoutWalk, node: Node) -> Value:
-    """New features on the last axis."""
-    return (*walk.of(node.args[0])[:-1], ax.fresh(shape(node)[-1], "feature"))
+    """New features on the last axis; a weight that is a vector leaves none."""
+    before = walk.of(node.args[0])[:-1]
+    if len(shape(node.args[1])) == 1:
+        return before
+    return (*before, ax.fresh(shape(node)[-1], "feature"))
 
 
 @rule(
     aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default,
-    aten._int_mm.default,
+    aten._int_mm.default, aten.mv.default,
 )  # fmt: skip
 def matmul(walk: LayoutWalk, node: Node) -> Value:
-    """Rows of the first operand, columns of the second; columns of a weight are new features."""
+    """Rows of the first operand, columns of the second; columns of a weight are new features, a vector has none."""
     first, second = node.args[1:3] if node.target in (aten.addmm.default, aten.baddbmm.default) else node.args[:2]
     a, b = walk.of(first), walk.of(second)
+    if len(a) >= 2 and len(b) == 1:
+        return a[:-1]
     if len(a) < 2 or len(b) < 2:
         return None
     columns = b[-1] if ax.rank_of(b[-1]) > 0 else ax.fresh(shape(node)[-1], "feature")

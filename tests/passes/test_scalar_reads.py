@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetvit
+from jetvit.passes.scalar_reads import read_values
 from jetvit.patterns import CaptureError
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, PATCH, Attention, TinyViT, sdpa
@@ -70,6 +71,20 @@ def list_of_a_buffer(model: nn.Module, image: Tensor) -> float:
     return sum(range(height)) / width
 
 
+def constants_between_images(model: nn.Module, image: Tensor) -> float:
+    of_image = [image + number for number in range(50)]
+    del of_image  # the next tensors may take their places in memory
+    constants = [torch.tensor(2) for _ in range(50)]
+    return sum(int(each) for each in constants) / 100
+
+
+def unless_exported(model: nn.Module, image: Tensor) -> float:
+    """As transformers reads its masks, and a number off a buffer in every run."""
+    if not torch.compiler.is_compiling() and not torch.compiler.is_exporting() and image.mean() > 1e9:
+        return 0.5
+    return int(model.sizes[0]) / 2
+
+
 def member(model: nn.Module, image: Tensor) -> float:
     return 2.0 if 3 in torch.arange(4) else 1.0
 
@@ -86,6 +101,10 @@ def copy_of_the_image(model: nn.Module, image: Tensor) -> float:
 
 def row_of_the_image(model: nn.Module, image: Tensor) -> float:
     return 1.0 if image[0, 0].abs().amax(dim=-1).tolist()[0] > 1e9 else 0.5
+
+
+def size_of_a_selection(model: nn.Module, image: Tensor) -> float:
+    return 1.0 if len(image[image > 0]) > 10 else 0.5
 
 
 def slice_by_the_image(model: nn.Module, image: Tensor) -> float:
@@ -127,6 +146,20 @@ def test_numbers_off_buffers_are_told(
         check(model)
     line = f"{read.__code__.co_filename}:{read.__code__.co_firstlineno + 1} in {read.__name__}"
     assert f"what the model reads off its parameters or buffers stays as it is now: {line}" in caplog.text
+    assert "def forward" not in capsys.readouterr().err
+
+
+def test_a_constant_that_takes_the_place_of_the_image_in_memory_is_no_input() -> None:
+    assert len(read_values(Reading(constants_between_images), (image(),), {})) == 50
+
+
+def test_reads_that_an_export_does_not_make_are_not_told() -> None:
+    check(randomize(Reading(unless_exported)))
+
+
+def test_sizes_that_depend_on_values_are_refused_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError, match=r"(?s)looks at a size that depends on the values.*in size_of_a_selection"):
+        jetvit.optimize(randomize(Reading(size_of_a_selection)), image())
     assert "def forward" not in capsys.readouterr().err
 
 

@@ -213,11 +213,15 @@ KNOWN = [
     lambda x: F.normalize(x, dim=-1),
     lambda x: F.elu(x) + 1,
     lambda x: torch.einsum("bhnd,de->bhne", x, torch.eye(x.shape[-1])),
+    lambda x: F.linear(torch.stack([x, x + 1], dim=-1), torch.ones(2)),
+    lambda x: torch.stack([x, x + 1], dim=-1) @ torch.ones(2),
 ]
 
 
 @pytest.mark.parametrize("road", ["export", pytest.param("dynamo", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("change", KNOWN, ids=["complex", "fake_quantize", "normalize", "elu", "einsum"])
+@pytest.mark.parametrize(
+    "change", KNOWN, ids=["complex", "fake_quantize", "normalize", "elu", "einsum", "linear", "vector"]
+)
 def test_what_keeps_the_tokens_in_place_keeps_the_site(change: Callable[[Tensor], Tensor], road: str) -> None:
     model, image = randomize(TinyViT(partial(Attention, partial(on_both, change)))), images(2, 3, *SIZE)
     sites = jetvit.find_attention(model, image)

@@ -15,6 +15,7 @@ from tests.zoo.sweep_hf import (
     HIDDEN_KEYS,
     INPUT_BIAS,
     NOT_CAPTURED,
+    ONE_ROW,
     SQUARE,
     hf,
     of_type,
@@ -195,5 +196,69 @@ TEXT_AND_IMAGE = (
         "2 of 1+4×4",
         inputs=lambda: ((images(1, 2, 3, 64, 64), [[64, 64]]), {}),
         places=False,
+    ),
+    hf(
+        "ChineseCLIPModel",
+        "ChineseCLIPConfig",
+        PAIR | {"text_config": lambda: dict(TEXT)},
+        "2 of 1+4×4",
+        {HIDDEN_KEYS: 2},
+        inputs=text_and_image,
+    ),
+    hf(
+        "MetaClip2Model",
+        "MetaClip2Config",
+        PAIR | {"text_config": lambda: TEXT | {"eos_token_id": 3}},
+        "2 of 1+4×4",
+        {HIDDEN_KEYS: 2},
+        inputs=text_and_image,
+    ),
+    hf(
+        "Owlv2ForObjectDetection",
+        "Owlv2Config",
+        PAIR | {"text_config": lambda: TEXT | {"max_position_embeddings": 8}, "projection_dim": 32},
+        "2 of 1+4×4",
+        {HIDDEN_KEYS: 2},
+        inputs=two_texts,
+    ),
+    hf(
+        "XCLIPModel",
+        "XCLIPConfig",
+        PAIR
+        | {
+            "vision_config": lambda: (
+                SQUARE
+                | {
+                    "num_frames": 2,
+                    "mit_num_hidden_layers": 1,
+                    "mit_hidden_size": 32,
+                    "mit_intermediate_size": 32,
+                    "mit_num_attention_heads": 2,
+                }
+            ),
+            "prompt_num_attention_heads": 2,
+            "projection_dim": 32,
+        },
+        "2 of 1+4×4+1",
+        {ONE_ROW: 3, HIDDEN_KEYS: 2, CROSS: 2},
+        inputs=lambda: ((), {"input_ids": torch.tensor([[2, 5, 6, 3]]), "pixel_values": images(1, 2, 3, 64, 64)}),
+        places=False,
+    ),
+    hf(
+        "LxmertModel",
+        "LxmertConfig",
+        {
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "vocab_size": 100,
+            "l_layers": 1,
+            "x_layers": 1,
+            "r_layers": 1,
+            "visual_feat_dim": 16,
+        },
+        "",
+        {OF_TEXT: 2, ONE_ROW: 2, CROSS: 2},
+        inputs=lambda: ((torch.tensor([[2, 5, 6, 3]]), images(1, 6, 16), images(1, 6, 4)), {}),
     ),
 )

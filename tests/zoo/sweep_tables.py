@@ -7,6 +7,7 @@ from tests.zoo.sweep_hf import ENCODERS
 from tests.zoo.sweep_hf_dense import DENSE
 from tests.zoo.sweep_hf_detection import DETECTION
 from tests.zoo.sweep_hf_documents_video import DOCUMENTS_VIDEO
+from tests.zoo.sweep_hf_families import FAMILIES
 from tests.zoo.sweep_hf_image_features import IMAGE_FEATURES
 from tests.zoo.sweep_hf_other import OTHER
 from tests.zoo.sweep_hf_segmentation import SEGMENTATION
@@ -31,6 +32,7 @@ _ALL = (
     *DOCUMENTS_VIDEO,
     *TASKS,
     *TEXT_AND_IMAGE,
+    *FAMILIES,
 )
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ALL}
 assert len(ENTRIES) == len(_ALL), "two entries have one name"

@@ -28,6 +28,16 @@ def caformer_norms() -> Any:
     return [metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2
 
 
+def multi_query_blocks() -> Any:
+    """Three stages of MobileNetV5: the second attends to half the rows and columns, the third to all tokens."""
+    stages = (
+        ["er_r1_k3_s2_e4_c16"],
+        ["uir_r1_a3_k3_s2_e4_c32", "mqa_r1_k3_h2_s2_v2_d16_c32", "uir_r1_a0_k0_s1_e2_c32"],
+        ["uir_r1_a3_k3_s2_e4_c32", "mqa_r1_k3_h2_s1_v1_d16_c32", "uir_r1_a0_k0_s1_e2_c32"],
+    )
+    return import_module("timm.models._efficientnet_builder").decode_arch_def(list(stages))
+
+
 HIERARCHIES = (
     timm("cait_xxs24_224", VIT, "", {"the attention weights are used by": 2, "cross attention": 2}),
     timm("xcit_nano_12_p16_224", VIT, "", {"the attention runs over channels": 2, "cross attention": 2}),
@@ -137,7 +147,7 @@ HIERARCHIES = (
         {"img_size": (128, 128), "embed_dim": 16, "stages": (1, 1, 2, 1)},
         "",
         {
-            "the attention is local already": 1,
+            "the attention is local already: it runs inside windows of 8×8 tokens": 1,
             "cross attention": 3,
             "unknown token grid: the tokens have more than two spatial axes": 1,
         },
@@ -325,4 +335,49 @@ HIERARCHIES = (
         places=False,
     ),
     timm("efficientvim_m1", {}, "", size=(128, 192)),
+    timm(
+        "efficientformer_l1",
+        {"depths": (1, 1, 1, 2), "embed_dims": (16, 24, 32, 48), "num_vit": 1},
+        "",
+        {"a learned bias is added to the scores": 1},
+        size=(224, 224),
+    ),
+    timm(
+        "swinv2_cr_tiny_224",
+        {"img_size": (64, 96), "embed_dim": 16, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4},
+        "",
+        {"a learned bias is added to the scores": 3},
+    ),
+    timm(
+        "mobilenetv5.MobileNetV5",
+        {
+            "block_args": multi_query_blocks,
+            "stem_size": 8,
+            "num_features": 32,
+            "num_classes": 5,
+            "layer_scale_init_value": 1e-5,
+            "use_msfa": True,
+        },
+        "1 of 4×6",
+        {"cross attention": 1},
+        places=False,
+    ),
+    timm(
+        "fastvit_mci2",
+        {"layers": (1, 1, 1, 1), "embed_dims": (32, 32, 64, 64)},
+        "1 of 4×6",
+        size=(128, 192),
+        places=False,
+    ),
+    timm(
+        "hiera_base_abswin_256",
+        {"img_size": (128, 128), "embed_dim": 16, "stages": (1, 1, 2, 1)},
+        "",
+        {
+            "the attention is local already: it runs inside windows of 8×8 tokens": 1,
+            "cross attention": 3,
+            "unknown token grid: the tokens have more than two spatial axes": 1,
+        },
+        size=(128, 128),
+    ),
 )

@@ -200,7 +200,7 @@ def test_where_all_was_refused_nothing_is_said_to_be_missing(run: Run, tmp_path:
         "optimize", "timm:beit_base_patch16_224", *("--model-arg=depth=1", "--model-arg=embed_dim=32"),
         *("--model-arg=num_heads=2", "--size", "224x224", "-o", tmp_path / "beit.pt2"),
     )  # fmt: skip
-    assert "1 attentions were refused" in outcome.out
+    assert "1 attention found and refused" in outcome.out
     assert "exact rewrites: " in outcome.out
 
 

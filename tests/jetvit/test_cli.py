@@ -424,7 +424,7 @@ def test_optimize_writes_a_file_that_loads_elsewhere(run: Run, plan: Path, tmp_p
     fresh = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, capture_output=True, text=True, check=True)
     assert fresh.stdout == "1 1000\n"
     again = run("optimize", out, "--plan", plan, "-o", tmp_path / "again.pt2")
-    assert "1 attention sites, 1 rewritten already" in again.out
+    assert "1 attention site, 1 rewritten already" in again.out
     refusal = run("bench", out, "--plan", plan)
     assert refusal.status == 1
     assert "the program was rewritten by jetvit already" in refusal.err

@@ -37,7 +37,7 @@ def test_pt2(run: Run, plan: Path, tmp_path: Path):  # noqa: F811
     assert f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB; it loads with torch.export.load" in outcome.out
     assert [file.name for file in tmp_path.iterdir()] == ["fast.pt2"]
     again = run("export", out, "--plan", plan, "--target", "pt2", "-o", tmp_path / "again.pt2")
-    assert "1 attention sites, 1 rewritten already" in again.out
+    assert "1 attention site, 1 rewritten already" in again.out
     image = torch.randn(1, 3, 64, 96)
     first, second = (load_exported(tmp_path / name).module()(image) for name in ("fast.pt2", "again.pt2"))
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -22,6 +22,7 @@ from benchmarks.kernel_rows import newest as rows_of_one_device
 from benchmarks.kernel_rows import read_rows
 from benchmarks.kernel_shapes import FIRST_MIXERS
 from benchmarks.results import RESULTS
+from jetvit.patterns.wording import counted
 
 README = Path(__file__).parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -320,7 +321,8 @@ def _count(choices: dict[str, int]) -> str:
 
 def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
     return [
-        f"<sub>{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['date'][:10]}: "
+        f"<sub>{record['device']}, {counted(int(record['threads']), 'thread')}, "
+        f"torch {record['torch']}, {record['date'][:10]}: "
         f"`{record['command']}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
         for file, record in results
     ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import PlanError
+from jetvit.patterns.wording import counted
 
 if TYPE_CHECKING:
     from jetvit.patterns.site import AttentionSite
@@ -60,7 +61,7 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     if len(absent) > _ABSENT * len(samples):
         raise PlanError(
             "a base weight of the plan is not in the model",
-            why=f"so are {len(absent) - 1} others of {len(samples)}" if len(absent) > 1 else "",
+            why=f"{len(absent)} of {len(samples)} are missing" if len(absent) > 1 else "",
             where=absent[0],
             do=do,
         )
@@ -72,7 +73,8 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
         if off is None:
             raise PlanError(
                 "a base weight is not the one that the plan was made on",
-                why=f"{len(expected)} samples of it are in the plan; the model's has {tensors[fqn].numel()} values",
+                why=f"the plan has {counted(len(expected), 'sample')} of it; "
+                f"the model's has {counted(tensors[fqn].numel(), 'value')}",
                 where=fqn,
                 do=do,
             )
@@ -81,8 +83,8 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
             raise PlanError(
                 "a base weight is not the one that the plan was made on",
                 why=f"sample {at} is {expected[at]:.6g} in the plan and {found[at]:.6g} in the model; "
-                f"{int(off.sum())} of {len(expected)} samples are off by more than {RTOL:g} of the value "
-                f"plus {atol:.3g}",
+                f"off by more than {RTOL:g} of the value "
+                f"plus {atol:.3g}: {int(off.sum())} of {counted(len(expected), 'sample')}",
                 where=fqn,
                 do=do,
             )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jetvit.cost_model.roofline import Array
+from jetvit.patterns.wording import counted
 
 COVERAGE = 0.9
 MIN_ROWS = 10  # Fewer scores than this have no 90 % quantile with the correction for their number.
@@ -43,11 +44,11 @@ def calibrate(
     the batch and tokens of each row. Raises ValueError for fewer than 10 rows, or 2 families and 2 sizes.
     """
     if len(log_ms) < MIN_ROWS:
-        raise ValueError(f"there are {len(log_ms)} rows, and an interval needs at least {MIN_ROWS}")
+        raise ValueError(f"{counted(len(log_ms), 'row')}, and an interval needs at least {MIN_ROWS}")
     enough = len(set(families)) >= MIN_FAMILIES
     folds = split(families if enough else [str(size) for size in sizes], seed)
     if max(folds) == 0:
-        raise ValueError(f"all {len(log_ms)} rows are of one size, and an interval needs at least two sizes")
+        raise ValueError(f"all rows ({len(log_ms)}) are of one size, and an interval needs at least two sizes")
     errors = np.empty(len(log_ms))
     for fold in range(max(folds) + 1):
         out = folds == fold

@@ -16,6 +16,7 @@ import numpy as np
 
 from jetvit.cost_model.graph_operations import GraphOperations
 from jetvit.cost_model.operation import Operation
+from jetvit.patterns.wording import counted
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Overheads:
         rank = np.linalg.matrix_rank(terms / scale, tol=1e-6)
         if rank < 3:
             raise ValueError(
-                f"{len(runs)} runs determine {rank} of three terms: measure models of other depths and other sizes"
+                f"{counted(len(runs), 'run determines', 'runs determine')} {rank} of three terms: "
+                "measure models of other depths and other sizes"
             )
         from scipy.optimize import nnls
 

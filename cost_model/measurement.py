@@ -14,6 +14,7 @@ import torch
 
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.timing import Latency
+from jetvit.patterns.wording import counted
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Machine:
 
     def __str__(self) -> str:
         what = "multiprocessor" if self.cuda else "thread"
-        return f"{self.device} with {self.multiprocessors} {what}{'' if self.multiprocessors == 1 else 's'}"
+        return f"{self.device} with {counted(self.multiprocessors, what)}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from jetvit.patterns.errors import PlanError
+from jetvit.patterns.wording import counted
 
 T = TypeVar("T")
 
@@ -170,7 +171,8 @@ def several_parts(site: str, why: str) -> PlanError:
 def _absent(absent: tuple[str, ...], planned: list[str], there: list[str]) -> PlanError:
     return PlanError(
         "the plan is for another model",
-        why=f"{len(absent)} of its {len(planned)} sites are not in the model, whose sites are {_some(there) or 'none'}",
+        why=f"the model lacks {len(absent)} of its {counted(len(planned), 'site')}; "
+        f"the model's sites are {_some(there) or 'none'}",
         where=f"site {absent[0]} of the plan",
         do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
     )

@@ -19,6 +19,7 @@ from jetvit.cost_model.conformal import MIN_ROWS, Calibration
 from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.roofline import Device, kernel_of
+from jetvit.patterns.wording import counted
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def by_kernel(
 ) -> dict[str, list[tuple[Operation, float]]]:
     """Keys of operations and their median latency by kernel, sorted, so that no order of rows is left to depend on."""
     if len(operations) != len(latencies_ms):
-        raise ValueError(f"there are {len(operations)} operations and {len(latencies_ms)} latencies")
+        pairs = f"{counted(len(operations), 'operation')} and {counted(len(latencies_ms), 'latency', 'latencies')}"
+        raise ValueError(f"{pairs} are no pairs")
     if not operations:
         raise ValueError(f"there are no rows, and every kernel needs at least {MIN_ROWS}")
     samples = defaultdict(list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from jetvit.cost_model.operation import ELEMENT_BYTES, OPS
 from jetvit.cost_model.predictor import Predictor
 from jetvit.cost_model.roofline import SIZES, WINDOW, Device, Roofline
 from jetvit.cost_model.trees import Forest
+from jetvit.patterns.wording import counted
 
 FORMAT, VERSION = "jetvit latency predictor", 2
 _NODES = ("roots", "feature", "threshold", "left", "right", "value")
@@ -59,12 +61,19 @@ def save(predictor: Predictor, path: Path) -> None:
         np.savez_compressed(file, document=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]
 
 
+# What numpy and zipfile raise for a damaged file; the header of an array is read as Python's literals.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, SyntaxError,
+    tokenize.TokenError,
+)  # fmt: skip
+
+
 def load(path: Path) -> Predictor:
     """Read a predictor. Raises ValueError, naming the file and what is wrong, and OSError where it cannot be read."""
     with path.open("rb") as file:
         try:
             arrays = _arrays(file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except _BROKEN as error:
             raise ValueError(f"{path} is no predictor: {error}") from None
     try:
         return _predictor(arrays)
@@ -78,7 +87,7 @@ def _arrays(file: Any) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > _LIMIT_BYTES:
-        raise ValueError(f"it unpacks to {size} bytes, more than {_LIMIT_BYTES}")
+        raise ValueError(f"it unpacks to {counted(size, 'byte')}, more than {_LIMIT_BYTES}")
     file.seek(0)
     with np.load(file, allow_pickle=False) as loaded:
         return {name: loaded[name] for name in loaded.files}
@@ -134,7 +143,9 @@ def _model(kernel: Mapping[str, Any], arrays: Mapping[str, np.ndarray], device: 
     example = np.ones((1, len(SIZES)))
     example[0, WINDOW] = 1
     if forest.features != roofline.features(example).shape[1]:
-        raise ValueError(f"its trees know {forest.features} features, not {roofline.features(example).shape[1]}")
+        raise ValueError(
+            f"its trees know {counted(forest.features, 'feature')}, not {roofline.features(example).shape[1]}"
+        )
     for field in _HULL:
         hull = arrays[field]
         if hull.dtype != np.float64 or hull.shape != (len(SIZES) + 1,) or not np.isfinite(hull).all():

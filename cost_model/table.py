@@ -23,6 +23,7 @@ from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.timing import Latency
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 try:
     import fcntl
@@ -234,7 +235,7 @@ def _measurement(line: str, schema: str) -> Measurement:
     cells = next(csv.reader([line], strict=True), [])
     columns = _COLUMNS[schema]
     if len(cells) != len(columns):
-        raise ValueError(f"it has {len(cells)} columns instead of {len(columns)}")
+        raise ValueError(f"it has {counted(len(cells), 'column')} instead of {len(columns)}")
     row = {"feature_map": ""} | dict(zip(columns, cells, strict=True))
     if row["schema"] != schema:
         raise ValueError(f"its schema is {row['schema']!r}; the columns are those of {schema}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from jetvit.patterns.wording import counted
+
 Array = NDArray[np.float64]
 
 # Chosen by the error on held-out rows (100 to 1500 to learn from) of the layers of one language model, Llama-2-7B, in
@@ -112,7 +114,9 @@ class Forest:
                 raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not a list of float64")
         for name in ("feature", "threshold", "left", "right"):
             if len(getattr(self, name)) != nodes:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {nodes} nodes")
+                raise ValueError(
+                    f"{name} has {counted(len(getattr(self, name)), 'entry', 'entries')} for {counted(nodes, 'node')}"
+                )
         leaf, own = self.feature == -1, np.arange(nodes)
         if not ((self.feature >= -1) & (self.feature < self.features)).all():
             raise ValueError(f"a node asks for a feature that is none of the {self.features}")

@@ -29,6 +29,7 @@ from jetvit.passes.capture import capture_dynamo
 from jetvit.passes.graph import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import CaptureError, InputError
+from jetvit.patterns.wording import operator_name
 from jetvit.tied import Compiled, for_each_set_of_weights, tie
 from jetvit.whole_calls import watch
 
@@ -179,7 +180,8 @@ def _kernels_digest() -> str:
 
 def _refuse_mode(mode: str | None, inner: Any) -> None:
     if mode is not None:
-        raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {inner!r}", do="leave mode out")
+        name = repr(inner) if isinstance(inner, str) else operator_name(inner)
+        raise InputError(f"mode={mode!r} is for Inductor, and the inner backend is {name}", do="leave mode out")
 
 
 def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGraph, Sequence[Any]], Compiled]:

@@ -32,6 +32,7 @@ from jetvit.passes.differences import tensors
 from jetvit.passes.plan_checks import rewritten_choice
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
+from jetvit.patterns.wording import counted
 from jetvit.search.calibration import device_name
 
 SCHEMA_VERSION = 1
@@ -104,8 +105,8 @@ class BenchResult:
         if not self.planned:
             lines.append("no plan was given: jetvit made only exact rewrites")
         lines.append(
-            f"{where['shape']} {where['dtype']} on {where['device']}, {where['threads']} threads, "
-            f"torch {where['torch']}, mode {where['mode']}, {self.rounds} rounds"
+            f"{where['shape']} {where['dtype']} on {where['device']}, {counted(where['threads'], 'thread')}, "
+            f"torch {where['torch']}, mode {where['mode']}, {counted(self.rounds, 'round')}"
         )
         return "\n".join(lines)
 
@@ -142,7 +143,7 @@ def bench(
         JetvitError: the model does not run on the inputs, or cannot be compiled.
     """
     if rounds < MIN_ROUNDS:
-        raise InputError(f"{rounds} rounds are too few for quartiles", do=f"give {MIN_ROUNDS} or more")
+        raise InputError(f"{counted(rounds, 'round')} cannot give quartiles", do=f"give {MIN_ROUNDS} or more")
     if mode not in MODES:
         raise InputError(f"Inductor has no mode {mode!r}", do=f"give one of {', '.join(MODES)}")
     report: Progress = progress or (lambda what, done, total: None)

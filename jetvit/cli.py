@@ -26,6 +26,7 @@ import jetvit
 from jetvit.commands import COMMANDS
 from jetvit.commands.options import add_debug_option
 from jetvit.patterns.errors import JetvitError
+from jetvit.patterns.wording import without_reprs
 
 EPILOG = """\
 MODEL is one of
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error).partition("\n")[0] or "memory is used up"
         return _fail(f"error: out of memory\n  why: {message}\n  do: take a smaller --size or --batch", args.debug)
     except Exception as error:  # a defect of jetvit, or of the model's own code
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        what = " ".join(without_reprs(f"{type(error).__name__}: {error}").split())[:400]
         return _fail(f"error: {what}\n  why: jetvit did not expect this\n  do: run it again with --debug", args.debug)
     finally:
         logging.getLogger("jetvit").removeHandler(handler)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jetvit.images import ImageFolder
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.search.data import Sample, Splits
 from jetvit.search.task import Task
 
@@ -167,8 +168,8 @@ def _divided(pool: _Pool, shares: Sequence[float], select: Collection[str] | Non
         if left and all(parts):
             return [left, *parts]
     raise InputError(
-        f"{len(pool.keys)} images are too few to divide into {len(shares) + 1}",
-        why=f"{len(set(pool.keys))} are different, in {len(set(by_group))} groups",
+        f"{counted(len(pool.keys), 'image')} cannot be divided into {len(shares) + 1}",
+        why=f"different ones: {len(set(pool.keys))}, in {counted(len(set(by_group)), 'group')}",
         where=str(pool.images.path),
         do="give more images" if select is None else "give more images, or select other groups",
     )

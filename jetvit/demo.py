@@ -17,7 +17,7 @@ from jetvit.bench import BenchResult, bench
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.explain import explain
 from jetvit.patterns.site import Sites
-from jetvit.report_words import counted
+from jetvit.patterns.wording import counted
 from jetvit.scenes import FARTHEST, NEAREST, SceneSplit
 from jetvit.search import Depth, Recipe, Schedule, search
 from jetvit.search.data import Split, Splits, collate
@@ -90,7 +90,10 @@ def run_demo(
 
     sites = find_attention(model, image)
     site = sites[0]
-    say(f"1. found     {len(sites)} full attentions over {site.tokens} tokens, {site.num_heads} heads each")
+    say(
+        f"1. found     {counted(len(sites), 'full attention')} over {counted(site.tokens, 'token')}, "
+        f"{counted(site.num_heads, 'head')} each"
+    )
 
     plan = _search(model, Splits(train, select, test), recipe, folder, progress)
     plan.save(folder / "plan")

@@ -8,9 +8,10 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jetvit.patterns.wording import counted
 from jetvit.report_plots import INK, KINDS, STYLE
 from jetvit.report_rows import SiteRow
-from jetvit.report_words import counted, latency_text, plain, shorten, sorted_labels
+from jetvit.report_words import latency_text, plain, shorten, sorted_labels
 
 _PANELS = 4  # groups of sites; of more of them the table beside the picture tells
 _BAR, _BAR_WIDTH, _TITLE = 0.26, 3.6, 0.45  # inches

@@ -17,6 +17,7 @@ from jetvit.passes.plan_checks import covers
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.sizes import is_static
+from jetvit.patterns.wording import counted
 from jetvit.report_rows import MeasuredChoice, SiteRow
 from jetvit.search.whole_model import estimate_program, refuse_open_sizes, rewritten_for
 
@@ -128,7 +129,7 @@ class _Reader:
     def notes(self) -> Iterator[str]:
         """Why some latencies are missing."""
         if self._open:
-            yield OPEN_SIZES.format("a site" if self._open == 1 else f"{self._open} sites")
+            yield OPEN_SIZES.format("a site" if self._open == 1 else counted(self._open, "site"))
         if self._unknown:
             first, *others = self._unknown
             more = f" (and {len(others)} more like it)" if others else ""

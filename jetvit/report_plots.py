@@ -20,10 +20,11 @@ from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from jetvit.patterns.wording import counted
 from jetvit.report_plan import PlanSummary
 from jetvit.report_rows import SiteRow
 from jetvit.report_text import common_prefix
-from jetvit.report_words import counted, number, plain, shorten, sorted_labels
+from jetvit.report_words import number, plain, shorten, sorted_labels
 
 # Stand-ins that `svg` replaces with the page's own colours, which differ by day and night.
 INK, MUTED, PAPER = "#111112", "#777778", "#fefefd"

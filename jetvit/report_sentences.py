@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jetvit.cost_model.estimate import Estimate
-from jetvit.report_words import EXTRAPOLATED, counted, interval, number, plain
+from jetvit.patterns.wording import counted
+from jetvit.report_words import EXTRAPOLATED, interval, number, plain
 
 if TYPE_CHECKING:
     from jetvit.explain import Report
@@ -59,7 +60,7 @@ def _latency(report: Report) -> Iterator[str]:
     full, chosen = totals.latency_full_ms, totals.latency_chosen_ms
     if full is None or chosen is None or (plan is None and report.table is None):
         return
-    sites = f"{totals.measured} of {totals.found} sites" if totals.measured < totals.found else "all sites"
+    sites = f"{totals.measured} of {counted(totals.found, 'site')}" if totals.measured < totals.found else "all sites"
     start = f"Attention alone, summed over {sites}: {number(full)} ms"
     if plan is None:
         yield f"{start}."

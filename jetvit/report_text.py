@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from jetvit.patterns.wording import counted
 from jetvit.report_rows import SiteRow
 from jetvit.report_sentences import input_lines, legend, totals_lines
 from jetvit.report_words import (
     alike,
-    counted,
     decision_text,
     extra_text,
     latency_text,

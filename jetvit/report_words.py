@@ -47,11 +47,6 @@ def latency_text(one: MeasuredChoice | None) -> str:
     return text + (EXTRAPOLATED if one.extrapolated else "")
 
 
-def counted(count: int, thing: str) -> str:
-    """ "1 site", "2 sites"."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
 def extra_text(row: SiteRow) -> str:
     """Extra tokens as "5 before", "2 before, 3 after" the grid, or "none"."""
     counts = ((row.extra_before, "before"), (row.extra_after, "after"))

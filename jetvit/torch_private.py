@@ -10,9 +10,11 @@ Outside of every room: this file imports none, and each may import it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,6 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch._decomp import get_decompositions as get_decompositions
     from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
     from torch._dynamo import OptimizedModule as OptimizedModule
-    from torch._dynamo import eval_frame as eval_frame
     from torch._dynamo import lookup_backend as lookup_backend
     from torch._dynamo.exc import InvalidBackend as InvalidBackend
     from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace as composite_operators
@@ -88,7 +89,6 @@ _PLACES = {
     "PT2ArchiveReader": "torch.export.pt2_archive._package.PT2ArchiveReader",
     "reorder_kwargs": "torch.export._tree_utils.reorder_kwargs",
     # Dynamo and Inductor
-    "eval_frame": "torch._dynamo.eval_frame",
     "InvalidBackend": "torch._dynamo.exc.InvalidBackend",
     "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
     "OptimizedModule": "torch._dynamo.OptimizedModule",
@@ -165,6 +165,38 @@ def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
 def symbols_of_input(context: TracingContext, tensor: Tensor) -> Any:
     """Which sizes of an input of a Dynamo graph are symbols, for `FakeTensorMode.from_tensor`; None if unknown."""
     return attribute_of(context, "tensor_to_context").get(tensor)
+
+
+class RunningCall(NamedTuple):
+    """A call of something that torch.compile returned.
+
+    context: torch's object for that `torch.compile`; each function in its `enter_exit_hooks` is called at the start of
+    every call, and what it returns at the end. cleanups: what is called at the end of this call.
+    """
+
+    context: Any
+    cleanups: list[Callable[[], None]]
+
+
+def running_call() -> RunningCall | None:
+    """The outermost call of something compiled that is running; None outside of one.
+
+    Raises:
+        MissingFromTorch: torch keeps something else of it.
+    """
+    found: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)
+    module = vars(importlib.import_module("torch._dynamo.eval_frame"))
+    while frame is not None:
+        if frame.f_globals is module and "cleanups" in frame.f_code.co_varnames:
+            found = frame
+        frame = frame.f_back
+    if found is None:
+        return None
+    context, cleanups = (found.f_locals.get(name) for name in ("self", "cleanups"))
+    if not (isinstance(cleanups, list) and isinstance(getattr(context, "enter_exit_hooks", None), list)):
+        raise MissingFromTorch("torch._dynamo.eval_frame.compile_wrapper, with its cleanups")
+    return RunningCall(context, cleanups)
 
 
 def is_vmap(target: Any) -> bool:

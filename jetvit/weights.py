@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 log = logging.getLogger("jetvit.weights")
 
@@ -87,7 +88,7 @@ def read_folder(folder: str | Path) -> dict[str, Tensor] | None:
         if not (folder / shard).is_file():
             raise InputError(
                 f"the shard {shard} is missing",
-                why=f"{index.name} lists {len(shards)} shards",
+                why=f"{index.name} lists {counted(len(shards), 'shard')}",
                 where=str(folder),
                 do="download the missing file into the folder",
             )
@@ -239,7 +240,7 @@ def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         if not finite.all():
             raise InputError(
                 f"the weight {name} holds NaN or Inf",
-                why=f"{int((~finite).sum())} of its {tensor.numel()} values are not finite",
+                why=f"of its {counted(tensor.numel(), 'value')}, {int((~finite).sum())} not finite",
                 where=str(path),
                 do="download or convert the file again; fp16 overflows where bf16 and fp32 do not",
             )

@@ -44,7 +44,7 @@ def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> N
 def check_tokens(op: str, q: Tensor, k: Tensor, v: Tensor, grid_h: int, grid_w: int, extra_before: int) -> None:
     """Refuse q, k, v that are not three [batch, token, head, dim] of one shape and dtype, or do not hold the grid."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        refuse(x.dim() != 4, f"{op}: {name} must be [batch, token, head, dim], got {x.dim()} dimensions")
+        refuse(x.dim() != 4, f"{op}: {name} must be [batch, token, head, dim], got {list(x.shape)}")
         check_dtype(op, name, x)
         check_device(op, name, x, q)
         refuse(x.dtype != q.dtype, f"{op}: {name} is {x.dtype} but q is {q.dtype}")

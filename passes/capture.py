@@ -19,12 +19,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.passes.capture_check import check_capture, warn_of_training
 from jetvit.passes.emit import OptimizedModule
+from jetvit.passes.export_errors import explained
 from jetvit.passes.graph import DynamoGraph, ExportedGraph
 from jetvit.passes.scalar_reads import Told, is_about_values, read_values, size_of_values
 from jetvit.passes.source_lines import failing_line, first_lines
 from jetvit.passes.unchanged import unchanged, warn_of_hooks
 from jetvit.patterns.errors import CaptureError
 from jetvit.patterns.names import clean_name
+from jetvit.patterns.wording import operator_name
 from jetvit.torch_private import (
     FakeTensor,
     FakeTensorMode,
@@ -102,16 +104,11 @@ def _refusal(
             where=failing_line(own),
             do="give inputs that the model itself can be called with",
         )
-    do = "change what torch.export cannot follow; torch.compile(model, backend='jetvit') splits a model there instead"
-    if dynamic_shapes is not None:
+    why, do = explained(error)
+    if dynamic_shapes is not None and not do.startswith("give example inputs"):
         do = f"leave dynamic_shapes out, or {do}"
-    if "specialized it to be a constant (1)" in str(error):
-        do = "give example inputs whose open sizes are at least 2: torch.export takes a size of 1 for fixed"
     return CaptureError(
-        f"{type(model).__name__} could not be captured by torch.export",
-        why=first_lines(error),
-        where=failing_line(error),
-        do=do,
+        f"{type(model).__name__} could not be captured by torch.export", why=why, where=failing_line(error), do=do
     )
 
 
@@ -178,7 +175,7 @@ def _refuse_decomposed(program: ExportedProgram) -> None:
             if node.target in _DECOMPOSED:
                 raise CaptureError(
                     "a program that was decomposed cannot be rewritten",
-                    why=f"it has {node.target}, which torch.export.export does not yield",
+                    why=f"it has {operator_name(node.target)}, which torch.export.export does not yield",
                     do="give the program as torch.export.export yields it, before run_decompositions",
                 )
 
@@ -202,7 +199,7 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
         example_inputs: its example inputs, in the order of the placeholders.
         freeze: take the present values of parameters and buffers as constants that may be folded.
     Raises:
-        CaptureError: it works on tensors that a trace takes for constants.
+        CaptureError: it works on tensors that a trace takes for constants, or cannot be traced at all.
     """
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     context = TracingContext.try_get()
@@ -217,8 +214,16 @@ def capture_dynamo(gm: GraphModule, example_inputs: Sequence[Any], freeze: bool 
         with torch.fx.traceback.preserve_node_meta():
             return RegionInterpreter(gm).run(*inputs)
 
-    with tracing(context), mode:
-        traced = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    try:
+        with tracing(context), mode:
+            traced = make_fx(run, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    except Exception as error:
+        raise CaptureError(
+            "this graph of torch.compile cannot be traced",
+            why=first_lines(error),
+            where=failing_line(error),
+            do="change what the line does, or try jetvit.optimize, which captures the model otherwise",
+        ) from error
     names: dict[Node, str] = {}
     values: dict[Node, torch.Tensor] = {}
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]

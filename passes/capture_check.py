@@ -52,8 +52,19 @@ def check_capture(model: nn.Module, program: ExportedProgram, args: Sequence[Any
             why=first_lines(error),
             do="report this to PyTorch with the model; torch.compile(model, backend='jetvit') captures it otherwise",
         ) from error
-    _, wrong = largest_error(found, expected, loose=0.1)  # both run the same operators
-    if not wrong or differ(run.model(seed=1), expected):
+    if any(isinstance(each, FakeTensor) for each in found):
+        raise CaptureError(
+            f"what torch.export captured of {type(model).__name__} computes no values",
+            why="it keeps a tensor without values, which the export made, as a constant",
+            do="let the model call no torch.func; torch.compile(model, backend='jetvit') captures it otherwise",
+        )
+    try:
+        _, wrong = largest_error(found, expected, loose=0.1)  # both run the same operators
+        random = bool(wrong) and differ(run.model(seed=1), expected)
+    except (RuntimeError, NotImplementedError) as error:  # sparse, quantised or without values, or too large for a copy
+        log.warning("what was captured was not compared with the model: %s", first_lines(error))
+        return
+    if not wrong or random:
         return
     raise CaptureError(
         f"what torch.export captured of {type(model).__name__} does not compute what the model does",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jetvit.patterns.wording import counted
 from jetvit.torch_private import pytree
 
 LOOSE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
@@ -55,7 +56,7 @@ def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor], loose: fl
     wrong = ""
     worst = 0.0
     if len(found) != len(expected):
-        wrong = f"it has {len(found)} outputs in place of {len(expected)}"
+        wrong = f"it has {counted(len(found), 'output')} in place of {len(expected)}"
     for number, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             wrong = f"output {number} is {_text(ours)} in place of {_text(theirs)}"

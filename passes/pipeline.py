@@ -90,7 +90,7 @@ def run_pipeline(
         if result.fired:
             _dump(graph, dump, index, each.name)
         record = PassRecord(each.name, result.fired, time.perf_counter() - start, result.notes, result.planned)
-        log.debug("%s fired %d times in %.3f s", record.name, record.fired, record.seconds)
+        log.debug("%s fired %d× in %.3f s", record.name, record.fired, record.seconds)
         records.append(record)
     if any(record.fired for record in records) and keep_result_strides(graph, verification.expected) and check:
         verification.check("keep-result-strides")

@@ -13,6 +13,7 @@ from jetvit.patterns.errors import MEND_THE_BREAK, NAME_THE_GRID, PlanError
 from jetvit.patterns.find import UNNAMED
 from jetvit.patterns.site import AttentionSite, Rejection, Rewritten, Sites, lacks_grid
 from jetvit.patterns.sizes import is_static
+from jetvit.patterns.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def check_part(plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGrap
         if any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names):
             raise PlanError(
                 "a plan with weights needs the whole model in one graph",
-                why=f"{name} is in this graph, and {len(match.absent)} sites of the plan are not",
+                why=f"{name} is in this graph, without {counted(len(match.absent), 'site')} of the plan",
                 where=f"site {match.absent[0]} of the plan",
                 do=MEND_THE_BREAK,
             )
@@ -141,7 +142,7 @@ def notes_on(
     """What the user should be told, and is, as warnings of the log."""
     notes = [f"{name} keeps full attention, against the plan: {rejection.reason}" for name, rejection in refused]
     if absent := [name for name in match.absent if name not in dict(refused)]:
-        notes.append(f"{len(absent)} sites of the plan are not in this graph, first {absent[0]}")
+        notes.append(f"this graph lacks {counted(len(absent), 'site')} of the plan, first {absent[0]}")
     if match.added or match.removed:
         prefix = f"with {match.added!r} added" if match.added else f"without {match.removed!r}"
         log.info("the plan's names are taken %s in front", prefix)

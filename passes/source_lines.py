@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
+from jetvit.patterns.wording import without_reprs
+
 # Frames of these packages stand between a line of the model and the reader of a message.
 _NOT_OF_MODELS = {"torch", "jetvit", *sys.stdlib_module_names} - {"__main__"}
 
@@ -45,7 +47,7 @@ def causes(error: BaseException) -> list[BaseException]:
 def first_lines(error: BaseException, count: int = 3) -> str:
     """The start of what an error says, on one line, or its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:count]) or type(error).__name__
+    return without_reprs(" ".join(lines[:count])) or type(error).__name__
 
 
 def _is_of_model(frame: FrameType) -> bool:

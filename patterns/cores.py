@@ -24,6 +24,7 @@ from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
 from jetvit.patterns.softmax_core import as_softmax, softmax_core
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import operator_name
 
 aten = torch.ops.aten
 
@@ -44,7 +45,7 @@ def find_cores(view: GraphView, walk: LayoutWalk) -> Iterator[Core]:
         elif node.target in FUSED:
             core = Core("fused", Side(node, 0, 0), nodes=[node])
             core.refuse(
-                f"{node.target} runs the attention inside a larger operator; call "
+                f"{operator_name(node.target)} runs the attention inside a larger operator; call "
                 "torch.backends.mha.set_fastpath_enabled(False) before the capture",
                 node,
             )

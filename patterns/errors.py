@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jetvit.patterns.wording import without_reprs
+
 # What to do where torch.compile broke a model into graphs that a plan cannot be applied to.
 MEND_THE_BREAK = (
     "change the line that breaks the graph, which torch.compile names with fullgraph=True (where it reads a number, "
@@ -21,6 +23,7 @@ class JetvitError(Exception):
     """
 
     def __init__(self, what: str, *, why: str = "", where: str = "", do: str = ""):
+        what, why, do = (without_reprs(text) for text in (what, why, do))
         self.what, self.why, self.where, self.do = what, why, where, do
         parts = [what] + [f"  {label}: {text}" for label, text in (("why", why), ("where", where), ("do", do)) if text]
         super().__init__("\n".join(parts))

@@ -25,6 +25,7 @@ from jetvit.patterns.leading import (
 from jetvit.patterns.site import UNKNOWN_GRID, Factor, Layout, Operand
 from jetvit.patterns.sizes import Size, is_one, is_static, same
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import counted
 
 _MOST_UNKNOWN_TOKENS = 16
 """Tokens beside a grid of which only is known that they are of no image: a CLS token that was made from something."""
@@ -85,7 +86,8 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
         repeated = any(atom.kind in ("weight", "unknown") for axis in axes for atom in axis)
         if not heads_agree and (not leading.grouped or (repeated and not batch_agrees)):
             raise Refused(
-                f"grouped-query attention: q has {heads['q']} heads, {name} has {heads[name]} of its own", side.node
+                f"grouped-query attention: q has {counted(heads['q'], 'head')}, {name} has {heads[name]} of its own",
+                side.node,
             )
         if not batch_agrees:
             lost = next(filter(None, (_lost(ax.uncut(axis)) for axis in (*leading.q, *axes))), "")
@@ -97,7 +99,7 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
     if not (is_static(heads["q"]) and is_static(head_dim)):
         raise Refused("the number of heads or their size is not fixed", q.node)
     if not same(head_dim, shape(v.node)[v.dim]):
-        raise Refused(f"v has {shape(v.node)[v.dim]} features a head, q has {head_dim}", v.node)
+        raise Refused(f"v has {counted(shape(v.node)[v.dim], 'feature')} a head, q has {head_dim}", v.node)
     place = read_tokens(tokens[0], q.node)
     if not same_batch(leading.q, leading.out):
         raise Refused("the batch of the result is not that of q", core.out.node)
@@ -131,9 +133,9 @@ def read_tokens(axis: Axis, node: Node) -> Tokens:
     for index, (part, size) in enumerate(segments):
         if index == place:
             continue
-        beside = f"{UNKNOWN_GRID}: {size} tokens beside the {rows.size}×{columns.size}"
+        beside = f"{UNKNOWN_GRID}: {counted(size, 'token')} beside the {rows.size}×{columns.size}"
         if ax.is_of_a_map(part):
-            raise Refused(f"{beside} are of an image too", node)
+            raise Refused(f"{beside} {'is' if is_one(size) else 'are'} of an image too", node)
         if ax.rank_of(part) > 0 and not (is_static(size) and size <= _MOST_UNKNOWN_TOKENS):
             raise Refused(f"{beside} are not learned ones, and what they are is not known", node)
         extra[index > place] = extra[index > place] + size
@@ -275,8 +277,8 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
 
 
 def _cross_attention(queries: Size, tokens: Size, kind: str = "") -> str:
-    attend = "query attends" if is_one(queries) else "queries attend"
-    return f"cross attention: {queries} {kind}{attend} to {tokens} token{'' if is_one(tokens) else 's'}"
+    attend = counted(queries, f"{kind}query attends", f"{kind}queries attend")
+    return f"cross attention: {attend} to {counted(tokens, 'token')}"
 
 
 def _lost(axis: Axis) -> str:
@@ -309,6 +311,7 @@ def _check_not_local(core: Core, leading: list[Axis], tokens: Axis) -> None:
         for atom in axis:
             if atom.root.kind in ("row", "col") or (atom.pieces and atom.root in roots):
                 sizes = _side_lengths(tokens)
-                if tokens and all(piece.pieces is not None and piece.pieces[1] == 0 for piece in tokens):
+                noun = "token" if all(is_one(piece.size) for piece in tokens) else "tokens"
+                if noun == "tokens" and all(piece.pieces is not None and piece.pieces[1] == 0 for piece in tokens):
                     raise Refused(f"the attention is dilated: it runs over {sizes} tokens that lie apart", core.q.node)
-                raise Refused(f"the attention is local already: it runs inside windows of {sizes} tokens", core.q.node)
+                raise Refused(f"the attention is local already: it runs inside windows of {sizes} {noun}", core.q.node)

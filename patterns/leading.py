@@ -15,6 +15,7 @@ from jetvit.patterns.core import Core, Refused, Side
 from jetvit.patterns.site import Layout
 from jetvit.patterns.sizes import Size, is_one, is_static, same
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import counted
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int:
         if core.grouped and not all(is_head(atom) for atom in axis_of(walk, side, side.leading[-1])):
             raise Refused("grouped-query attention: what its groups are of is not known to be heads", side.node)
     if not (is_static(q) and is_static(k) and same(k, v)) or q % k:
-        raise Refused(f"grouped-query attention: q has {q} heads, k {k} and v {v}", core.k.node)
+        raise Refused(f"grouped-query attention: q has {counted(q, 'head')}, k {k} and v {v}", core.k.node)
     return int(k)
 
 

@@ -13,6 +13,7 @@ from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same, same_sizes
 from jetvit.patterns.softmax_core import ENDS, SEARCH, as_softmax
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import operator_name
 from jetvit.torch_private import OpOverload
 
 
@@ -27,7 +28,7 @@ def core_without_softmax(node: Node, view: GraphView, walk: LayoutWalk) -> Core 
         if scores is None or not _are_tokens(scores, walk):
             continue
         core = Core("softmax", Side(node, *product.result_free), nodes=[scores.node, node])
-        named = f": {steps[0].target} takes its place" if steps else ""
+        named = f": {operator_name(steps[0].target)} takes its place" if steps else ""
         core.refuse(f"the attention weights are no softmax of the scores{named}", steps[0] if steps else node)
         return core
     return None

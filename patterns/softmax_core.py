@@ -22,6 +22,7 @@ from jetvit.patterns.products import Product, as_product
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, is_one, same, same_sizes
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import operator_name
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.dropout_.default)
@@ -93,7 +94,7 @@ def softmax_core(softmax: Softmax, view: GraphView, walk: LayoutWalk) -> Core | 
     for step in core.nodes[:-1]:
         used = [user for user in view.users(step) if user not in core.nodes]
         if used and step is not softmax.result:
-            core.refuse(f"the attention scores are also used by {used[0].name} ({used[0].target})", used[0])
+            core.refuse(f"the attention scores are also {_use(used[0])}", used[0])
     for step in weights:
         if step.target in _DROPOUTS and not _is_idle_dropout(step):
             reason = f"dropout on the attention weights is active (p = {step.args[1]}); call eval() before the capture"
@@ -248,7 +249,7 @@ class _Up:
         if target is aten.copy_.default:
             self._note("some of the attention scores are written over before the softmax", node)
         else:
-            self._note(f"{target} stands between q·kᵀ and the softmax", node)
+            self._note(f"{operator_name(target)} stands between q·kᵀ and the softmax", node)
         return ways[0]
 
     def _note(self, reason: str, node: Node) -> None:
@@ -270,7 +271,7 @@ class _Up:
         ways = self._ways([each for each in (first, second) if isinstance(each, Node)])
         if len(ways) != 1 or (divides and ways[0] is not first) or first is second:
             if ways:
-                self._note(f"{node.target} stands between q·kᵀ and the softmax", node)
+                self._note(f"{operator_name(node.target)} stands between q·kᵀ and the softmax", node)
             return ways[0] if ways else None
         tensor = second if ways[0] is first else first
         number = self.walk.constant(tensor, node)
@@ -295,13 +296,13 @@ class _Up:
                 return None
             way = ways[0]
             if len(ways) > 1 or len(tensors) < 2 or tensors[0] is tensors[1]:
-                self._note(f"{node.target} adds to the attention scores what is made from q or k", node)
+                self._note(f"{operator_name(node.target)} adds to the attention scores what is made from q or k", node)
             else:
                 mask = next(each for each in tensors if each is not way)
                 if not self.walk.is_always(mask, 0, node):
                     self._note(describe_mask(mask, self.walk), node)
         if way is not node.args[0] and ("sub" in str(node.target) or argument(node, 2, "alpha", 1) != 1):
-            self._note(f"{node.target} changes the attention scores", node)
+            self._note(f"{operator_name(node.target)} changes the attention scores", node)
         return way
 
     def _is_even(self, node: Node) -> bool:
@@ -409,7 +410,7 @@ def _without_values(softmax: Softmax, others: list[Node]) -> Core | None:
 
 
 def _use(user: Node) -> str:
-    return "returned" if user.op == "output" else f"used by {user.name} ({user.target})"
+    return "returned" if user.op == "output" else f"used by {user.name} ({operator_name(user.target)})"
 
 
 def _down(view: GraphView, softmax: Softmax) -> tuple[list[Node], list[_Values], list[Node]]:

@@ -19,6 +19,7 @@ from jetvit.patterns.geometry import Tokens, grid_axis, read_tokens
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.walk import LayoutWalk, Value, rule
+from jetvit.patterns.wording import counted
 
 
 def token_grid(x: Tensor, height: int, width: int, before: int = 0, dim: int = -2) -> Tensor:
@@ -71,12 +72,12 @@ def has_hints(graph: CapturedGraph) -> bool:
 
 def _check(x: Tensor, height: int, width: int, before: int, dim: int) -> None:
     if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"token_grid: dim is {dim}, and the tensor has {x.dim()} axes")
+        raise ValueError(f"token_grid: dim is {dim}, and the tensor has {counted(x.dim(), 'axis', 'axes')}")
     tokens = x.shape[dim]
     numbers = all(isinstance(size, int) for size in (height, width, before, tokens))
     if numbers and (height < 1 or width < 1 or before < 0 or before + height * width > tokens):
         raise ValueError(
-            f"token_grid: a grid of {height}×{width} after {before} tokens does not fit an axis of {tokens}"
+            f"token_grid: a grid of {height}×{width} after {counted(before, 'token')} does not fit an axis of {tokens}"
         )
 
 
@@ -94,6 +95,6 @@ def _named(walk: LayoutWalk, node: Node) -> Value:
     if same_sizes(shown.sizes(), named.sizes()):
         axes[dim] = grid_axis(named)
     else:
-        grids = [f"{each.grid[0]}×{each.grid[1]} after {each.before} tokens" for each in (named, shown)]
+        grids = [f"{each.grid[0]}×{each.grid[1]} after {counted(each.before, 'token')}" for each in (named, shown)]
         axes[dim] = ax.fresh(size, "unknown", f"jetvit.token_grid, which names {grids[0]} and not {grids[1]}")
     return tuple(axes)

@@ -24,6 +24,7 @@ from jetvit.patterns.operators import SPLITS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import Size, is_one, quotient, same
 from jetvit.patterns.storage import storage, writes
+from jetvit.patterns.wording import operator_name
 from jetvit.torch_private import OpOverload
 
 aten = torch.ops.aten
@@ -91,7 +92,7 @@ class LayoutWalk:
                     self.sources[node] = frozenset()  # a size is nothing that an image holds
                 self.axes[node] = self._call(node)
                 if node in targets and not self._keeps_tokens(node):
-                    self._forget(targets[node], f"{node.target}, which writes other tokens in place")
+                    self._forget(targets[node], f"{operator_name(node.target)}, which writes other tokens in place")
 
     def _forget(self, targets: list[Node], origin: str) -> None:
         """Nothing is known any more of what looks at some memory, and why."""
@@ -199,7 +200,7 @@ def unknown(node: Node, kind: str = "unknown", origin: str = "") -> Value:
 
     def make(value: Any) -> Value:
         if isinstance(value, torch.Tensor):
-            return ax.fresh_axes(value.shape, kind, origin or f"{node.target} ({node.name})")
+            return ax.fresh_axes(value.shape, kind, origin or f"{operator_name(node.target)} ({node.name})")
         return [make(item) for item in value] if isinstance(value, list | tuple) else None
 
     return make(node.meta.get("val"))

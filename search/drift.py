@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 
 def place_axes(output: Tensor, channel_axes: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -96,7 +97,7 @@ def check_finite(output: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(output).all()):
         raise InputError(
             f"{what} is not finite",
-            why=f"{int((~torch.isfinite(output)).sum())} of {output.numel()} values are NaN or infinite",
+            why=f"NaN or infinite: {int((~torch.isfinite(output)).sum())} of {counted(output.numel(), 'value')}",
             do="check the weights and the images; fp16 may overflow where bf16 does not",
         )
     return output

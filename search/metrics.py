@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 Dialect = Literal["depth", "disparity"]
 # Depths beyond 1 km are taken for 1 km.
@@ -112,7 +113,9 @@ class DepthMetric:
             valid &= mask.bool()
         p, d = predicted[valid].double(), depth[valid].double()
         if len(p) < 2:
-            raise InputError(f"{len(p)} pixels have a depth from {self.nearest} to {self.farthest} m")
+            raise InputError(
+                f"a depth from {self.nearest} to {self.farthest} m: {counted(len(p), 'pixel')}, and 2 are needed"
+            )
         aligned = _affine(p, 1 / d)
         ours, truth = aligned, 1 / d
         if self.dialect == "depth":

@@ -147,7 +147,9 @@ def read_trace(folder: Path) -> Trace:
             controls=dict(zip(record["controls"], rated(record["controls"].values()), strict=True)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("the trace of the search is damaged", why=repr(error), where=str(file)) from error
+        raise InputError(
+            "the trace of the search is damaged", why=f"{type(error).__name__}: {error}", where=str(file)
+        ) from error
 
 
 def read_losses(folder: Path) -> dict[str, list[float]]:
@@ -159,7 +161,9 @@ def read_losses(folder: Path) -> dict[str, list[float]]:
             for row in csv.DictReader(stream):
                 losses.setdefault(row["stage"], []).append(float(row["loss"]))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError("the losses of the search cannot be read", why=repr(error), where=str(file)) from error
+        raise InputError(
+            "the losses of the search cannot be read", why=f"{type(error).__name__}: {error}", where=str(file)
+        ) from error
     if not losses:
         raise InputError("the search has no losses", where=str(file))
     return losses

@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from jetvit.cost_model import FULL, Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.search.best_plan import Budget
 from jetvit.search.calibration import device_name
 from jetvit.search.data import Split, Splits, evenly_spaced
@@ -208,7 +209,8 @@ class PostTraining:
         self.fixed = [site.name for site in self.sites if site.name not in self.net.choice_sites]
         if asked.max_full is not None and asked.max_full < len(self.fixed):
             raise InputError(
-                f"{len(self.fixed)} attentions stay full, and max_full is {asked.max_full}",
+                f"{counted(len(self.fixed), 'attention stays', 'attentions stay')} full, "
+                f"and max_full is {asked.max_full}",
                 why=self.net.kept_full.get(self.fixed[0], "no choice for it is another function than full attention"),
                 where=self.fixed[0],
                 do="allow more full attention, or give other choices",
@@ -367,7 +369,8 @@ class PostTraining:
         output = self.teacher(example).output.float()
         if len(output) != len(example):
             raise InputError(
-                f"the model yields {len(output)} outputs for {len(example)} images", do="give a model of single images"
+                f"the model yields {counted(len(output), 'output')} for {counted(len(example), 'image')}",
+                do="give a model of single images",
             )
         for name in ("train", "select", "test"):
             split: Split = getattr(self.asked.data, name)

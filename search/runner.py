@@ -19,6 +19,7 @@ from jetvit.patterns.axes import rank_of
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.walk import LayoutWalk
+from jetvit.patterns.wording import counted
 from jetvit.torch_private import flat_inputs, pytree
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
@@ -151,7 +152,7 @@ def pick(result: Any, output: Output, value_of: Callable[[Any], Any] = lambda va
         raise InputError("the model has no floating-point output to compare", do="name one with `output`")
     if isinstance(output, int):
         if not -len(leaves) <= output < len(leaves):
-            raise InputError(f"there is no output {output}", why=f"the model yields {len(leaves)} tensors")
+            raise InputError(f"there is no output {output}", why=f"the model yields {counted(len(leaves), 'tensor')}")
         return leaves[output]
     found = result.get(output) if isinstance(result, Mapping) else getattr(result, output, None)
     if not isinstance(value_of(found), Tensor):

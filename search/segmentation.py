@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.search.heads import LinearHead
 from jetvit.search.metrics import Confusion, label_agreement, mean_iou
 
@@ -36,7 +37,10 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         if self.classes < 2:
-            raise InputError(f"{self.classes} classes are nothing to tell apart", do="give 2 or more, void not counted")
+            raise InputError(
+                f"{counted(self.classes, 'class', 'classes')}: nothing to tell apart",
+                do="give 2 or more, void not counted",
+            )
         if self.taps not in (1, None):
             raise InputError(
                 f"a linear head reads 1 map, not {self.taps}",
@@ -86,7 +90,7 @@ class Segmentation:
         """The logits in float32, at the size of the target."""
         if output.dim() != 4 or output.shape[1] != self.classes:
             raise InputError(
-                f"an output {list(output.shape)} is no score for each of {self.classes} classes",
+                f"an output {list(output.shape)} is no score for each of {counted(self.classes, 'class', 'classes')}",
                 why=f"[batch, {self.classes}, height, width] was expected",
                 do="give the number of classes that the model or the head has",
             )

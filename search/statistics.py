@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 Value = Callable[[Tensor], float]
 _PERCENT = (2.5, 97.5)
@@ -66,7 +67,7 @@ def paired(
     """
     if len(ours) != len(theirs):
         raise InputError(
-            f"{len(ours)} and {len(theirs)} images are no pairs",
+            f"{len(ours)} and {counted(len(theirs), 'image')} are no pairs",
             do="measure both models on the same images, in the same order",
         )
     draws = _draws(len(ours), run, resamples, seed)
@@ -92,7 +93,7 @@ def _draws(images: int, run: int, resamples: int, seed: int) -> Tensor:
     """[resamples, images] rows: runs that start anywhere, one after the other, until there are as many as images."""
     if not 1 <= run < images:
         raise InputError(
-            f"{images} images cannot be drawn in runs of {run}",
+            f"{counted(images, 'image')} cannot be drawn in runs of {run}",
             why="one run would be all of them, and every draw the same",
             do="give more images, or a run between 1 and their number",
         )

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.names import clean_name
 from jetvit.patterns.site import AttentionSite, Sites
+from jetvit.patterns.wording import counted
 
 _BLOCK = re.compile(r"^(.*\.)?\d+(?=\.|$)")
 
@@ -54,7 +55,7 @@ class Taps:
             if len(shape) != 3 or shape[1] != site.tokens:
                 raise InputError(
                     f"{block} yields no tokens",
-                    why=f"its output is {list(shape)}, and the attention has {site.tokens} tokens",
+                    why=f"its output is {list(shape)}, and the attention has {counted(site.tokens, 'token')}",
                     do="name blocks whose outputs are [batch, token, channel]",
                 )
             self.channels.append(int(shape[2]))
@@ -121,7 +122,10 @@ def blocks_of(sites: Sites) -> list[str]:
 def evenly(blocks: Sequence[str], count: int) -> list[str]:
     """So many of the blocks, evenly spaced, the last among them."""
     if not 1 <= count <= len(blocks):
-        raise InputError(f"{count} taps in {len(blocks)} blocks", do="name the blocks that the head reads: taps=[…]")
+        raise InputError(
+            f"{counted(count, 'tap')} in {counted(len(blocks), 'block')}",
+            do="name the blocks that the head reads: taps=[…]",
+        )
     return [blocks[round((number + 1) * len(blocks) / count) - 1] for number in range(count)]
 
 

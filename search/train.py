@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jetvit.patterns.errors import InputError, JetvitError
+from jetvit.patterns.wording import counted
 from jetvit.search.processes import Processes
 from jetvit.search.run_folder import RunFolder
 from jetvit.search.shards import all_finite, is_shard, like, whole
@@ -72,7 +73,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warm_up < 1:
-            raise ValueError(f"{self.steps} steps with a warm-up of {self.warm_up} are no schedule")
+            raise ValueError(f"no schedule has {counted(self.steps, 'step')} with a warm-up of {self.warm_up}")
 
     def rate(self, step: int) -> float:
         """The share of the learning rates that a step takes, from 0 to 1."""

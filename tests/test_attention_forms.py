@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import jetvit
 from jetvit.cost_model import Choice
 from tests.passes.models import plan_of
-from tests.zoo.case import images, randomize
+from tests.zoo.case import REPRS, images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, PATCH, SCALE, Attention, TinyViT, sdpa
 from tests.zoo.quick import sweep
 from tests.zoo.sweep_oracle import Tokens, window_mask, windowed
@@ -357,6 +357,7 @@ def test_near_misses_are_named(product: Callable[..., Tensor]) -> None:
     assert [rejection.name for rejection in found.rejected] == ["blocks.0.attn", "blocks.1.attn"]
     for rejection in found.rejected:
         assert NEAR_MISSES[product] in rejection.reason
+        assert not REPRS.search(str(rejection))
     with torch.no_grad():
         torch.testing.assert_close(jetvit.optimize(model, x)(x), model(x))
 

@@ -13,6 +13,7 @@ from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, re
 from jetvit.commands.tables import add_table_option, load_table, table_of
 from jetvit.files import atomic_write
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.search import check_plan
 
 LIMIT = 16
@@ -91,7 +92,8 @@ def _measure(args: argparse.Namespace) -> tuple[str, str]:
     lines = [args.model, "", str(result)]
     if drift is not None:
         lines.append(
-            f"drift of the plan: {drift.drift:.4f} over {drift.images} images, agreement {drift.agreement:.4f}"
+            f"drift of the plan: {drift.drift:.4f} over {counted(drift.images, 'image')}, "
+            f"agreement {drift.agreement:.4f}"
         )
     if random:
         lines.append(RANDOM)

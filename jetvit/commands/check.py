@@ -10,6 +10,7 @@ from jetvit.commands.options import add_image_options, add_model_options, add_ou
 from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.cost_model import Plan
+from jetvit.patterns.wording import counted
 from jetvit.search import check_plan
 
 LIMIT = 64
@@ -47,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
         per_image = dict(zip(names, report.drift_per_image, strict=True))
         print(json.dumps(asdict(report) | {"drift_per_image": per_image, "worst_image": names[worst]}, indent=2))
         return
-    print(f"drift      {report.drift:.4f} over {report.images} images of {subject.size[0]}×{subject.size[1]}")
+    print(
+        f"drift      {report.drift:.4f} over {counted(report.images, 'image')} of {subject.size[0]}×{subject.size[1]}"
+    )
     print(f"worst      {report.drift_per_image[worst]:.4f} on {names[worst]}")
     print(f"agreement  {report.agreement:.4f}")
     limit = plan.provenance.get("max_drift")

@@ -10,6 +10,7 @@ from typing import Any
 from jetvit.bench import COMPILED, JETVIT
 from jetvit.commands.progress import progress_bar
 from jetvit.demo import SIZE, run_demo
+from jetvit.patterns.wording import counted
 
 DESCRIPTION = """\
 A small Vision Transformer, trained by us to read the depth of rendered rooms, at 256×256: its attentions are found;
@@ -54,7 +55,8 @@ def quality(made: Mapping[str, Any], untrained: float) -> Iterator[str]:
         untrained: δ1 where all attentions are linear and nothing is trained.
     """
     test = made["test"]
-    yield f"δ1, the share of pixels whose depth is right within a factor of 1.25, on {made['images_test']} test rooms"
+    rooms = counted(made["images_test"], "test room")
+    yield f"δ1, the share of pixels whose depth is right within a factor of 1.25, on {rooms}"
     yield f"{'original':<28}{test['original']['delta1']:.3f}"
     yield f"{'all linear, not trained':<28}{untrained:.3f}"
     yield f"{'plan, trained':<28}{test['plan']['delta1']:.3f}"

@@ -18,6 +18,7 @@ from jetvit.cost_model.roofline import kernel_of
 from jetvit.cost_model.table import read_table
 from jetvit.files import atomic_path
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 DESCRIPTION = """\
 Fit a predictor to a table of `jetvit measure`, and keep it beside the table: what was not measured is then predicted,
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         predictor, why_not = _fit(rows, table)
         replace(predictor, fitted_to=fitted_to).save(path)
     machine = rows[0].machine
-    print(f"{machine}, torch {machine.torch}: {len(rows)} rows")
+    print(f"{machine}, torch {machine.torch}: {counted(len(rows), 'row')}")
     print("\n".join(_lines(rows, predictor, why_not)))
     print(f"wrote {out}")
 

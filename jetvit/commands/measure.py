@@ -22,6 +22,7 @@ from jetvit.cost_model.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, op
 from jetvit.cost_model.table import TableWriter, read_table
 from jetvit.models import refuse_missing
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.search.calibration import device_name
 
 SECONDS_EACH = 1.0  # of a measurement, its data and its warm-up, as a rule
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
                 )
         except KeyboardInterrupt:
             written = len(writer.measurements) - before
-            print(f"wrote {_count(written, 'row')} to {path}; the same command goes on from there", file=sys.stderr)
+            print(f"wrote {counted(written, 'row')} to {path}; the same command goes on from there", file=sys.stderr)
             raise
     print(_summary(outcome, path))
 
@@ -128,16 +129,16 @@ def _print_dry(args: argparse.Namespace, path: Path, machine: Machine, order: Se
     print("\n".join(map(str, todo)))
     fit = min(calls, int(60 * args.minutes / SECONDS_EACH))
     print(
-        f"\n{machine}: {_count(len(todo), 'operation')} to measure, {_count(calls, 'row')} in all; "
+        f"\n{machine}: {counted(len(todo), 'operation')} to measure, {counted(calls, 'row')} in all; "
         f"{len(order) - len(todo)} in {path} already.\n"
-        f"At about a second each {fit} rows fit into {args.minutes:g} minutes; very long ones take more."
+        f"At about a second each {counted(fit, 'row')} can be had in {args.minutes:g} min; very long ones take more."
     )
 
 
 def _summary(outcome: Outcome, path: Path) -> str:
-    lines = [f"wrote {_count(outcome.written, 'row')} to {path}"]
+    lines = [f"wrote {counted(outcome.written, 'row')} to {path}"]
     if outcome.known:
-        lines.append(f"{_count(outcome.known, 'operation')} had enough already")
+        lines.append(f"{counted(outcome.known, 'operation')} had enough already")
     if outcome.skipped:
         lines.append(f"skipped {len(outcome.skipped)}, which this device cannot run:")
         reasons = Counter(reason for _, reason in outcome.skipped)
@@ -186,10 +187,6 @@ def _device(text: str) -> torch.device:
         raise InputError(f"{text!r} is no device that can be measured", do="use cpu, cuda or cuda:N")
     refuse_missing(device)
     return device
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _words(sizes: Sequence[tuple[int, int]]) -> str:

@@ -24,6 +24,7 @@ from jetvit.passes.plain_outputs import with_plain_outputs
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
+from jetvit.patterns.wording import counted
 
 
 def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]:
@@ -70,13 +71,14 @@ def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
 
 def _summary(plan: Plan | None, sites: Sites, records: Sequence[PassRecord]) -> Iterator[str]:
     if not sites and not sites.rewritten:
-        found = f"{len(sites.rejected)} attentions were refused" if sites.rejected else "No full attention was found"
+        refusals = counted(len(sites.rejected), "attention")
+        found = f"{refusals} found and refused" if sites.rejected else "No full attention was found"
         yield f"{found}, so that there was nothing for a plan to rewrite; see `jetvit explain`"
         yield f"exact rewrites: {_fired(records)}"
         return
     refused = f", {len(sites.rejected)} refused (see `jetvit explain`)" if sites.rejected else ""
     done = f", {len(sites.rewritten)} rewritten already" if sites.rewritten else ""
-    yield f"{len(sites)} attention sites{done}{refused}"
+    yield f"{counted(len(sites), 'attention site')}{done}{refused}"
     if plan is None:
         kept = "every other site keeps" if sites.rewritten else "every site keeps"
         yield f"no plan was given: {kept} full attention, and only exact rewrites were made"

@@ -27,7 +27,7 @@ from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Choice, Plan
 from jetvit.datasets import read_splits
 from jetvit.patterns.errors import InputError, PlanError
-from jetvit.report_words import counted
+from jetvit.patterns.wording import counted
 from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
 from jetvit.search.pictures import draw
 from jetvit.search.processes import processes_here
@@ -280,8 +280,8 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
         f"single attentions take: {full_ms / plan_ms:.3g}× as fast"
     )
     yield (
-        f"\n{name} on {made['images_test']} test images of {made['images']}, seed {made['seed']}, with 95 % intervals "
-        "over images"
+        f"\n{name} on {counted(made['images_test'], 'test image')} of {made['images']}, seed {made['seed']}, "
+        "with 95 % intervals over images"
     )
     compared = [each for each in ("original", "control") if each in test]
     for each in ("original", "plan", *compared[1:]):
@@ -293,7 +293,8 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if made.get("test_shares_with_train"):
         yield f"  not independent: images of {', '.join(made['test_shares_with_train'])} are in train and in test"
     chosen_on = min(recipe.select_images, made["images_select"])
-    yield f"\n{name} on {chosen_on} images, which the plan was chosen by, with the weights that all paths share"
+    images = counted(chosen_on, "image")
+    yield f"\n{name} on {images}, which the plan was chosen by, with the weights that all paths share"
     for each, value in made["select"].items():
         yield f"  {each:<24} {_value(value)}   {made['select_ms'][each]:.4g} ms"
     yield ""

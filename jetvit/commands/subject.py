@@ -20,6 +20,7 @@ from jetvit.models import LoadedModel, load_model, parse_model_args
 from jetvit.passes.capture import capture
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
+from jetvit.patterns.wording import counted
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 RANDOM = "The weights are random: the speed is real, the quality is not."
@@ -74,12 +75,12 @@ class Subject:
         whole, left = divmod(len(folder), self.batch)
         if whole == 0:
             raise InputError(
-                f"{len(folder)} images are fewer than a batch of {self.batch}",
+                f"{counted(len(folder), 'image')} cannot fill a batch of {self.batch}",
                 where=str(folder.path),
                 do="give more images (see --limit) or a smaller --batch",
             )
         if left:
-            note(f"{left} of {len(folder)} images are left out: they fill no batch of {self.batch}")
+            note(f"{left} of {counted(len(folder), 'image')} left out: too few for a batch of {self.batch}")
         batches = []
         for images in folder.batches(self.batch):
             if len(images) == self.batch:
@@ -167,8 +168,8 @@ def refuse_rewritten(subject: Subject) -> None:
     if rewritten:
         raise InputError(
             "the program was rewritten by jetvit already",
-            why=f"{len(rewritten)} of its attention sites are not full attention any more, so there is no original to "
-            "measure against",
+            why=f"it has {counted(len(rewritten), 'attention site')} without full attention, so there is no "
+            "original to measure against",
             where=subject.loaded.spec,
             do="give the original model",
         )

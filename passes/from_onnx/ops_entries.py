@@ -8,6 +8,7 @@ from torch import Tensor
 
 from jetvit.passes.from_onnx.call import Call, operator
 from jetvit.passes.from_onnx.values import MAX_READ, SYMBOLS, Known, Number, UnsupportedError, known, same_number
+from jetvit.patterns.wording import counted
 
 _LAST = 2**31 - 1
 """Ends from here on mean "to the end"."""
@@ -186,9 +187,9 @@ def pad(call: Call) -> Tensor:
     names = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     spatial = len(flat) // 2
     if mode not in names or x.ndim > 5:
-        raise UnsupportedError(f"mode {mode!r} of a tensor with {x.ndim} axes")
+        raise UnsupportedError(f"mode {mode!r} of a tensor with {counted(x.ndim, 'axis', 'axes')}")
     if spatial > 3 or any(isinstance(amount, int) and amount < 0 for amount in flat):
-        raise UnsupportedError(f"mode {mode!r} over {spatial} axes, or with negative amounts")
+        raise UnsupportedError(f"mode {mode!r} over {counted(spatial, 'axis', 'axes')}, or with negative amounts")
     padded = x.reshape(1, 1, *x.shape) if x.ndim <= spatial else x.unsqueeze(0) if x.ndim == spatial + 1 else x
     while padded.ndim > spatial + 2:  # F.pad wants [batch, channel, *padded axes] for these modes
         padded = padded.flatten(0, 1)

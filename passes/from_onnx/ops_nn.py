@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetvit.passes.from_onnx.call import Call, operator
 from jetvit.passes.from_onnx.values import Number, UnsupportedError, same_number
+from jetvit.patterns.wording import counted
 
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -54,7 +55,7 @@ def conv(call: Call) -> Tensor:
     x, weight, bias = call.tensor(0), call.tensor(1), call.optional(2)
     rank = weight.ndim - 2
     if rank not in _CONV:
-        raise UnsupportedError(f"a convolution over {rank} axes")
+        raise UnsupportedError(f"a convolution over {counted(rank, 'axis', 'axes')}")
     strides, dilations, before, after = _window(call, x, list(weight.shape[2:]))
     padding: list[Number] = before
     if not _is_even(before, after):
@@ -68,7 +69,9 @@ def conv_transpose(call: Call) -> Tensor:
     x, weight, bias = call.tensor(0), call.tensor(1), call.optional(2)
     rank = weight.ndim - 2
     if rank not in _CONV or call.attribute("output_shape") or call.attribute("auto_pad", "NOTSET") != "NOTSET":
-        raise UnsupportedError(f"a transposed convolution over {rank} axes, with auto_pad or an output shape")
+        raise UnsupportedError(
+            f"a transposed convolution over {counted(rank, 'axis', 'axes')}, with auto_pad or an output shape"
+        )
     strides, dilations, before, after = _window(call, x, list(weight.shape[2:]))
     extra, even = call.attribute("output_padding", [0] * rank), _is_even(before, after)
     padding = before if even else [0] * rank
@@ -83,7 +86,9 @@ def pool(call: Call) -> Tensor:
     x, kernel = call.tensor(0), call.attribute("kernel_shape")
     rank, is_max = len(kernel), call.node.op_type == "MaxPool"
     if rank not in _MAX_POOL or call.wants(1):
-        raise UnsupportedError("the indices of a pool" if call.wants(1) else f"a pool over {rank} axes")
+        raise UnsupportedError(
+            "the indices of a pool" if call.wants(1) else f"a pool over {counted(rank, 'axis', 'axes')}"
+        )
     strides, dilations, before, after = _window(call, x, kernel)
     if call.attribute("auto_pad", "NOTSET").startswith("SAME"):
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]

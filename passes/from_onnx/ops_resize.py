@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetvit.passes.from_onnx.call import Call, operator
 from jetvit.passes.from_onnx.values import Number, UnsupportedError, fixed, same_number, small_ratio
+from jetvit.patterns.wording import counted
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _BY_SCALE: dict[str, Callable[..., Tensor]] = {
@@ -39,7 +40,7 @@ def resize(call: Call) -> Tensor:
             raise UnsupportedError("the batch or the channels are resized")
     target, factors = sizes[2:], scales[2:] if scales is not None else None
     if x.ndim not in (3, 4, 5):
-        raise UnsupportedError(f"a tensor with {x.ndim} axes")
+        raise UnsupportedError(f"a tensor with {counted(x.ndim, 'axis', 'axes')}")
     if all(same_number(size, before) for size, before in zip(target, x.shape[2:], strict=True)) and factors is None:
         return x
     transform = call.attribute("coordinate_transformation_mode", "half_pixel")
@@ -105,13 +106,16 @@ def _smooth(
         wanted = (-0.5, True) if antialias else (-0.75, False)
         if rank != 2 or abs(coefficient - wanted[0]) > 1e-6 or outside != wanted[1]:
             raise UnsupportedError(
-                f"mode 'cubic' over {rank} axes with cubic_coeff_a {coefficient}, exclude_outside {int(outside)}"
+                f"mode 'cubic' over {counted(rank, 'axis', 'axes')} with cubic_coeff_a {coefficient}, "
+                f"exclude_outside {int(outside)}"
             )
         name = "bicubic"
     elif mode == "linear" and rank in _LINEAR and outside == antialias:
         name = _LINEAR[rank]
     else:
-        raise UnsupportedError(f"mode {mode!r} over {rank} axes with exclude_outside {int(outside)}")
+        raise UnsupportedError(
+            f"mode {mode!r} over {counted(rank, 'axis', 'axes')} with exclude_outside {int(outside)}"
+        )
     if antialias and (rank != 2 or align):
         raise UnsupportedError("antialias over other than two axes, or with align_corners")
     if factors is not None and not align:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jetvit.passes.to_onnx.convention import DOMAIN
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -207,8 +208,8 @@ def _check_data(path: Path, tensor: onnx.TensorProto, owner: str) -> None:
     if offset < 0 or stored != wanted or offset + wanted > target.stat().st_size:
         raise InputError(
             f"the data of {path} are cut off or of another model",
-            why=f"the tensor {owner!r} needs {wanted} bytes from byte {offset} on; "
-            f"{location!r} has {target.stat().st_size} bytes, {stored} of them listed for it",
+            why=f"the tensor {owner!r} needs {counted(wanted, 'byte')} from byte {offset} on; "
+            f"{location!r} has {counted(target.stat().st_size, 'byte')}, {stored} of them listed for it",
             where=str(target),
             do=_AGAIN,
         )

@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 from jetvit.passes.tensorrt.plugins import register_plugins
 from jetvit.passes.tensorrt.prepare import prepare
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.torch_private import bound_sympy, int_oo, pytree
 
 INSTALL = "pip install 'jetvit[tensorrt]', on a machine with an NVIDIA GPU, CUDA and TensorRT"
@@ -172,7 +173,10 @@ def _input(
     if all(isinstance(size, int) for size in value.shape):
         return library.Input(shape=tuple(value.shape), dtype=value.dtype, name=name)
     if largest is not None and len(largest) != value.dim():
-        raise InputError(f"the largest shape of {name} has {len(largest)} axes", why=f"the input has {value.dim()}")
+        raise InputError(
+            f"the largest shape of {name} has {counted(len(largest), 'axis', 'axes')}",
+            why=f"the input has {value.dim()}",
+        )
     shapes: list[tuple[int, int, int]] = []
     for axis, size in enumerate(value.shape):
         tuned = int(example.shape[axis]) if isinstance(example, Tensor) else None

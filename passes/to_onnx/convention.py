@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.torch_private import schema
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_call(node: ir.Node) -> Call | None:
         return None
     names = input_names(operator)
     if len(node.inputs) > len(names):
-        raise _broken(node, f"it has {len(node.inputs)} inputs, {operator} takes at most {len(names)}")
+        raise _broken(node, f"it has {counted(len(node.inputs), 'input')}, {operator} takes at most {len(names)}")
     inputs = dict(zip(names, [*node.inputs, *[None] * (len(names) - len(node.inputs))], strict=True))
     arguments: dict[str, Any] = {}
     for name, kind in parameters(operator).items():

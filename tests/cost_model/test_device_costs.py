@@ -134,7 +134,7 @@ def test_a_predictor_is_taken_where_it_fits(table: Path, caplog: pytest.LogCaptu
 
 def test_too_few_rows_are_said_to_be_too_few(tmp_path: Path) -> None:
     write(tmp_path / "t.csv", MACHINE, ROWS[:3])
-    with pytest.raises(UnknownLatency, match="gelu float32: there are 3 rows"):
+    with pytest.raises(UnknownLatency, match="gelu float32: 3 rows"):
         DeviceCosts.load(tmp_path / "t.csv").latencies(gelu(5))
     with pytest.raises(UnknownLatency, match="there are too few measurements of gelu float32"):
         Latencies(read_table(tmp_path / "t.csv"))(gelu(5))

@@ -89,7 +89,7 @@ def test_an_absent_site_is_named():
 
 
 def test_a_model_without_sites_is_named():
-    with pytest.raises(PlanError, match="whose sites are none"):
+    with pytest.raises(PlanError, match="sites are none"):
         match_names(blocks(1), [])
 
 

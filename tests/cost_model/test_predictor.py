@@ -147,7 +147,7 @@ def test_a_latency_is_positive_and_finite(bad: float):
 
 def test_too_few_rows_are_refused():
     known, ms = rows("add", MIN_ROWS - 1)
-    with pytest.raises(ValueError, match="add float32: there are 9 rows"):
+    with pytest.raises(ValueError, match="add float32: 9 rows"):
         Predictor.fit(known, ms, DEVICE)
     with pytest.raises(ValueError, match="10 operations and 9 latencies"):
         Predictor.fit([*known, known[0]], ms, DEVICE)
@@ -178,7 +178,7 @@ def test_few_families_hold_out_sizes_and_widen():
         return np.full((~learn).sum(), 0.25)
 
     assert calibrate(fit_and_predict, np.zeros(20), ["a"] * 10 + ["b"] * 10, sizes) == (0.5, "sizes")
-    with pytest.raises(ValueError, match="all 20 rows are of one size"):
+    with pytest.raises(ValueError, match=r"all rows \(20\) are of one size"):
         calibrate(fit_and_predict, np.zeros(20), ["a"] * 20, [1] * 20)
 
 
@@ -301,6 +301,7 @@ def test_foreign_files_are_refused(tmp_path: Path, content: bytes):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.integers(0, 255))
+@example(2280, 0)  # in the header of an array, which numpy reads as Python
 def test_a_file_with_a_changed_byte_loads_the_same_or_is_refused(saved: Path, place: int, byte: int):
     content = bytearray(saved.read_bytes())
     content[place % len(content)] = byte

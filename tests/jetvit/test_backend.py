@@ -24,7 +24,7 @@ import jetvit
 from jetvit.backend import BackendOptions
 from jetvit.backend import jetvit as backend
 from jetvit.cost_model import sample_base
-from jetvit.patterns import InputError, PlanError
+from jetvit.patterns import CaptureError, InputError, PlanError
 from tests.passes.models import WINDOW, assert_close, compiled, count, error, exported, plan_of, planned
 from tests.zoo import CASES
 from tests.zoo.case import images, randomize
@@ -83,6 +83,29 @@ def test_a_mode_is_for_inductor() -> None:
     gm = torch.fx.symbolic_trace(nn.Identity())
     with pytest.raises(InputError, match="mode='max-autotune' is for Inductor, and the inner backend is 'eager'"):
         backend(gm, [IMAGE], options={"inner": "eager"}, mode="max-autotune")
+
+
+def test_the_name_of_an_inner_backend_of_ones_own() -> None:
+    gm = torch.fx.symbolic_trace(nn.Identity())
+    with pytest.raises(InputError, match=r"the inner backend is [\w.]*test_backend\.vit\n"):
+        backend(gm, [IMAGE], options={"inner": vit}, mode="max-autotune")
+
+
+def values_leave_torch(x: Tensor) -> Tensor:
+    return torch.from_numpy(x.numpy() + 1)
+
+
+def test_a_graph_that_cannot_be_traced() -> None:
+    """It is left as it is; with a plan it is refused."""
+    graph = torch.fx.Graph()
+    graph.output((graph.call_function(values_leave_torch, (graph.placeholder("x"),)),))
+    gm = torch.fx.GraphModule({}, graph)
+    (result,) = backend(gm, [IMAGE], options={"inner": "eager"})(IMAGE)
+    assert torch.equal(result, IMAGE + 1)
+    plan = plan_of(jetvit.find_attention(vit(), IMAGE))
+    with pytest.raises(CaptureError, match=r"this graph of torch\.compile cannot be traced") as refusal:
+        backend(gm, [IMAGE], options={"inner": "eager", "plan": plan})
+    assert "in values_leave_torch" in refusal.value.where
 
 
 def test_an_inner_backend_of_ones_own() -> None:

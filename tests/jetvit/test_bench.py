@@ -60,7 +60,7 @@ def test_predictions_stand_beside_the_columns(result: BenchResult):
 def test_refusals():
     image = torch.zeros(1, 3, 32, 48)
     model = CASES["sdpa"].build()
-    with pytest.raises(InputError, match="4 rounds are too few"):
+    with pytest.raises(InputError, match="4 rounds cannot give quartiles"):
         bench(model, image, rounds=4)
     with pytest.raises(InputError, match="no mode 'fast'"):
         bench(model, image, mode="fast")

@@ -303,7 +303,7 @@ def test_calibrate_then_check(run: Run, pictures: Path, tmp_path: Path):
     outcome = run("check", *TINY, *SIZE, "--images", pictures, "--plan", out, "--batch", "3")
     assert "over 3 images of 64×96" in outcome.out
     assert "at most 0.35" in outcome.out
-    assert "note: 1 of 4 images are left out" in outcome.err
+    assert "note: 1 of 4 images left out" in outcome.err
 
 
 def test_check_names_the_worst_image(run: Run, plan: Path, pictures: Path):
@@ -361,7 +361,7 @@ def test_calibrate_for_another_device(
         ([f"{HERE}:nan_output", *SIZE], "the model's output on batch 0 is not finite"),
         ([*TINY, *SIZE, "--images", "no-such-folder"], "no image folder no-such-folder"),
         ([*TINY, *SIZE, "--limit", "1"], "one batch of images cannot be halved"),
-        ([*TINY, *SIZE, "--batch", "9"], "4 images are fewer than a batch of 9"),
+        ([*TINY, *SIZE, "--batch", "9"], "4 images cannot fill a batch of 9"),
         ([*TINY, *SIZE, "--output", "depth"], "there is no output 'depth'"),
         (["timm:resnet10t", "--size", "64x64"], "no full attention that can be rewritten"),
     ],
@@ -424,7 +424,7 @@ def test_optimize_writes_a_file_that_loads_elsewhere(run: Run, plan: Path, tmp_p
     fresh = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, capture_output=True, text=True, check=True)
     assert fresh.stdout == "1 1000\n"
     again = run("optimize", out, "--plan", plan, "-o", tmp_path / "again.pt2")
-    assert "1 attention sites, 1 rewritten already" in again.out
+    assert "1 attention site, 1 rewritten already" in again.out
     refusal = run("bench", out, "--plan", plan)
     assert refusal.status == 1
     assert "the program was rewritten by jetvit already" in refusal.err

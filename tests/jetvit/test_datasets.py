@@ -100,7 +100,7 @@ def test_groups_that_select_can_be_named(scenes: Path):
     assert set(splits.train.groups) == {"a", "c"}
     with pytest.raises(InputError, match=r"no group d in .*\n.*the groups are a, b, c"):
         read_splits(scenes, LABELS, SIZE, MEAN, STD, select={"d"})
-    with pytest.raises(InputError, match="too few to divide"):
+    with pytest.raises(InputError, match="cannot be divided into"):
         read_splits(scenes, LABELS, SIZE, MEAN, STD, select={"a", "b", "c"})
 
 
@@ -278,7 +278,7 @@ def test_a_broken_target(scenes: Path):
 def test_too_few_images(tmp_path: Path):
     for content in range(2):
         picture(tmp_path / f"{content}.png", content)
-    assert "2 images are too few to divide into 3" in refused(tmp_path, Features())
+    assert "2 images cannot be divided into 3" in refused(tmp_path, Features())
 
 
 def test_doubles_across_splits(scenes: Path):

@@ -37,7 +37,7 @@ def test_pt2(run: Run, plan: Path, tmp_path: Path):  # noqa: F811
     assert f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB; it loads with torch.export.load" in outcome.out
     assert [file.name for file in tmp_path.iterdir()] == ["fast.pt2"]
     again = run("export", out, "--plan", plan, "--target", "pt2", "-o", tmp_path / "again.pt2")
-    assert "1 attention sites, 1 rewritten already" in again.out
+    assert "1 attention site, 1 rewritten already" in again.out
     image = torch.randn(1, 3, 64, 96)
     first, second = (load_exported(tmp_path / name).module()(image) for name in ("fast.pt2", "again.pt2"))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -200,7 +200,7 @@ def test_where_all_was_refused_nothing_is_said_to_be_missing(run: Run, tmp_path:
         "optimize", "timm:beit_base_patch16_224", *("--model-arg=depth=1", "--model-arg=embed_dim=32"),
         *("--model-arg=num_heads=2", "--size", "224x224", "-o", tmp_path / "beit.pt2"),
     )  # fmt: skip
-    assert "1 attentions were refused" in outcome.out
+    assert "1 attention found and refused" in outcome.out
     assert "exact rewrites: " in outcome.out
 
 

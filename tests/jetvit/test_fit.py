@@ -56,7 +56,7 @@ def test_a_predictor_beside_the_table(fit: Callable[..., tuple[int, str, str]], 
     assert first == "Some CPU with 2 threads, torch 2.13.0: 14 rows"
     assert head.split() == ["kernel", "rows", "operations", "90", "%", "within", "held", "out"]
     assert add.split()[:4] == ["add", "float32", "2", "1"]
-    assert "not predicted: there are 1 rows, and an interval needs at least 10" in add
+    assert "not predicted: 1 row, and an interval needs at least 10" in add
     assert product.split()[:5] == ["gemm", "float32", "12", "12", "factor"]
     assert product.endswith("families")
     assert last == f"wrote {tmp_path / 'cpu.npz'}"

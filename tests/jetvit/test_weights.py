@@ -100,7 +100,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, value: float, dtype
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="the weight bad holds NaN or Inf") as refusal:
         read_weights(tmp_path / "w.safetensors")
-    assert refusal.value.why == "1 of its 5 values are not finite"
+    assert refusal.value.why == "of its 5 values, 1 not finite"
     assert refusal.value.where == str(tmp_path / "w.safetensors")
 
 

@@ -17,7 +17,7 @@ from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import PlanError
 from tests.passes.models import plan_of
 from tests.zoo.case import images, randomize
-from tests.zoo.handwritten import DIM, Attention, TinyViT, sdpa
+from tests.zoo.handwritten import DIM, SCALE, Attention, TinyViT, sdpa
 
 WARNED = "the plan changes blocks.0.attn and 1 more, and no graph of torch.compile had it in a whole call of the model"
 
@@ -27,6 +27,21 @@ def out_of_sight(model: TinyViT) -> TinyViT:
     for block in model.blocks:
         block.attn.attend = torch._dynamo.disable(sdpa)
     return model
+
+
+class Context:
+    """Dynamo can enter it, and cannot break a graph inside of it: it leaves the whole function as it is."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+
+def in_a_context(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with Context():
+        torch._dynamo.graph_break()
+        scores = q @ k.transpose(-2, -1) * SCALE
+        return scores.softmax(dim=-1) @ v
 
 
 def twice(module: nn.Module, x: Tensor) -> Tensor:
@@ -40,6 +55,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.linear(x)
+
+
+class OtherLayer(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.linear(x)
 
 
 class InPieces(TinyViT):
@@ -75,21 +95,74 @@ def compiled(model: nn.Module, plan: Any, **options: Any) -> Any:
     return torch.compile(model, backend="jetvit", options={"plan": plan, "inner": "eager", **options})
 
 
-def test_the_second_call_is_refused() -> None:
+@pytest.mark.parametrize("skipped", [torch._dynamo.disable(sdpa), in_a_context], ids=["disabled", "context"])
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_the_first_call_is_refused_at_its_end(skipped: Any, inner: str) -> None:
     model = randomize(TinyViT(partial(Attention, sdpa)))
     plan = planned(model)
-    fast = compiled(out_of_sight(model), plan)
-    fast(image())
+    for block in model.blocks:
+        block.attn.attend = skipped
+    fast = compiled(model, plan, inner=inner)
     for _ in range(2):
         with pytest.raises(PlanError, match=WARNED):
             fast(image())
+
+
+def test_a_call_of_the_model_inside_of_a_handler() -> None:
+    """An error that is handled around the call is not one of the call."""
+    model = randomize(TinyViT(partial(Attention, sdpa)))
+    plan = planned(model)
+    fast = compiled(out_of_sight(model), plan)
+    try:
+        raise KeyError
+    except KeyError:
+        with pytest.raises(PlanError, match=WARNED):
+            fast(image())
+
+
+def test_the_error_of_a_call_that_fails_is_not_hidden() -> None:
+    model = randomize(TinyViT(partial(Attention, sdpa)))
+    plan = planned(model)
+
+    def fail(*args: Tensor) -> Tensor:
+        raise KeyError("of the model")
+
+    for block in model.blocks:
+        block.attn.attend = torch._dynamo.disable(fail)
+    fast = compiled(model, plan)
+    with pytest.raises(KeyError, match="of the model"):
+        fast(image())
+    out_of_sight(model)
+    with pytest.raises(PlanError, match=WARNED):
+        fast(image())
+
+
+def test_each_model_of_a_plan_is_watched() -> None:
+    """A plan that was applied in one model is not taken for applied in the next."""
+    model = randomize(TinyViT(partial(Attention, sdpa)))
+    plan = planned(model)
+    compiled(model, plan)(image())
+    with pytest.raises(PlanError, match=WARNED):
+        compiled(out_of_sight(model), plan)(image())
+
+
+def test_instances_that_share_graphs() -> None:
+    """The second compiles its own first layer alone and runs the blocks that were compiled for the first."""
+    models = [randomize(InPieces()) for _ in range(2)]
+    models[1].first = OtherLayer()
+    plan = planned(models[0])
+    for model in models:
+        expected = jetvit.optimize(model, image(), plan=plan)(image())
+        model.twice = torch._dynamo.disable(twice, recursive=False)
+        fast = compiled(model, plan)
+        for _ in range(2):
+            torch.testing.assert_close(fast(image()), expected)
 
 
 def test_a_folder_is_one_plan_for_all_graphs(tmp_path: Path) -> None:
     model = randomize(TinyViT(partial(Attention, sdpa)))
     planned(model).save(tmp_path / "plan")
     fast = compiled(out_of_sight(model), tmp_path / "plan")
-    fast(image())
     with pytest.raises(PlanError, match=WARNED):
         fast(image())
 

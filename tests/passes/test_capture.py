@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from jetvit.passes.graph import DynamoGraph
 from jetvit.patterns import CaptureError
 from tests.passes.models import assert_close, aten, compiled, count, exported
 from tests.zoo import CASES
-from tests.zoo.case import images
+from tests.zoo.case import REPRS, images
 from tests.zoo.handwritten import SIZE
 
 IMAGE = images(2, 3, *SIZE)
@@ -81,6 +82,86 @@ def test_an_export_that_fails_names_the_line_of_the_model() -> None:
     assert "size not in self.tables" in linecache.getline(__file__, int(caught.value.where.split(":")[1].split()[0]))
     assert "hash" in caught.value.why
     assert caught.value.do.startswith("leave dynamic_shapes out")
+
+
+class After(nn.Module):
+    """Does something to an image that an export cannot follow."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, image: Tensor) -> Any:
+        return self.function(image * 2)
+
+
+def written_at_a_list(image: Tensor) -> Tensor:
+    """As Udop marks the patches that words are on."""
+    rows, columns = zip(*torch.tensor([[0, 1], [1, 0]]), strict=True)
+    image[0, 0][rows, columns] = 0
+    return image
+
+
+def stacked_by_torch_tensor(image: Tensor) -> Tensor:
+    return torch.tensor([image[0, 0, 0, 0], image[0, 0, 0, 1]])
+
+
+def through_numpy(image: Tensor) -> Tensor:
+    return torch.from_numpy(image.numpy())
+
+
+def by_address(image: Tensor) -> Tensor:
+    return image + image.data_ptr()
+
+
+class Result:
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+
+_LIBRARY = torch.library.Library("test_capture", "DEF")
+_LIBRARY.define("shapeless(Tensor x) -> Tensor")
+_LIBRARY.impl("shapeless", torch.relu, "CPU")
+
+
+def by_an_operator(image: Tensor) -> Tensor:
+    return torch.ops.test_capture.shapeless(image)
+
+
+@pytest.mark.parametrize(
+    ("function", "why", "do"),
+    [
+        (written_at_a_list, "values of tensors in a Python list or tuple", "torch.stack"),
+        (stacked_by_torch_tensor, "values of tensors in a Python list or tuple", "torch.stack"),
+        (through_numpy, "the values of a tensor leave torch there", "torch's operators"),
+        (by_address, "the values of a tensor leave torch there", "torch's operators"),
+        (by_an_operator, "test_capture.shapeless.default does not say which shape", "torch.library.register_fake"),
+        (Result, r"holds a [\w.]*test_capture\.Result, and", "register_dataclass"),
+    ],
+)
+def test_known_causes_are_told_in_plain_words(function: Callable[[Tensor], Any], why: str, do: str) -> None:
+    with pytest.raises(CaptureError, match=r"After could not be captured by torch\.export") as caught:
+        capture(After(function), (torch.ones(1, 3, 8, 8),))
+    assert re.search(why, caught.value.why)
+    assert do in caught.value.do
+    if function is not Result:
+        assert re.search(rf"test_capture\.py:\d+ in {function.__name__}$", caught.value.where)
+    assert not REPRS.search(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.to_sparse(), lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), lambda x: x.to("meta")],
+    ids=["sparse", "quantised", "meta"],
+)
+def test_results_that_cannot_be_compared_are_captured(function: Callable[[Tensor], Tensor]) -> None:
+    capture(After(function), (torch.ones(1, 3, 8, 8),))
+
+
+def test_a_program_of_constants_without_values_is_refused() -> None:
+    gradient = torch.func.grad(lambda x: (x * x).sum())
+    with pytest.raises(CaptureError, match="computes no values"):
+        capture(After(gradient), (torch.ones(1, 3, 8, 8),))
 
 
 def test_a_model_that_does_not_run_is_told_from_one_that_cannot_be_captured() -> None:

@@ -157,7 +157,7 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [
         ({"optimisation_level": 5}, "no setting 'optimisation_level'\n.*'optimization_level'"),
         ({"max_shapes": {"image": (1, 3)}}, "no input 'image'\n.*x, flip, mask"),
-        ({"max_shapes": {"x": (16,)}}, "has 1 axes\n.*has 2"),
+        ({"max_shapes": {"x": (16,)}}, "has 1 axis\n.*has 2"),
         ({"max_shapes": {"x": (1, 3)}}, "axis 0 of x is at least 2\n.*1"),
     ],
 )

@@ -27,7 +27,7 @@ from tests.patterns.roads import (
     open_dims,
 )
 from tests.zoo import CASES, Case, found, refused
-from tests.zoo.case import randomize
+from tests.zoo.case import REPRS, randomize
 from tests.zoo.handwritten import Attention, Dinov2Attention, SeparateAttention, TinyViT, scale_on_product
 from tests.zoo.quick import sweep
 
@@ -116,6 +116,7 @@ def test_near_misses(case: Case, road: str) -> None:
     for rejection in rejected:
         assert rejection.node in nodes
         assert re.match(r".+\.py:\d+ in \w+: \S", rejection.source)
+        assert not REPRS.search(str(rejection))
         assert str(rejection).startswith(f"{rejection.name}: {rejection.reason} (node {rejection.node.name}, ")
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.patterns.roads import ROADS, Captured, assert_row_major, by_dynamo, by_export
-from tests.zoo.case import images, randomize
+from tests.zoo.case import REPRS, images, randomize
 from tests.zoo.handwritten import (
     DIM,
     HEAD_DIM,
@@ -53,7 +53,9 @@ def captured_by(road: str, model: nn.Module, size: tuple[int, int] = SIZE, batch
 
 def reasons(captured: Captured) -> str:
     assert not captured.sites
-    return " | ".join(each.reason for each in captured.sites.rejected)
+    found = " | ".join(each.reason for each in captured.sites.rejected)
+    assert not REPRS.search(found)
+    return found
 
 
 # --- the order of tokens ----------------------------------------------------------------------------------------------

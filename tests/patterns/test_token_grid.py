@@ -139,8 +139,7 @@ def test_a_grid_that_the_graph_shows_to_be_another_is_refused() -> None:
     sites = sites_of(randomize(Turned(lambda: Attention(sdpa))), images(2, 3, *SIZE))
     assert not sites
     assert {each.reason for each in sites.rejected} == {
-        "unknown token grid: it was lost at jetvit.token_grid, "
-        "which names 6×4 after 1 tokens and not 4×6 after 1 tokens"
+        "unknown token grid: it was lost at jetvit.token_grid, which names 6×4 after 1 token and not 4×6 after 1 token"
     }
 
 

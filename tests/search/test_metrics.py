@@ -119,7 +119,7 @@ def test_what_is_out_of_range_or_masked_does_not_count():
     spoiled = torch.tensor([[1.0, 0.5, 9.0, 7.0, -3.0]])
     mask = torch.tensor([[True, True, False, True, True]])
     assert metric(spoiled, depth, mask).abs_rel == pytest.approx(0, abs=1e-9)
-    with pytest.raises(InputError, match="1 pixels"):
+    with pytest.raises(InputError, match="1 pixel, and 2 are needed"):
         metric(predicted, depth, torch.tensor([[True, False, False, False, False]]))
 
 

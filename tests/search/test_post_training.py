@@ -293,7 +293,7 @@ class Bare(nn.Module):
 def test_a_site_that_cannot_be_trained_keeps_full_attention():
     model = small(3)
     model.blocks[1] = Bare()
-    with pytest.raises(InputError, match="1 attentions stay full, and max_full is 0") as error:
+    with pytest.raises(InputError, match="1 attention stays full, and max_full is 0") as error:
         tiny_search(model.eval(), max_full=0)
     assert "no output projection" in error.value.why
     plan = tiny_search(model.eval(), max_full=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 Size = tuple[int, int]
+REPRS = re.compile(r" at 0x|<function|<class|<built-in|<bound|OpOverload| object>")
+"""What no message may hold: what repr() makes of an object."""
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 

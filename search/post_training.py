@@ -315,7 +315,7 @@ class PostTraining:
         told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
         confirmation = Confirmation.from_json(told[0])
         if confirmation.doubts:
-            log.warning("this machine is too busy to time on: %s", "; ".join(confirmation.doubts))
+            _warn_of_doubts(confirmation.doubts)
         elif confirmation.speedup[2] < 1:
             refuse_slower(confirmation.full_ms, confirmation.plan_ms, "measured as whole models")
         elif confirmation.speedup[1] <= 1:
@@ -423,6 +423,7 @@ class PostTraining:
             source = self._source()
             every = {site.name: self.alternatives.get(site.name, ()) for site in self.sites}
             found = PathLatency.of(source, every).to_json()
+            _warn_of_doubts(source.doubts)
             if run.folder is not None and kept is not None and kept != found:
                 raise InputError(
                     "the folder holds another search",
@@ -522,6 +523,15 @@ class PostTraining:
         if name in self.net.kept_full:
             return f"full attention: {self.net.kept_full[name]}"
         return f"chosen by {self.task.metric} and latency" if choice != FULL else "full attention was put back here"
+
+
+def _warn_of_doubts(doubts: Sequence[str]) -> None:
+    if doubts:
+        log.warning(
+            "this machine is too busy to time on: %s. The latencies confirm nothing: search again in a new folder when "
+            "nothing else runs here, or with the latency table of a device",
+            "; ".join(doubts),
+        )
 
 
 def _digest_of_samples(split: Split) -> str:

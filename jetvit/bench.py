@@ -26,6 +26,7 @@ from jetvit.cost_model import Plan
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio, sampler
 from jetvit.cost_model.runs import Mode
+from jetvit.cost_model.steadiness import sample_doubts, steadily
 from jetvit.cost_model.timing import summary
 from jetvit.passes.capture import export_model
 from jetvit.passes.differences import tensors
@@ -61,7 +62,8 @@ class BenchResult:
     `ratio` is the latency of compiled full attention over that of compiled jetvit, the median over rounds, above 1
     where jetvit is faster; `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they
     became, by the plan if there was one (`planned`). `environment` says where and how: shape, dtype, device, threads,
-    versions, mode. `predictions` are those of a latency table, None without one.
+    versions, mode. `predictions` are those of a latency table, None without one. `doubts` are reasons to distrust all
+    of it: the machine was too busy to time on.
     """
 
     columns: tuple[Column, ...]
@@ -73,6 +75,7 @@ class BenchResult:
     choices: Mapping[str, int]
     environment: Mapping[str, Any]
     predictions: Predictions | None = None
+    doubts: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
         """The column of that name: `EAGER`, `COMPILED` or `JETVIT`."""
@@ -96,7 +99,10 @@ class BenchResult:
             lines.append(line)
         interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
         lines += ["", f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
-        if self.ratio_low <= 1 <= self.ratio_high:
+        if self.doubts:
+            lines += ["This machine is too busy to time on:", *(f"  {doubt}" for doubt in self.doubts)]
+            lines.append("None of these numbers counts: run it again when nothing else runs here.")
+        elif self.ratio_low <= 1 <= self.ratio_high:
             lines.append("That is no difference that these rounds can tell apart.")
         if self.predictions is not None:
             lines += self.predictions.lines(self.ratio, where["torch"])
@@ -165,10 +171,14 @@ def bench(
     with torch.inference_mode():
         runs: dict[str, Run] = {name: partial(each, *args, **keywords) for name, each in functions.items()}
         samplers = [_sampler(name, run, images.device) for name, run in _reported(runs, report)]
-        measured = in_rounds(
-            samplers, rounds, seed=seed, time_limit_s=time_limit_s, progress=partial(report, "measuring")
-        )
-    samples = dict(zip(runs, measured, strict=True))
+
+        def measure() -> tuple[dict[str, list[float]], list[str]]:
+            progress = partial(report, "measuring")
+            measured = in_rounds(samplers, rounds, seed=seed, time_limit_s=time_limit_s, progress=progress)
+            samples = dict(zip(runs, measured, strict=True))
+            return samples, list(sample_doubts(samples))
+
+        samples, doubts = steadily(measure)
     middle, low, high = ratio(samples[COMPILED], samples[JETVIT], seed=seed)
     columns = tuple(_column(name, values, len(images)) for name, values in samples.items())
     return BenchResult(
@@ -181,6 +191,7 @@ def bench(
         choices=count_choices(plan, sites),
         environment=_environment(images, mode),
         predictions=None if costs is None else _predictions(costs, program, rewritten, columns),
+        doubts=tuple(doubts),
     )
 
 

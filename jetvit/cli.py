@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import logging
 import os
 import signal
@@ -17,16 +18,11 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import NoReturn, TextIO
-
-import torch
+from typing import Any, NoReturn, TextIO
 
 import jetvit
 from jetvit.commands import COMMANDS
-from jetvit.commands.options import add_debug_option
-from jetvit.patterns.errors import JetvitError
-from jetvit.patterns.wording import without_reprs
+from jetvit.versions import warn_of_untested
 
 EPILOG = """\
 MODEL is one of
@@ -59,6 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(argv)
     except SystemExit as leave:  # argparse has printed help or an error
         return int(leave.code or 0)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a command, print what becomes of its errors and return the exit status."""
+    # The command has imported them; `jetvit --help` and `--version` do without.
+    import torch
+
+    from jetvit.patterns.errors import JetvitError
+    from jetvit.patterns.wording import without_reprs
+
+    warn_of_untested()
     handler = _log_to(sys.stderr)
     try:
         with warnings.catch_warnings(), _leaving_at_sigterm():
@@ -147,33 +155,40 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="jetvit",
         usage="jetvit COMMAND …",
         description="Rewrite full attention in Vision Transformers into window and linear attention.\n\ncommands:\n"
-        + "\n".join(f"  {_name(module):<11}{_summary(module)}" for module in COMMANDS),
+        + "\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items()),
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"jetvit {jetvit.__version__}")
-    add_debug_option(parser, default=False)
-    subparsers = parser.add_subparsers(help=argparse.SUPPRESS, parser_class=Parser, prog="jetvit")
-    commands: dict[str, Parser] = {}
-    for module in COMMANDS:
-        command = subparsers.add_parser(_name(module), description=module.DESCRIPTION, epilog=module.EPILOG)
-        module.add_arguments(command)
-        add_debug_option(command)
-        command.set_defaults(run=module.run, parser=command)
-        commands[_name(module)] = command
-
+    _add_debug_option(parser, default=False)
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((word for word in words if not word.startswith("-")), None)
     if first is None and not {"-h", "--help", "--version"} & set(words):
         parser.print_help(sys.stderr)
         parser.exit(2, "\nerror: name a command\n")
-    if first is not None and first not in commands:
-        parser.refuse(f"there is no command {first!r}", _nearest(first, commands))
+    if first is not None and first not in COMMANDS:
+        parser.refuse(f"there is no command {first!r}", _nearest(first, COMMANDS))
     if first is not None:
-        _refuse_unknown_options(commands[first], words[words.index(first) + 1 :])
+        _refuse_unknown_options(_add_command(parser, first), words[words.index(first) + 1 :])
     args, unknown = parser.parse_known_args(words)
     if unknown:
         args.parser.refuse(f"what is {unknown[0]!r}?")
     return args
+
+
+def _add_command(parser: Parser, name: str) -> Parser:
+    """Add the arguments of one command: `jetvit --help` and `--version` import none, and so no torch."""
+    module = importlib.import_module(f"jetvit.commands.{name}")
+    subparsers = parser.add_subparsers(help=argparse.SUPPRESS, parser_class=Parser, prog="jetvit")
+    command = subparsers.add_parser(name, description=module.DESCRIPTION, epilog=module.EPILOG)
+    module.add_arguments(command)
+    _add_debug_option(command)
+    command.set_defaults(run=module.run, parser=command)
+    return command
+
+
+def _add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
+    """`--debug`, which stands before or after the command."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def _refuse_unknown_options(command: Parser, words: Sequence[str]) -> None:
@@ -183,14 +198,6 @@ def _refuse_unknown_options(command: Parser, words: Sequence[str]) -> None:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known:
             command.refuse(f"{command.prog} has no option {option!r}", _nearest(option, known))
-
-
-def _name(module: ModuleType) -> str:
-    return module.__name__.rpartition(".")[2]
-
-
-def _summary(module: ModuleType) -> str:
-    return (module.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -122,6 +122,9 @@ def warnings_on(plan: Plan, sites: Sites, names: SizeNames, graph: RewritableGra
             if (asked := plan.choice_for(name).label) != label:
                 yield f"{name} was rewritten by another plan: it is {label} in the graph and {asked} in this plan"
         return
+    busy = plan.provenance.get("too_busy")
+    if isinstance(busy, list) and busy:
+        yield f"the plan's latencies mean little: the machine was too busy to time on: {'; '.join(map(str, busy))}"
     far = far_from_plan(plan, sites) or _far_from_size(plan, names)
     if far:
         yield far

@@ -231,3 +231,21 @@ def _raised(flag: str) -> Iterator[None]:
 def type_named(name: str) -> Any:
     """A type of operator schemas by its name in torch._C, "TensorType" say."""
     return attribute_of(torch._C, name).get()
+
+
+@contextmanager
+def without_kernel_search() -> Iterator[None]:
+    """Keep `triton_op` from searching an operator's source for Triton kernels, for which it imports Inductor: 1.5 s.
+
+    It would find none: jetvit's operators import their kernels when they are called.
+    """
+    library = importlib.import_module("torch._library.triton")
+    search = getattr(library, "get_inner_triton_kernels", None)
+    if search is None:  # a torch that searches elsewhere, or not at all
+        yield
+        return
+    library.get_inner_triton_kernels = lambda function: []
+    try:
+        yield
+    finally:
+        library.get_inner_triton_kernels = search

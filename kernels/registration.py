@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.library import CustomOpDef, triton_op
 
 from jetvit.kernels.autocast import without_autocast
+from jetvit.torch_private import without_kernel_search
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -32,14 +32,8 @@ def operator(
         return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
 
     def register(function: Function) -> Function:
-        # `triton_op` warns at import where triton is not installed, which is a supported setting here.
-        logger = logging.getLogger("torch._library.triton")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
+        with without_kernel_search():
             op = cast(CustomOpDef, triton_op(name, function, mutates_args=()))
-        finally:
-            logger.setLevel(level)
         op.register_fake(fake)
         _register_gradient(op, reference)
         return cast(Function, functools.update_wrapper(op, function))

@@ -112,21 +112,22 @@ def _sure_ms(answer: Answer, full: Answer) -> float:
 class BestPlan:
     """The plan that is returned, with its joint drift, among all that were measured.
 
-    full_ms, plan_ms: whole models. speedup: the ratio of the two, and its 95 % interval.
+    full_ms, plan_ms: whole models. speedup: the ratio of the two, and its 95 % interval; None where the timings are
+    not to be trusted.
     """
 
     plan: Rated
     measured: tuple[Rated, ...]
     full_ms: float
     plan_ms: float
-    speedup: tuple[float, float, float]
+    speedup: tuple[float, float, float] | None
 
     def record(self, how: str) -> dict[str, Any]:
         """Entries for the provenance."""
         return {
             f"{how}_full_ms": round(self.full_ms, 3),
             f"{how}_plan_ms": round(self.plan_ms, 3),
-            "speedup": [round(value, 4) for value in self.speedup],
+            **({"speedup": [round(value, 4) for value in self.speedup]} if self.speedup is not None else {}),
         }
 
 
@@ -196,7 +197,8 @@ class PlanSearch:
     ) -> BestPlan:
         """The best plan, or the original where that is faster; says so where the rounds cannot tell them apart."""
         full_ms = timed.median_ms[0]
-        unchanged = BestPlan(self.full, found.measured, full_ms, full_ms, (1.0, 1.0, 1.0))
+        sure = None if self.source.doubts else (1.0, 1.0, 1.0)
+        unchanged = BestPlan(self.full, found.measured, full_ms, full_ms, sure)
         if best is None or not any(best.selection):
             return unchanged
         index = 1 + [plan.selection for plan in candidates].index(best.selection)
@@ -211,6 +213,8 @@ class PlanSearch:
                 *words,
             )
             return unchanged
+        if self.source.doubts:
+            return BestPlan(plan, found.measured, full_ms, best.latency_ms, None)
         if speedup[1] <= 1:
             log.warning(
                 "the plan is not faster than the original beyond noise, %s as a whole (%.4g ms for %.4g ms, a ratio of "

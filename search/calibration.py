@@ -106,6 +106,12 @@ def calibrate(
     drifts["joint_drift_held_out"] = trial.joint(options.choices(best.plan.selection), held_out=True)
     if trial.held_out and drifts["joint_drift_held_out"] > max_drift:
         log.warning("on the held-out images the drift is %.3f, above the bound", drifts["joint_drift_held_out"])
+    if source.doubts:
+        log.warning(
+            "this machine is too busy to time on: %s. The plan's latencies confirm nothing: calibrate again when "
+            "nothing else runs here, or with the latency table of a device",
+            "; ".join(source.doubts),
+        )
     record = {
         **_environment(sites[0], device),
         **source.record(),
@@ -115,8 +121,9 @@ def calibrate(
         "metric": "drift" if metric is None else getattr(metric, "__name__", type(metric).__name__),
         "max_drift": max_drift,
         "budget": str(budget) if budget is not None else None,
-        "confirmed": source.confirms,
+        "confirmed": source.confirms and not source.doubts,
         **best.record("eager" if source.confirms else "estimated"),
+        **({"too_busy": source.doubts} if source.doubts else {}),
         "calibration_seconds": round(time.perf_counter() - start, 1),
         **(provenance or {}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jetvit.cost_model.estimate import Answer, Overheads
 from jetvit.cost_model.latencies import UnknownLatency
 from jetvit.cost_model.rounds import in_rounds, ratio, sampler
 from jetvit.cost_model.site_operation import site_operation
+from jetvit.cost_model.steadiness import change_doubts, sample_doubts, spread_doubts, steadily, sum_doubts
 from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
@@ -57,10 +59,12 @@ class LatencySource(Protocol):
 
     * confirms: whether `whole` measures, and does not only add up.
     * share: what a millisecond of attention alone adds to the whole model, in milliseconds.
+    * doubts: reasons to distrust what was measured.
     """
 
     confirms: bool
     share: float
+    doubts: list[str]
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
         """The latency of full attention and of every alternative, by site."""
@@ -73,36 +77,64 @@ class LatencySource(Protocol):
 
 
 class MeasuredHere:
-    """Latencies on the device that the model is on, not compiled. device: what it calls itself."""
+    """Latencies on the device that the model is on, not compiled. device: what it calls itself.
+
+    What looks unsteady is measured again; where it stays so, `doubts` say why.
+    """
 
     confirms, share = True, 1.0
 
     def __init__(self, trial: Trial, device: str):
         self._trial, self._device = trial, device
+        self._attentions_ms = 0.0
+        self.doubts: list[str] = []
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
         """Every choice at every shape that the model has, on random data."""
         choices = list(dict.fromkeys(choice for some in alternatives.values() for choice in some))
-        shapes = list(dict.fromkeys(attention_shape(site) for site in self._trial.sites))
-        measured: dict[AttentionShape, dict[Choice, Latency]] = {}
-        for index, shape in enumerate(shapes):
-            measured[shape] = measure_choices([FULL, *choices], shape)
-            self._trial.report("timing each choice", index + 1, len(shapes))
+        measured, doubts = steadily(lambda: self._measure([FULL, *choices]))
+        self.doubts += doubts
         found = {}
         for site in self._trial.sites:
             latencies = measured[attention_shape(site)]
-            found[site.name] = {each: _answer(latencies[each]) for each in (FULL, *alternatives[site.name])}
+            found[site.name] = {choice: _answer(latencies[choice]) for choice in (FULL, *alternatives[site.name])}
+        self._attentions_ms = math.fsum(answers[FULL].ms for answers in found.values())
         return found
+
+    def _measure(self, choices: Sequence[Choice]) -> tuple[dict[AttentionShape, dict[Choice, Latency]], list[str]]:
+        """Every choice at every shape, full attention once more at the end, and what speaks against the result."""
+        shapes = list(dict.fromkeys(attention_shape(site) for site in self._trial.sites))
+        measured: dict[AttentionShape, dict[Choice, Latency]] = {}
+        for index, shape in enumerate(shapes):
+            measured[shape] = measure_choices(choices, shape)
+            self._trial.report("timing each choice", index + 1, len(shapes))
+        doubts: list[str] = []
+        for shape, latencies in measured.items():
+            full, what = latencies[FULL], f"full attention over {shape.tokens} tokens"
+            doubts += spread_doubts(what, full)
+            again = measure_choices([FULL], shape)[FULL]
+            doubts += change_doubts(what, full.median_ms, again.median_ms)
+        return measured, doubts
 
     def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
         """The rewritten models on the first batch, in rounds that run all of them in a new order each."""
         runs = [self._run(self._trial.runner(chosen)) for chosen in ({}, *plans)]
         device = self._trial.references[0].device
         progress = partial(self._trial.report, "timing whole models")
-        samples = in_rounds(
-            [sampler(run, device) for run in runs], _ROUNDS, time_limit_s=_TIME_LIMIT_S, progress=progress
-        )
-        return WholeLatencies(tuple(map(tuple, samples)))
+
+        def measure() -> tuple[WholeLatencies, list[str]]:
+            samples = in_rounds(
+                [sampler(run, device) for run in runs], _ROUNDS, time_limit_s=_TIME_LIMIT_S, progress=progress
+            )
+            names = ["the original model", *(f"plan {number}" for number in range(1, len(runs)))]
+            doubts = list(sample_doubts(dict(zip(names, samples, strict=True))))
+            latencies = WholeLatencies(tuple(map(tuple, samples)))
+            doubts += sum_doubts(self._attentions_ms, latencies.median_ms[0])
+            return latencies, doubts
+
+        latencies, doubts = steadily(measure)
+        self.doubts += doubts
+        return latencies
 
     def record(self) -> dict[str, Any]:
         """The device itself."""
@@ -128,7 +160,7 @@ class FromTable:
         dtype: "float32", "float16" or "bfloat16", which the model is to have there; that of the sites if it is None.
     """
 
-    confirms = False
+    confirms, doubts = False, list[str]()  # what is not measured here
 
     def __init__(self, costs: DeviceCosts, program: ExportedProgram, dtype: str | None = None):
         self._costs, self._program, self._dtype = costs, program, dtype

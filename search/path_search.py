@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from jetvit.search.supernet import Path
 
 # Without a budget: the integer program is asked for paths with up to so many full sites.
 _FEW = 3
+# Latencies within one per cent are equal: they are not measured more closely.
+_AS_FAST = 1.01
 
 
 class Evaluations:
@@ -118,9 +120,13 @@ class PathSearch:
         if listed:
             levels += self._put_back([max(listed, key=_quality).path], full.value, "listed")
         candidates = [rated for level in levels for rated in level.beam] + listed
-        good = [rated for rated in candidates if rated.value >= full.value]
-        best = min(good, key=lambda rated: rated.latency_ms) if good else max(candidates, key=_quality)
-        return Searched(best, tuple(levels), tuple(listed), self._controls(best), full)
+        controls = self._controls(_chosen(candidates, full))
+        # A control that keeps the bounds is a plan as good as any: where it wins, it is taken.
+        candidates += filter(self._keeps_bounds, controls.values())
+        return Searched(_chosen(candidates, full), tuple(levels), tuple(listed), controls, full)
+
+    def _keeps_bounds(self, rated: Rated) -> bool:
+        return rated.latency_ms <= self.limit_ms and (self.max_full is None or rated.full <= self.max_full)
 
     def _climb(self, goal: float) -> list[Level]:
         """From all-linear to linear and window, then to some full attention."""
@@ -194,6 +200,15 @@ def refuse_tight_budget(
             f"takes {latency.full_ms:.4g} ms",
             do="allow more time, or give faster choices",
         )
+
+
+def _chosen(candidates: Sequence[Rated], full: Rated) -> Rated:
+    """The best of the fastest that are as good as the original; where none is, the best."""
+    good = [rated for rated in candidates if rated.value >= full.value]
+    if not good:
+        return max(candidates, key=_quality)
+    fastest_ms = min(rated.latency_ms for rated in good)
+    return max((rated for rated in good if rated.latency_ms <= _AS_FAST * fastest_ms), key=_quality)
 
 
 def _quality(rated: Rated) -> tuple[float, float]:

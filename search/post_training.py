@@ -30,6 +30,7 @@ from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.best_plan import Budget
 from jetvit.search.calibration import device_name
+from jetvit.search.confirm import Confirmation, refuse_slower
 from jetvit.search.data import Split, Splits, evenly_spaced
 from jetvit.search.end_to_end import distil, supernet_distillation, train_head, train_on_task
 from jetvit.search.exam import Exam, Examiner
@@ -223,6 +224,7 @@ class PostTraining:
             processes=processes,
             progress=progress,
         )
+        self.confirmation: Confirmation | None = None
         self.sharded = sharded and processes.count > 1
         for site in self.net.choice_sites.values() if self.sharded else ():
             site.shard(processes)
@@ -235,7 +237,8 @@ class PostTraining:
         self.alternatives: Alternatives = {
             name: [choice for choice in site.choices if choice != FULL] for name, site in self.net.choice_sites.items()
         }
-        self.latency = self._latencies(model, example)
+        self.model, self.example = model, example
+        self.latency = self._latencies()
         self.limit_ms = math.inf if self.budget is None else self.budget.limit_ms(self.latency.full_ms)
         self.max_full = None if asked.max_full is None else asked.max_full - len(self.fixed)
         refuse_tight_budget(self.alternatives, self.latency, self.limit_ms, self.max_full)
@@ -246,6 +249,7 @@ class PostTraining:
         self._train_head()
         scores, alternatives = self._train_supernet()
         found = self._search_path(scores, alternatives)
+        self.confirmation = self._confirm(found)
         student, exams = self._train_found(found)
         metrics = report(self.task, exams, self.asked.data.test.groups, MARGIN)
         return self._as_plan(student, found, scores, metrics)
@@ -287,8 +291,8 @@ class PostTraining:
         )()
         if all(choice == FULL for choice in found.best.path.values()):
             log.warning("no path is as good as the original: every attention stays full")
-        elif found.best.latency_ms >= self.latency.full_ms:
-            log.warning("the plan is not faster than the original, by what its attentions take")
+        else:
+            refuse_slower(self.latency.full_ms, found.best.latency_ms, "by what the attentions take")
         if self.run.folder is not None:
             trace = {
                 "task": self.task.name,
@@ -299,6 +303,30 @@ class PostTraining:
             }
             self.run.folder.keep("trace", trace)
         return found
+
+    def _confirm(self, found: Searched) -> Confirmation | None:
+        """Time the selected path beside the original; None where the latencies are a table's, or nothing changes."""
+        run, path = self.run, found.best.path
+        if self.asked.costs is not None or all(choice == FULL for choice in path.values()):
+            return None
+        kept: Any = run.folder.kept("confirmation") if run.folder is not None else None
+        if run.processes.first and kept is None:
+            kept = Confirmation.of(self._source(), path).to_json()
+            if run.folder is not None:
+                run.folder.keep("confirmation", kept)
+        told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
+        confirmation = Confirmation.from_json(told[0])
+        if confirmation.doubts:
+            _warn_of_doubts(confirmation.doubts)
+        elif confirmation.speedup[2] < 1:
+            refuse_slower(confirmation.full_ms, confirmation.plan_ms, "measured as whole models")
+        elif confirmation.speedup[1] <= 1:
+            log.warning(
+                "the plan is not faster than the original beyond noise, measured as whole models: a ratio of %.3f, "
+                "95 %% interval %.3f to %.3f",
+                *confirmation.speedup,
+            )
+        return confirmation
 
     def _train_found(self, found: Searched) -> tuple[Student, dict[str, Exam]]:
         """Train the model that was found, and the control; both, and the original, read the test images, once."""
@@ -390,23 +418,15 @@ class PostTraining:
         costs = self.asked.costs
         return str(costs.machine) if costs is not None else device_name(self.device)
 
-    def _latencies(self, model: nn.Module | ExportedProgram, example: Tensor) -> PathLatency:
+    def _latencies(self) -> PathLatency:
         """Measured once for all processes and for all that continue the run: another time would be another plan."""
         asked, run = self.asked, self.run
         kept: Any = run.folder.kept("latencies") if run.folder is not None else None
         if run.processes.first and (kept is None or asked.costs is not None):
-            images = example[:1].expand(self.latency_batch, *example.shape[1:]).contiguous()
-            program = export_model(model, *self.inputs(images), None)
-            source: LatencySource
-            if asked.costs is not None:
-                source = FromTable(asked.costs, program, asked.dtype)
-            else:
-                # A trial also compares outputs, in two halves: they have to vary in each.
-                calls = [self.inputs(each) for each in (images, images, -images, -images)]
-                trial = Trial(program, calls, progress=run.progress)
-                source = MeasuredHere(trial, device_name(run.device))
+            source = self._source()
             every = {site.name: self.alternatives.get(site.name, ()) for site in self.sites}
             found = PathLatency.of(source, every).to_json()
+            _warn_of_doubts(source.doubts)
             if run.folder is not None and kept is not None and kept != found:
                 raise InputError(
                     "the folder holds another search",
@@ -419,6 +439,18 @@ class PostTraining:
                 run.folder.keep("latencies", kept)
         told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
         return PathLatency.from_json(told[0])
+
+    def _source(self) -> LatencySource:
+        """Where latencies come from: the table that was given, or this device."""
+        asked = self.asked
+        images = self.example[:1].expand(self.latency_batch, *self.example.shape[1:]).contiguous()
+        program = export_model(self.model, *self.inputs(images), None)
+        if asked.costs is not None:
+            return FromTable(asked.costs, program, asked.dtype)
+        # A trial also compares outputs, in two halves: they have to vary in each.
+        calls = [self.inputs(each) for each in (images, images, -images, -images)]
+        trial = Trial(program, calls, progress=self.run.progress)
+        return MeasuredHere(trial, device_name(self.run.device))
 
     def _config(self, precision: str) -> dict[str, Any]:
         """What has to be the same for a run to be continued."""
@@ -477,7 +509,7 @@ class PostTraining:
             "latencies_of": self._machine(),
             "latency_batch": self.latency_batch,
             "precision": self.run.precision,
-            "confirmed": False,
+            **({"confirmed": False} if self.confirmation is None else self.confirmation.record()),
             "estimated_full_ms": round(self.latency.full_ms, 4),
             "estimated_plan_ms": round(best.latency_ms, 4),
             **asked.data.record(),
@@ -494,6 +526,15 @@ class PostTraining:
         if name in self.net.kept_full:
             return f"full attention: {self.net.kept_full[name]}"
         return f"chosen by {self.task.metric} and latency" if choice != FULL else "full attention was put back here"
+
+
+def _warn_of_doubts(doubts: Sequence[str]) -> None:
+    if doubts:
+        log.warning(
+            "this machine is too busy to time on: %s. The latencies confirm nothing: search again in a new folder when "
+            "nothing else runs here, or with the latency table of a device",
+            "; ".join(doubts),
+        )
 
 
 def _digest_of_samples(split: Split) -> str:

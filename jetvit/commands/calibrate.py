@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> None:
 def _latencies(plan: Plan, batch: int) -> str:
     """What the whole model takes, in a sentence."""
     made = plan.provenance
+    if "too_busy" in made:
+        return "This machine is too busy to time on: what the full model and the plan take is not known."
     if made["confirmed"]:
         return (
             f"The full model takes {made['eager_full_ms']:.4g} ms a batch of {batch}, not compiled, and the plan "

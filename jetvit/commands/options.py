@@ -15,11 +15,6 @@ from jetvit.search.best_plan import Budget
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
-    """`--debug`, which stands before or after the command."""
-    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
-
-
 def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False, batch: int = 1) -> None:
     """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic, `batch` is the default."""
     parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory, FILE.pt2 or FILE.onnx")

@@ -279,6 +279,14 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
         f"{full_ms:.4g} → {plan_ms:.4g} ms a batch of {made['latency_batch']} on {made['latencies_of']}, by what "
         f"single attentions take: {full_ms / plan_ms:.3g}× as fast"
     )
+    if "too_busy" in made:
+        yield "this machine is too busy to time whole models on: that they are faster is not confirmed"
+    elif made["confirmed"]:
+        middle, low, high = made["speedup"]
+        yield (
+            f"{made['eager_full_ms']:.4g} → {made['eager_plan_ms']:.4g} ms as whole models, not compiled: "
+            f"{middle:.3g}× as fast (95 % interval {low:.3g} to {high:.3g})"
+        )
     yield (
         f"\n{name} on {counted(made['images_test'], 'test image')} of {made['images']}, seed {made['seed']}, "
         "with 95 % intervals over images"

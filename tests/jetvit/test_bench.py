@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, bench
+from jetvit.cost_model import steadiness
 from jetvit.cost_model.estimate import Overheads
 from jetvit.patterns.errors import InputError, JetvitError
 from tests.jetvit.costs import made_up_costs
@@ -55,6 +56,22 @@ def test_predictions_stand_beside_the_columns(result: BenchResult):
         predicted = found.columns[column.name]
         assert predicted.deviation == pytest.approx(predicted.ms / column.median_ms - 1)
     assert found.ratio == 1.0  # without a plan both run the same operations
+
+
+def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch):
+    case = CASES["sdpa"]
+    args, kwargs = case.inputs()
+    waited = iter(range(0, 10**9, 10**6))
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: float(next(waited)))
+    steps: list[tuple[str, int, int]] = []
+    busy = bench(case.build(), *args, kwargs=kwargs, rounds=5, progress=lambda *step: steps.append(step))
+    assert steps.count(("measuring", 5, 5)) == 3
+    text = str(busy)
+    assert "This machine is too busy to time on:\n  the process waited for a core 100% of the time" in text
+    assert "None of these numbers counts" in text
+    assert "rounds can tell apart" not in text
+    assert json.loads(json.dumps(busy.to_dict()))["doubts"] == list(busy.doubts)
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_refusals():

@@ -17,6 +17,7 @@ from jetvit.demo import RECIPE, DemoResult, run_demo
 from jetvit.scenes import SceneSplit
 from jetvit.search import Schedule
 from jetvit.small_vit import load_small_vit
+from tests.search.fixed_latencies import fixed_latencies
 
 STEPS = Schedule(2, 1e-4)
 FEW = replace(RECIPE, local=STEPS, supernet=STEPS, distil=STEPS, score_steps=1, select_images=2, candidates=2)
@@ -32,7 +33,8 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr("jetvit.commands.demo.run_demo", small)
     folder = tmp_path / "out" / "demo"
-    assert main(["demo", "-o", str(folder)]) == 0
+    with fixed_latencies():
+        assert main(["demo", "-o", str(folder)]) == 0
     out = capsys.readouterr().out
     for words in ("1. found     8 full attentions over 65 tokens", "2. searched", "3. compiled", "4 test rooms"):
         assert words in out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from jetvit.images import synthetic_images
 from jetvit.models import load_model
 from jetvit.search.train import Training
 from tests.passes.models import assert_close
+from tests.search.fixed_latencies import fixed_latencies
 
 TINY = ("--choices", "linear conv3,window 2", "--effort", "0.01", "--limit", "4")
 SEGMENTATION = ("--task", "segmentation", "--classes", "2")
@@ -48,6 +49,12 @@ def call(*argv: object) -> Outcome:
             status = int(str(leave.code))
     assert "Traceback" not in err.getvalue()
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _latencies() -> Iterator[None]:
+    with fixed_latencies():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +156,7 @@ def test_what_is_printed(films: Path, segmented: Searched):
     for line in (
         r"2 attentions: \d .*",
         r"[\d.]+ → [\d.]+ ms a batch of 1 on .*, by what single attentions take: [\d.]+× as fast",
+        r"[\d.]+ → [\d.]+ ms as whole models, not compiled: [\d.]+× as fast \(95 % interval [\d.]+ to [\d.]+\)",
         f"mIoU on 4 test images of {films.name}, seed 0, with 95 % intervals over images",
         rf"  original +{number}   \[{number}, {number}\]",
         rf"  control +{number}   \[{number}, {number}\]  the original with the same training on the task",

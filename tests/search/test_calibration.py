@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import jetvit
-from jetvit.cost_model import AttentionShape, Choice, Latency, Plan
+from jetvit.cost_model import AttentionShape, Choice, Latency, Plan, steadiness
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Overheads
 from jetvit.cost_model.graph_operations import graph_operations
@@ -58,6 +58,7 @@ def _fixed_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model_latency, "measure_choices", choices)
     monkeypatch.setattr(MeasuredHere, "whole", whole)
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: 0.0)  # of the machine that the tests run on
 
 
 def images(name: str, count: int = 4):
@@ -275,6 +276,42 @@ def test_no_warning_where_the_gain_is_sure(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING, "jetvit.search")
     assert jetvit.calibrate(model, batches, max_drift=100.0, choices=WINDOWS).provenance["speedup"][1] > 1
     assert "original" not in caplog.text
+
+
+def test_a_busy_machine_confirms_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """One attention takes 88 ms, and then 1.7 ms."""
+    model, batches = images("timm_vit_fused")
+    calls: list[int] = []
+
+    def busy(choices: list[Choice], shape: AttentionShape, **_: object) -> dict[Choice, Latency]:
+        calls.append(len(choices))
+        return {choice: Latency(*[1.7 if len(choices) == 1 else 88.0 - fixed_ms(choice)] * 3, 9) for choice in choices}
+
+    monkeypatch.setattr(model_latency, "measure_choices", busy)
+    plan = jetvit.calibrate(model, batches, max_drift=100.0, choices=WINDOWS)
+    made = plan.provenance
+    assert calls == [3, 1] * 3  # measured again, and again
+    assert made["confirmed"] is False
+    assert "speedup" not in made
+    assert made["too_busy"] == ["full attention over 25 tokens took 78 ms, and 1.7 ms when it was timed again"]
+    assert f"this machine is too busy to time on: {made['too_busy'][0]}" in caplog.text
+    report = jetvit.explain(model, *batches[0][0], kwargs=batches[0][1], plan=plan)
+    assert any("too busy to time on" in warning for warning in report.warnings)
+
+
+def test_a_busy_moment_is_measured_again(monkeypatch: pytest.MonkeyPatch):
+    model, batches = images("timm_vit_fused")
+    calls: list[int] = []
+
+    def busy_first(choices: list[Choice], shape: AttentionShape, **_: object) -> dict[Choice, Latency]:
+        calls.append(len(choices))
+        return {choice: Latency(*[fixed_ms(choice) * (9 if len(calls) == 1 else 1)] * 3, 9) for choice in choices}
+
+    monkeypatch.setattr(model_latency, "measure_choices", busy_first)
+    plan = jetvit.calibrate(model, batches, max_drift=100.0, choices=WINDOWS)
+    assert calls == [3, 1] * 2
+    assert plan.provenance["confirmed"] is True
+    assert [measured.latency_ms for measured in plan.sites[0].measured] == [10.0, 4.0, 6.0]
 
 
 def test_a_gain_within_the_spread_of_a_measurement_is_none(monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as File
 
 import pytest
@@ -71,6 +72,31 @@ def test_what_is_chosen_is_the_best_within_the_bounds(harm: Harm, limit: float, 
         assert rated.path in paths
         assert rated.value == value(harm, rated.path)
         assert rated.latency_ms == LATENCY(rated.path)
+
+
+@settings(max_examples=30)
+@given(harms, st.integers(14, 30).map(float) | st.just(math.inf), st.integers(0, 4) | st.none())
+def test_nothing_that_was_rated_beats_the_chosen_path(harm: Harm, limit: float, max_full: int | None):
+    found = search(harm, limit, max_full)()
+    allowed = [path_key(path) for path in every_path(limit, max_full)]
+    rated = (*found.listed, *(each for level in found.levels for each in level.beam), *found.controls.values())
+    for each in rated:
+        if path_key(each.path) in allowed and each.latency_ms <= found.best.latency_ms:
+            assert each.value <= found.best.value
+
+
+def test_a_control_that_wins_is_taken():
+    """The metric likes one path that no score speaks for, and that only the random control comes upon."""
+    plain = search(UNEVEN, 24.0)()
+    lucky = plain.controls["random"].path
+    assert lucky != plain.best.path
+    again = search(UNEVEN, 24.0)
+    again.evaluate = lambda path: 11.0 if path == lucky else value(UNEVEN, path)
+    again.beam = replace(again.beam, evaluate=lambda path: value(UNEVEN, path))
+    found = again()
+    assert found.best.path == lucky
+    assert found.best.value == 11.0
+    assert found.controls["random"].path == lucky
 
 
 def test_without_bounds_the_fastest_as_good_as_the_original():

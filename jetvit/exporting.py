@@ -45,6 +45,7 @@ def export(
     dynamic_shapes: Any = None,
     opset: int | None = None,
     custom_ops: bool = False,
+    functions: bool = False,
     plugins: bool = False,
     max_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
@@ -69,6 +70,8 @@ def export(
         dynamic_shapes: as `torch.export.export` takes them.
         opset: onnx: the version of its standard operators, 18 (the default) or 23.
         custom_ops: onnx: leave the operators of jetvit as nodes of their own, for a runtime that knows them.
+        functions: onnx: write them as model-local functions, one for all equal calls, in place of inlined standard
+            operators. The graph is shorter, and OpenVINO does not load it.
         plugins: tensorrt: the operators of jetvit run as plugins.
         max_shapes: tensorrt: the largest shape of an input by its name, where sizes are open without a bound.
     Returns:
@@ -79,7 +82,15 @@ def export(
         PlanError: the plan does not fit the model.
         RewriteError: the target cannot express the model, or the file does not compute what the program does.
     """
-    job = ExportJob.parse(target, path, opset=opset, custom_ops=custom_ops, plugins=plugins, max_shapes=max_shapes)
+    job = ExportJob.parse(
+        target,
+        path,
+        opset=opset,
+        custom_ops=custom_ops,
+        functions=functions,
+        plugins=plugins,
+        max_shapes=max_shapes,
+    )
     plan = load_plan(plan)
     if isinstance(model, nn.Module) and not isinstance(model, OptimizedModule):
         model = with_plain_outputs(model)
@@ -105,7 +116,7 @@ TARGETS = {
     for each in (
         Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`"),
         Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package; it needs torch alone"),
-        Target("onnx", ".onnx", ("opset", "custom_ops"), "any ONNX runtime"),
+        Target("onnx", ".onnx", ("opset", "custom_ops", "functions"), "any ONNX runtime"),
         Target("tensorrt", ".pt2", ("plugins", "max_shapes"), "torch_tensorrt.load, on a GPU of this kind"),
     )
 }
@@ -169,6 +180,13 @@ class ExportJob:
                     why=f"it belongs to {' and '.join(map(repr, takers))}",
                     do="leave it out, or choose that target",
                 )
+        if given.keys() >= {"custom_ops", "functions"}:
+            custom_ops, functions = ((spelling or {}).get(name, name) for name in ("custom_ops", "functions"))
+            raise InputError(
+                f"{custom_ops} and {functions} exclude each other",
+                why="an operator without a body has no function",
+                do="leave one of them out",
+            )
         if Path(path).suffix != kind.suffix:
             fitting = [each.name for each in TARGETS.values() if each.suffix == Path(path).suffix]
             raise InputError(
@@ -237,11 +255,11 @@ def _write_pt2(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, opset: int = 18, custom_ops: bool = False) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, **options: Any) -> None:
     from jetvit.passes.to_onnx.export import onnx_model
     from jetvit.passes.to_onnx.write import write_onnx
 
-    write_onnx(onnx_model(program, opset=opset, custom_ops=custom_ops), path)
+    write_onnx(onnx_model(program, **options), path)
 
 
 def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> None:

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--custom-ops", action="store_true", help="onnx: leave jetvit's operators as they are, without a body"
     )
+    parser.add_argument(
+        "--functions",
+        action="store_true",
+        help="onnx: keep jetvit's operators as model-local functions, which OpenVINO does not load (default: inlined)",
+    )
     parser.add_argument("--plugins", action="store_true", help="tensorrt: run jetvit's operators as plugins")
     parser.add_argument(
         "--max-shape",
@@ -69,11 +74,13 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         opset=args.opset,
         custom_ops=args.custom_ops,
+        functions=args.functions,
         plugins=args.plugins,
         max_shapes=dict(args.max_shape),
         spelling={
             "opset": "--opset",
             "custom_ops": "--custom-ops",
+            "functions": "--functions",
             "plugins": "--plugins",
             "max_shapes": "--max-shape",
         },

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit optimize`."""
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the .pt2 or .onnx file to write")
     parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
+    parser.add_argument(
+        "--functions",
+        action="store_true",
+        help=".onnx: keep jetvit's operators as model-local functions, which OpenVINO does not load (default: inlined)",
+    )
     add_model_options(parser, dynamic=True)
 
 
@@ -44,5 +49,7 @@ def run(args: argparse.Namespace) -> None:
             why="the file written is a program of torch.export or an ONNX model",
             do="name a file that ends in .pt2 or .onnx; see `jetvit export` for other kinds",
         )
-    for line in rewrite_and_write(args, ExportJob.parse("onnx" if args.out.endswith(".onnx") else "pt2", args.out)):
+    target = "onnx" if args.out.endswith(".onnx") else "pt2"
+    job = ExportJob.parse(target, args.out, functions=args.functions, spelling={"functions": "--functions"})
+    for line in rewrite_and_write(args, job):
         print(line)

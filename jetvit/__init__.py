@@ -20,6 +20,7 @@ from jetvit.api import find_attention, optimize  # noqa: E402
 from jetvit.cost_model import Choice, DeviceCosts, Plan  # noqa: E402
 from jetvit.explain import explain  # noqa: E402
 from jetvit.exporting import export  # noqa: E402
+from jetvit.loading import load  # noqa: E402
 from jetvit.patterns.errors import JetvitError  # noqa: E402
 from jetvit.patterns.site import AttentionSite, Rejection  # noqa: E402
 from jetvit.patterns.token_grid import token_grid  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "explain",
     "export",
     "find_attention",
+    "load",
     "optimize",
     "search",
     "token_grid",

@@ -18,7 +18,8 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.files import atomic_files, load_exported, writable
+from jetvit.files import atomic_files, writable
+from jetvit.loading import load
 from jetvit.models import reason
 from jetvit.passes.capture import capture
 from jetvit.passes.differences import copied, differ, largest_error, tensors, with_own_buffers
@@ -26,9 +27,10 @@ from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
+from jetvit.passes.signature import dense, order_of
 from jetvit.passes.to_aoti import require_compiler, write_aoti
 from jetvit.patterns.errors import InputError, RewriteError
-from jetvit.torch_private import reorder_kwargs
+from jetvit.torch_private import pytree
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
@@ -95,6 +97,10 @@ def export(
     if isinstance(model, nn.Module) and not isinstance(model, OptimizedModule):
         model = with_plain_outputs(model)
     job.check_place()
+    # A compiled file takes the strides of the example: not those of a slice of another tensor.
+    args, kwargs = pytree.tree_map(
+        lambda value: dense(value, order_of(value)) if isinstance(value, Tensor) else value, (args, dict(kwargs or {}))
+    )
     graph = capture(model, args, kwargs, dynamic_shapes)
     run_pipeline(graph, passes(plan))
     job.write(graph.program())
@@ -268,39 +274,16 @@ def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> Non
     write_tensorrt(program, path, **options)
 
 
-def _read_pt2(path: Path, program: ExportedProgram) -> Run:
-    module = load_exported(path).module()
-    return lambda args, kwargs: tensors(module(*args, **kwargs))
-
-
-def _read_aoti(path: Path, program: ExportedProgram) -> Run:
-    from jetvit.torch_private import aoti_load_package
-
-    package = aoti_load_package(str(path))
-    return lambda args, kwargs: tensors(package(*args, **kwargs))
-
-
-def _read_onnx(path: Path, program: ExportedProgram, opset: int = 18, custom_ops: bool = False) -> Run | str:
+def _read(path: Path, program: ExportedProgram, custom_ops: bool = False, **options: Any) -> Run | str:
     if custom_ops:
         return "no runtime here has the operators of jetvit"
     try:
-        import onnxruntime
-    except ImportError:
-        return "onnxruntime is not installed"
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # of a class of its own for every kind of failure
-        return f"onnxruntime does not take it on a CPU ({reason(error)})"
-    if any("bfloat16" in each.type for each in (*session.get_inputs(), *session.get_outputs())):
-        return "numpy, through which onnxruntime is called, has no bfloat16"
-    names = [each.name for each in session.get_inputs()]
-
-    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        values = [each.detach().cpu().numpy() for each in tensors((args, reorder_kwargs(dict(kwargs), spec)))]
-        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, values, strict=True)))]
-
-    spec = program.call_spec.in_spec
-    return run
+        model = load(path)
+    except InputError as error:
+        if path.suffix == ".onnx":  # for another machine, which may have a runtime for it
+            return error.why
+        raise
+    return lambda args, kwargs: tensors(model(*args, **kwargs))
 
 
 def _read_tensorrt(path: Path, program: ExportedProgram, **options: Any) -> str:
@@ -317,9 +300,9 @@ WRITERS: Mapping[str, Callable[..., None]] = {
     "tensorrt": _write_tensorrt,
 }
 READERS: Mapping[str, Callable[..., Run | str]] = {
-    "pt2": _read_pt2,
-    "aoti": _read_aoti,
-    "onnx": _read_onnx,
+    "pt2": _read,
+    "aoti": _read,
+    "onnx": _read,
     "tensorrt": _read_tensorrt,
 }
 """What runs a written file, or why it cannot be run here."""

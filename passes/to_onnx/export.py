@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, TensorArgument
 
+from jetvit.passes.signature import KEY, Signature
 from jetvit.passes.to_onnx.functions import add_functions
 from jetvit.passes.to_onnx.inlining import inline_calls
 from jetvit.passes.to_onnx.names import axis_names, input_names, output_names, rename
@@ -73,6 +74,7 @@ def onnx_model(
         if not functions:
             inline_calls(model)
     _drop_metadata(model)
+    model.metadata_props[KEY] = Signature.of(program).to_json()
     model.producer_name, model.producer_version = "jetvit", sys.modules["jetvit"].__version__
     return model
 

@@ -56,10 +56,10 @@ def inline_calls(model: ir.Model) -> int:
     values = _values(model)
     for name, record in records.items():
         out, inputs = values[name], _inputs(record, values)
-        node = out.producer()
-        assert node is not None
+        last = out.producer()
+        assert last is not None
         assert inputs is not None
-        node.metadata_props[RECORD] = json.dumps({**record, "sha256": _Body(inputs).digest(out)})
+        last.metadata_props[RECORD] = json.dumps({**record, "sha256": _Body(inputs).digest(out)})
     return len(records)
 
 

@@ -56,6 +56,7 @@ def export(
     The model given is never changed. Outputs that are dataclasses are dicts in the file. It takes inputs of the shapes
     of `args` and `kwargs` but for the axes that `dynamic_shapes`, or the program given, leaves open. Before it takes
     its place, it is read, and, where it can be run here, run on these inputs and compared with the rewritten program.
+    `jetvit.load` opens a file of any target.
 
     Args:
         model: a module in eval mode, an ExportedProgram, or what `jetvit.optimize` gave.
@@ -65,8 +66,8 @@ def export(
         target:
             "pt2": a program for `torch.export.load`, after `import jetvit`.
             "aoti": compiled code for `torch._inductor.aoti_load_package`, which needs torch alone; for the device that
-                the model is on, and processors like that of this machine. It checks the sizes of its inputs only with
-                AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; without it, wrong ones give wrong results.
+                the model is on, and processors like that of this machine. It takes tensors with the strides of `args`
+                and `kwargs`, and refuses others, as other sizes and dtypes.
             "onnx": for any ONNX runtime.
             "tensorrt": TensorRT engines for the GPU of this machine, for `torch_tensorrt.load`; it is read and not run.
         dynamic_shapes: as `torch.export.export` takes them.
@@ -120,9 +121,9 @@ class Target:
 TARGETS = {
     each.name: each
     for each in (
-        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`"),
-        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package; it needs torch alone"),
-        Target("onnx", ".onnx", ("opset", "custom_ops", "functions"), "any ONNX runtime"),
+        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`, or jetvit.load"),
+        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package, which needs torch alone, or jetvit.load"),
+        Target("onnx", ".onnx", ("opset", "custom_ops", "functions"), "any ONNX runtime, or jetvit.load"),
         Target("tensorrt", ".pt2", ("plugins", "max_shapes"), "torch_tensorrt.load, on a GPU of this kind"),
     )
 }

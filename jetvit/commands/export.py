@@ -27,12 +27,15 @@ examples:
   jetvit export hf:dinov3-base --size 704x960 --plan plan/ --target onnx --opset 23 -o fast.onnx
   jetvit export fast.pt2 --target onnx -o fast.onnx
 
-use the file:
+use the file, of any target:
+  import jetvit; model = jetvit.load("fast.pt2")      # checks its inputs; takes and returns torch tensors
+
+or without jetvit.load:
   pt2        import jetvit, torch; model = torch.export.load("fast.pt2").module()
   aoti       import torch; model = torch._inductor.aoti_load_package("fast.pt2")
-             (it runs code from the file; an input of another size gives wrong results and no error, unless
-             AOTI_RUNTIME_CHECK_INPUTS=1 stands in the environment)
+             (it runs code from the file)
   onnx       import onnxruntime; session = onnxruntime.InferenceSession("fast.onnx")
+             import openvino; model = openvino.compile_model("fast.onnx")
   tensorrt   import torch_tensorrt; model = torch_tensorrt.load("fast.pt2").module()
              (with --plugins, after jetvit.passes.tensorrt.compiler.register())"""
 

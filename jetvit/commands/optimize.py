@@ -23,10 +23,8 @@ examples:
   jetvit optimize hf:dinov3-base --size 704x960 --plan plan/ -o fast.onnx
 
 use the file:
-  .pt2    import jetvit, torch              # jetvit registers its operators
-          model = torch.export.load("fast.pt2").module()
-  .onnx   import onnxruntime                # or any other ONNX runtime
-          session = onnxruntime.InferenceSession("fast.onnx")"""
+  import jetvit
+  model = jetvit.load("fast.pt2")       # or "fast.onnx"; checks its inputs, takes and returns torch tensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -168,9 +168,13 @@ def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TAR
             row = {"file_mb": round(size / 1e6, 1), "seconds": round(time.perf_counter() - start, 1)}
             if kind == "onnx":
                 for runtime, title in runtimes():
-                    model_file = jetvit.load(path, runtime=runtime, threads=1)
-                    found = [tensors(model_file(images)) for images in batches]
-                    yield _row(shared, target, batches, {**row, "ran_in": title}, largest_error(found, expected))
+                    row = {**row, "ran_in": title, "note": ""}
+                    try:
+                        file_model = jetvit.load(path, runtime=runtime, threads=1)
+                        found = [tensors(file_model(images)) for images in batches]
+                        yield _row(shared, target, batches, row, largest_error(found, expected))
+                    except jetvit.JetvitError as refusal:
+                        yield _row(shared, target, batches, {**row, "note": refusal.why}, None)
                 continue
             row["ran_in"] = "torch alone" if kind == "aoti" else "torch and jetvit"
             found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder, batches)
@@ -178,11 +182,18 @@ def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TAR
 
 
 def _row(
-    shared: Mapping[str, Any], target: str, batches: Sequence[Tensor], row: Mapping[str, Any], error: float
+    shared: Mapping[str, Any], target: str, batches: Sequence[Tensor], row: Mapping[str, Any], error: float | None
 ) -> dict[str, Any]:
     kind, _, opset = target.partition(" ")
     shapes = " ".join("×".join(map(str, images.shape)) for images in batches)
-    return {**shared, "target": kind, "opset": opset, "shapes": shapes, **row, "max_error": f"{error:.1e}"}
+    return {
+        **shared,
+        "target": kind,
+        "opset": opset,
+        "shapes": shapes,
+        **row,
+        "max_error": "" if error is None else f"{error:.1e}",
+    }
 
 
 def runtimes() -> Iterator[tuple[str, str]]:

@@ -278,7 +278,10 @@ def _open_in_openvino(path: Path, threads: int | None) -> LoadedModel:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(str(path))
+        _check_resampling(path, model)
         compiled = core.compile_model(model, "CPU", options)
+    except InputError:
+        raise
     except Exception as error:  # RuntimeError with the C++ text, or a class of the binding
         raise _not_loaded(path, "OpenVINO", error) from error
     record = dict(model.get_rt_info().items()).get("framework")  # the metadata_props of the file
@@ -302,6 +305,20 @@ def _open_in_openvino(path: Path, threads: int | None) -> LoadedModel:
         return _on_arrays(path, signature, bound, lambda arrays: list(compiled(arrays).values()))
 
     return LoadedModel(path, "onnx", signature, run)
+
+
+def _check_resampling(path: Path, model: Any) -> None:
+    """Refuse what OpenVINO computes wrong without an error: it leaves antialiasing out of cubic resampling."""
+    for node in model.get_ordered_ops():
+        attributes = node.get_attributes() if node.get_type_name() == "Interpolate" else {}
+        if attributes.get("mode") == "cubic" and attributes.get("antialias"):
+            raise InputError(
+                f"OpenVINO would give wrong results for {path}",
+                why="the model resamples with antialiasing in cubic mode, which OpenVINO leaves out",
+                where=f"node {node.get_friendly_name()}",
+                do="write the file for one size, where resampled position embeddings are constants; "
+                "or use another runtime",
+            )
 
 
 def _on_arrays(path: Path, signature: Signature, bound: Bound, run: Callable[[list[Any]], Sequence[Any]]) -> Any:

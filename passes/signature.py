@@ -61,10 +61,11 @@ class TensorInput:
 
 @dataclass(frozen=True)
 class ConstantInput:
-    """An argument that is no tensor: the file was written for this value alone."""
+    """An argument that is no tensor: the file was written for this value alone, unless it is open."""
 
     name: str
     value: Any
+    is_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,11 @@ class Signature:
         for place, spec in enumerate(specs):
             value = placeholders[spec.arg.name].meta.get("val") if spec.arg.name in placeholders else None
             name = leaf_names.get(place, spec.arg.name)
-            if not isinstance(value, Tensor):
-                inputs.append(ConstantInput(name, getattr(spec.arg, "value", value)))
-                continue
             example = examples[place] if len(examples) == len(specs) else None
+            if not isinstance(value, Tensor):
+                is_open = not isinstance(spec.arg, ConstantArgument)  # a number that the graph computes with
+                inputs.append(ConstantInput(name, example if is_open else spec.arg.value, is_open))
+                continue
             axes = [_axis(program, name, axis, size, multiples) for axis, size in enumerate(value.shape)]
             shape, order = (tuple(example.shape), order_of(example)) if isinstance(example, Tensor) else (None, None)
             dtype = str(value.dtype).removeprefix("torch.")
@@ -195,7 +197,7 @@ class Signature:
         for each, value in zip(self.inputs, values, strict=True):
             if isinstance(each, TensorInput):
                 _check(file, each, value, sizes)
-            elif value is not each.value and value != each.value:
+            elif not each.is_open and value is not each.value and value != each.value:
                 raise InputError(
                     f"{file} does not take {each.name}={value!r}",
                     why=f"it was written with {each.name}={each.value!r}, which is part of its graph",
@@ -524,6 +526,15 @@ def _input(data: Mapping[str, Any]) -> TensorInput | ConstantInput:
     if not isinstance(getattr(torch, fields["dtype"]), torch.dtype):
         raise ValueError(f"{fields['dtype']!r} is no dtype")
     axes = [Axis(**axis) if isinstance(axis, dict) else axis for axis in fields.pop("shape")]
+    if not all(_is_axis(axis) for axis in axes):
+        raise ValueError(f"{axes} is no shape")
     for name in ("example", "order"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     return TensorInput(**fields, shape=tuple(axes))
+
+
+def _is_axis(axis: Any) -> bool:
+    if isinstance(axis, Axis):
+        numbers = (axis.factor, axis.multiple_of, axis.least, 1 if axis.most is None else axis.most)
+        return all(type(number) is int and number > 0 for number in numbers) and type(axis.offset) is int
+    return axis is None or (type(axis) is int and axis >= 0)

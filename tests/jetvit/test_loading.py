@@ -264,6 +264,27 @@ def test_operators_that_a_runtime_does_not_know(option: str, runtime: str, tmp_p
     assert "--functions" in refusal.value.do
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resampling_that_openvino_computes_wrong(antialias: bool, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+    class Smaller(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return nn.functional.interpolate(image, size=(8, 9), mode="bicubic", antialias=antialias)
+
+    program = torch.export.export(Smaller(), (IMAGE,))
+    write_onnx(onnx_model(program), tmp_path / "m.onnx")
+    torch.testing.assert_close(jetvit.load(tmp_path / "m.onnx")(IMAGE), program.module()(IMAGE), rtol=0, atol=1e-4)
+    if antialias:  # should OpenVINO antialias one day, the check can go
+        with pytest.raises(InputError, match="OpenVINO would give wrong results") as refusal:
+            jetvit.load(tmp_path / "m.onnx", runtime="openvino")
+        assert "for one size" in refusal.value.do
+        return
+    found = jetvit.load(tmp_path / "m.onnx", runtime="openvino")(IMAGE)
+    torch.testing.assert_close(found, program.module()(IMAGE), rtol=0, atol=1e-4)
+
+
 def test_a_dtype_that_numpy_does_not_have(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

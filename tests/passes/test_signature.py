@@ -76,7 +76,13 @@ def test_what_is_no_signature(text: str, what: str) -> None:
     assert refusal.value.do
 
 
-@pytest.mark.parametrize("change", [{"dtype": "nn"}, {"shape": [{"size": 1}]}, {"none": 1}, {"kind": "ConstantInput"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"dtype": "nn"}, {"none": 1}, {"kind": "ConstantInput"}),
+        *({"shape": [{"size": 1}]}, {"shape": [{"symbol": "batch", "factor": 0}]}, {"shape": [-1]}, {"shape": ["2"]}),
+    ],
+)
 def test_an_input_that_is_none(change: dict[str, Any], opened: Signature) -> None:
     data = json.loads(opened.to_json())
     data["inputs"][0] |= change
@@ -165,6 +171,16 @@ def test_a_size_that_must_be_a_multiple() -> None:
     signature.bind("m.pt2", (torch.zeros(2, 3, 20, 24),), {})
     with pytest.raises(InputError, match=r"its height \(axis 2\) must be a multiple of 4"):
         signature.bind("m.pt2", (torch.zeros(2, 3, 18, 24),), {})
+
+
+def test_a_number_that_the_graph_computes_with() -> None:
+    class Scaled(nn.Module):
+        def forward(self, image: Tensor, count: int) -> Tensor:
+            return image * count
+
+    program = torch.export.export(Scaled(), (IMAGE, 3), dynamic_shapes=(None, Dim.DYNAMIC))
+    signature = Signature.from_json(Signature.of(program).to_json())
+    assert signature.bind("m.pt2", (IMAGE, 5), {}).args[1] == 5
 
 
 def test_the_only_input_needs_no_name() -> None:

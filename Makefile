@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt torchvision
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,onnx,search,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,onnx,openvino,search,test]'
 	@touch $@
 
 demo: $(STAMP)  ## the whole search on a CPU in some ten minutes on two cores: find, search, train, rewrite, compile, compare

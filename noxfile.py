@@ -17,7 +17,7 @@ import nox
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
-EXTRAS = ".[models,onnx,search,test]"
+EXTRAS = ".[models,onnx,openvino,search,test]"
 # Two processes: Triton's interpreter takes the place of its compiler for a whole process.
 SUITES = {
     "main": (["-m", "not slow and not gpu and not interpreter"], {}),

@@ -136,6 +136,19 @@ def targets_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", *_sources(results)])
 
 
+def runtimes_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The original and the rewritten model in each runtime."""
+    lines = ["| runtime | original | rewritten | ratio (95 % interval) | largest error |", "|---|---|---|---|---|"]
+    for _, record in results:
+        for row in record["rows"]:
+            lines.append(
+                f"| {row['runtime']} {row['version']} | {float(row['original_ms']):.0f} ms | "
+                f"{float(row['rewritten_ms']):.0f} ms | **{float(row['speedup']):.2f}×** "
+                f"({float(row['speedup_low']):.2f}–{float(row['speedup_high']):.2f}) | {row['max_error']} |"
+            )
+    return "\n".join([*lines, "", *_sources(results)])
+
+
 def find_sites_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Time to find the sites of a graph."""
     lines = ["| layers | graph nodes | sites found | time to find them |", "|---|---|---|---|"]
@@ -280,6 +293,7 @@ TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "calibrate": calibrate_table,
     "find_sites": find_sites_table,
     "targets": targets_table,
+    "runtimes": runtimes_table,
     "kernels": kernels_table,
     "end_to_end": end_to_end_table,
     "cost_model": cost_model_table,

@@ -1,19 +1,24 @@
-"""Every target of `jetvit export` on three models: size of the file, and how far its results are from PyTorch's.
+"""Every target of `jetvit export`: how much faster a rewritten model runs, and how far its results are from PyTorch's.
+
+The table of speed is that of `benchmarks.runtimes`: torch.compile, ONNX Runtime and OpenVINO. The table of errors has
+every target on three models.
 
 ViT-Tiny (real weights where they are), DINOv3-S and DepthAnythingV2-S (random weights: an error of rounding needs no
 others) with open batch, height and width (the batch alone for DepthAnything, whose head takes the size as numbers), and
 a plan of linear attention with convolutions, windows and full blocks. Each file is run at several sizes, `.pt2` and
-AOTInductor packages in a process of their own (the latter without jetvit), ONNX in ONNX Runtime. The error is the
-largest difference from the rewritten model in eager PyTorch over the largest result. TensorRT is not there: its rows
-say how many operators of the graph that it would get have a converter, and the error is that of this graph's ONNX twin
-in ONNX Runtime.
+AOTInductor packages in a process of their own (the latter without jetvit), ONNX in ONNX Runtime and OpenVINO. The error
+is the largest difference from the rewritten model in eager PyTorch over the largest result. TensorRT is not there: its
+rows say how many operators of the graph that it would get have a converter, and the error is that of this graph's ONNX
+twin in ONNX Runtime.
 
-    python -m benchmarks.targets [--data DIR] [--models vit_tiny dinov3_s] [--targets aoti] [-o FILE]
+    python -m benchmarks.targets [--tables speed] [--rounds N] [--data DIR] [-o FOLDER]
+    python -m benchmarks.targets --tables errors [--models vit_tiny dinov3_s] [--targets aoti] [--data DIR] [-o FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -21,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,9 @@ from torch.export import Dim, ExportedProgram
 
 import jetvit
 from benchmarks.results import default_path, environment, write_table
+from benchmarks.runtimes import COLUMNS as SPEED_COLUMNS
+from benchmarks.runtimes import ROUNDS
+from benchmarks.runtimes import rows as speed
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.models import load_model
 from jetvit.passes.capture import export_model
@@ -46,7 +55,7 @@ CHOICES = (
 HIDDEN = 32  # of the generators of the convolutions' kernels
 COLUMNS = (
     *("model", "parameters_m", "target", "opset", "file_mb", "seconds", "max_error", "ran_in", "shapes", "note"),
-    *("command", "date", "device", "threads", "torch", "onnxruntime", "jetvit"),
+    *("command", "date", "device", "threads", "torch", "onnxruntime", "openvino", "jetvit"),
 )
 RUN_PACKAGE = """
 import sys, torch
@@ -158,18 +167,40 @@ def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TAR
             size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
             row = {"file_mb": round(size / 1e6, 1), "seconds": round(time.perf_counter() - start, 1)}
             if kind == "onnx":
-                row["ran_in"], found = "ONNX Runtime", in_onnx_runtime(path, batches)
-            else:
-                row["ran_in"] = "torch alone" if kind == "aoti" else "torch and jetvit"
-                found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder, batches)
-        yield {
-            **shared,
-            "target": kind,
-            "opset": opset,
-            "shapes": " ".join("×".join(map(str, images.shape)) for images in batches),
-            **row,
-            "max_error": f"{largest_error(found, expected):.1e}",
-        }
+                for runtime, title in runtimes():
+                    row = {**row, "ran_in": title, "note": ""}
+                    try:
+                        file_model = jetvit.load(path, runtime=runtime, threads=1)
+                        found = [tensors(file_model(images)) for images in batches]
+                        yield _row(shared, target, batches, row, largest_error(found, expected))
+                    except jetvit.JetvitError as refusal:
+                        yield _row(shared, target, batches, {**row, "note": refusal.why}, None)
+                continue
+            row["ran_in"] = "torch alone" if kind == "aoti" else "torch and jetvit"
+            found = elsewhere(RUN_PACKAGE if kind == "aoti" else RUN_PROGRAM, path, folder, batches)
+        yield _row(shared, target, batches, row, largest_error(found, expected))
+
+
+def _row(
+    shared: Mapping[str, Any], target: str, batches: Sequence[Tensor], row: Mapping[str, Any], error: float | None
+) -> dict[str, Any]:
+    kind, _, opset = target.partition(" ")
+    shapes = " ".join("×".join(map(str, images.shape)) for images in batches)
+    return {
+        **shared,
+        "target": kind,
+        "opset": opset,
+        "shapes": shapes,
+        **row,
+        "max_error": "" if error is None else f"{error:.1e}",
+    }
+
+
+def runtimes() -> Iterator[tuple[str, str]]:
+    """The ONNX runtimes that are installed, by their names in `jetvit.load` and in the table."""
+    for runtime, title in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")):
+        if importlib.util.find_spec(runtime) is not None:
+            yield runtime, title
 
 
 def tensorrt(program: ExportedProgram, folder: Path, batches: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:
@@ -214,19 +245,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("JETVIT_DATA"), help="the folder of weights")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: all)")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="(default: all)")
-    parser.add_argument("-o", "--output", type=Path, help="result file; by default under benchmarks/results")
+    parser.add_argument("--tables", nargs="+", choices=("speed", "errors"), default=("speed", "errors"))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of the table of speed (default: {ROUNDS})")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the tables; by default under benchmarks/results")
     args = parser.parse_args(argv)
-    import onnxruntime
-
-    found = []
+    data = Path(args.data) if args.data else None
+    output = args.output or default_path("targets").parent
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        if "speed" in args.tables:
+            name = "ViT-Tiny" + ("" if data is not None else " (random weights)")
+            measured = speed(vit_tiny(data), Path(folder), rounds=args.rounds)
+            write_table(
+                output / "runtimes.csv", SPEED_COLUMNS, ({**environment(), "model": name, **row} for row in measured)
+            )
+        if "errors" not in args.tables:
+            return
+        found = []
         for key in args.models:
-            for row in rows(key, Path(args.data) if args.data else None, Path(folder), args.targets):
+            for row in rows(key, data, Path(folder), args.targets):
                 found.append(row)
                 print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    shared = {**environment(), "onnxruntime": onnxruntime.__version__}
-    output = args.output or default_path("targets").with_suffix(".csv")
-    write_table(output, COLUMNS, ({**shared, **row} for row in found))
+    shared = {**environment(), "onnxruntime": version("onnxruntime"), "openvino": ""}
+    if importlib.util.find_spec("openvino") is not None:
+        shared["openvino"] = version("openvino")
+    write_table(output / "targets.csv", COLUMNS, ({**shared, **row} for row in found))
 
 
 if __name__ == "__main__":

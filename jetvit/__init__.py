@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jetvit.cost_model import Choice, DeviceCosts, Plan
     from jetvit.explain import explain
     from jetvit.exporting import export
+    from jetvit.loading import load
     from jetvit.patterns.errors import JetvitError
     from jetvit.patterns.site import AttentionSite, Rejection
     from jetvit.patterns.token_grid import token_grid
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "export",
     "find_attention",
+    "load",
     "optimize",
     "search",
     "token_grid",
@@ -59,6 +61,7 @@ _MODULES = {
     "explain": "jetvit.explain",
     "export": "jetvit.exporting",
     "find_attention": "jetvit.api",
+    "load": "jetvit.loading",
     "optimize": "jetvit.api",
     "search": "jetvit.search",
     "token_grid": "jetvit.patterns.token_grid",

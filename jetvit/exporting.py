@@ -18,7 +18,8 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.files import atomic_files, load_exported, writable
+from jetvit.files import atomic_files, writable
+from jetvit.loading import load
 from jetvit.models import reason
 from jetvit.passes.capture import capture
 from jetvit.passes.differences import copied, differ, largest_error, tensors, with_own_buffers
@@ -26,9 +27,10 @@ from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.fixed_sizes import fixed_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
+from jetvit.passes.signature import dense, order_of
 from jetvit.passes.to_aoti import require_compiler, write_aoti
 from jetvit.patterns.errors import InputError, RewriteError
-from jetvit.torch_private import reorder_kwargs
+from jetvit.torch_private import pytree
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
@@ -45,6 +47,7 @@ def export(
     dynamic_shapes: Any = None,
     opset: int | None = None,
     custom_ops: bool = False,
+    functions: bool = False,
     plugins: bool = False,
     max_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
@@ -53,6 +56,7 @@ def export(
     The model given is never changed. Outputs that are dataclasses are dicts in the file. It takes inputs of the shapes
     of `args` and `kwargs` but for the axes that `dynamic_shapes`, or the program given, leaves open. Before it takes
     its place, it is read, and, where it can be run here, run on these inputs and compared with the rewritten program.
+    `jetvit.load` opens a file of any target.
 
     Args:
         model: a module in eval mode, an ExportedProgram, or what `jetvit.optimize` gave.
@@ -62,13 +66,15 @@ def export(
         target:
             "pt2": a program for `torch.export.load`, after `import jetvit`.
             "aoti": compiled code for `torch._inductor.aoti_load_package`, which needs torch alone; for the device that
-                the model is on, and processors like that of this machine. It checks the sizes of its inputs only with
-                AOTI_RUNTIME_CHECK_INPUTS=1 in the environment; without it, wrong ones give wrong results.
+                the model is on, and processors like that of this machine. It takes tensors with the strides of `args`
+                and `kwargs`, and refuses others, as other sizes and dtypes.
             "onnx": for any ONNX runtime.
             "tensorrt": TensorRT engines for the GPU of this machine, for `torch_tensorrt.load`; it is read and not run.
         dynamic_shapes: as `torch.export.export` takes them.
         opset: onnx: the version of its standard operators, 18 (the default) or 23.
         custom_ops: onnx: leave the operators of jetvit as nodes of their own, for a runtime that knows them.
+        functions: onnx: write them as model-local functions, one for all equal calls, in place of inlined standard
+            operators. The graph is shorter, and OpenVINO does not load it.
         plugins: tensorrt: the operators of jetvit run as plugins.
         max_shapes: tensorrt: the largest shape of an input by its name, where sizes are open without a bound.
     Returns:
@@ -79,11 +85,23 @@ def export(
         PlanError: the plan does not fit the model.
         RewriteError: the target cannot express the model, or the file does not compute what the program does.
     """
-    job = ExportJob.parse(target, path, opset=opset, custom_ops=custom_ops, plugins=plugins, max_shapes=max_shapes)
+    job = ExportJob.parse(
+        target,
+        path,
+        opset=opset,
+        custom_ops=custom_ops,
+        functions=functions,
+        plugins=plugins,
+        max_shapes=max_shapes,
+    )
     plan = load_plan(plan)
     if isinstance(model, nn.Module) and not isinstance(model, OptimizedModule):
         model = with_plain_outputs(model)
     job.check_place()
+    # A compiled file takes the strides of the example: not those of a slice of another tensor.
+    args, kwargs = pytree.tree_map(
+        lambda value: dense(value, order_of(value)) if isinstance(value, Tensor) else value, (args, dict(kwargs or {}))
+    )
     graph = capture(model, args, kwargs, dynamic_shapes)
     run_pipeline(graph, passes(plan))
     job.write(graph.program())
@@ -103,9 +121,9 @@ class Target:
 TARGETS = {
     each.name: each
     for each in (
-        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`"),
-        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package; it needs torch alone"),
-        Target("onnx", ".onnx", ("opset", "custom_ops"), "any ONNX runtime"),
+        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`, or jetvit.load"),
+        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package, which needs torch alone, or jetvit.load"),
+        Target("onnx", ".onnx", ("opset", "custom_ops", "functions"), "any ONNX runtime, or jetvit.load"),
         Target("tensorrt", ".pt2", ("plugins", "max_shapes"), "torch_tensorrt.load, on a GPU of this kind"),
     )
 }
@@ -169,6 +187,13 @@ class ExportJob:
                     why=f"it belongs to {' and '.join(map(repr, takers))}",
                     do="leave it out, or choose that target",
                 )
+        if given.keys() >= {"custom_ops", "functions"}:
+            custom_ops, functions = ((spelling or {}).get(name, name) for name in ("custom_ops", "functions"))
+            raise InputError(
+                f"{custom_ops} and {functions} exclude each other",
+                why="an operator without a body has no function",
+                do="leave one of them out",
+            )
         if Path(path).suffix != kind.suffix:
             fitting = [each.name for each in TARGETS.values() if each.suffix == Path(path).suffix]
             raise InputError(
@@ -237,11 +262,11 @@ def _write_pt2(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, opset: int = 18, custom_ops: bool = False) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, **options: Any) -> None:
     from jetvit.passes.to_onnx.export import onnx_model
     from jetvit.passes.to_onnx.write import write_onnx
 
-    write_onnx(onnx_model(program, opset=opset, custom_ops=custom_ops), path)
+    write_onnx(onnx_model(program, **options), path)
 
 
 def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> None:
@@ -250,39 +275,16 @@ def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> Non
     write_tensorrt(program, path, **options)
 
 
-def _read_pt2(path: Path, program: ExportedProgram) -> Run:
-    module = load_exported(path).module()
-    return lambda args, kwargs: tensors(module(*args, **kwargs))
-
-
-def _read_aoti(path: Path, program: ExportedProgram) -> Run:
-    from jetvit.torch_private import aoti_load_package
-
-    package = aoti_load_package(str(path))
-    return lambda args, kwargs: tensors(package(*args, **kwargs))
-
-
-def _read_onnx(path: Path, program: ExportedProgram, opset: int = 18, custom_ops: bool = False) -> Run | str:
+def _read(path: Path, program: ExportedProgram, custom_ops: bool = False, **options: Any) -> Run | str:
     if custom_ops:
         return "no runtime here has the operators of jetvit"
     try:
-        import onnxruntime
-    except ImportError:
-        return "onnxruntime is not installed"
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # of a class of its own for every kind of failure
-        return f"onnxruntime does not take it on a CPU ({reason(error)})"
-    if any("bfloat16" in each.type for each in (*session.get_inputs(), *session.get_outputs())):
-        return "numpy, through which onnxruntime is called, has no bfloat16"
-    names = [each.name for each in session.get_inputs()]
-
-    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        values = [each.detach().cpu().numpy() for each in tensors((args, reorder_kwargs(dict(kwargs), spec)))]
-        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, values, strict=True)))]
-
-    spec = program.call_spec.in_spec
-    return run
+        model = load(path)
+    except InputError as error:
+        if path.suffix == ".onnx":  # for another machine, which may have a runtime for it
+            return error.why
+        raise
+    return lambda args, kwargs: tensors(model(*args, **kwargs))
 
 
 def _read_tensorrt(path: Path, program: ExportedProgram, **options: Any) -> str:
@@ -299,9 +301,9 @@ WRITERS: Mapping[str, Callable[..., None]] = {
     "tensorrt": _write_tensorrt,
 }
 READERS: Mapping[str, Callable[..., Run | str]] = {
-    "pt2": _read_pt2,
-    "aoti": _read_aoti,
-    "onnx": _read_onnx,
+    "pt2": _read,
+    "aoti": _read,
+    "onnx": _read,
     "tensorrt": _read_tensorrt,
 }
 """What runs a written file, or why it cannot be run here."""

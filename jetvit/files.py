@@ -165,7 +165,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
             f"{path} is refused: loading it would run code from the file",
             why=reason,
             do="give the model, or the .pt2 file, that it was compiled from; to run it, if you trust who made it, "
-            "torch._inductor.aoti_load_package(path)"
+            "jetvit.load(path), or torch._inductor.aoti_load_package(path) with torch alone"
             if compiled
             else "export the model again from its source: plain tensors and operators need no pickled objects",
         )

@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch._inductor.compile_fx import compile_fx as compile_fx
     from torch._inductor.cpp_builder import get_cpp_compiler as get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler as InvalidCxxCompiler
-    from torch._inductor.package import package_aoti as package_aoti
     from torch._ops import HigherOrderOperator as HigherOrderOperator
     from torch._ops import OpOverload as OpOverload
     from torch._ops import OpOverloadPacket as OpOverloadPacket
@@ -49,6 +48,7 @@ if TYPE_CHECKING:  # each name as itself, which is how a type checker is told th
     from torch.export import ExportedProgram
     from torch.export._tree_utils import reorder_kwargs as reorder_kwargs
     from torch.export.pt2_archive._package import PT2ArchiveReader as PT2ArchiveReader
+    from torch.export.pt2_archive._package import package_pt2 as package_pt2
     from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
     from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
     from torch.utils._sympy.functions import FloorDiv as FloorDiv
@@ -87,6 +87,7 @@ _PLACES = {
     "decomposition_of_composite": "torch._export.utils._get_decomp_for_cia",
     "get_decompositions": "torch._decomp.get_decompositions",
     "PT2ArchiveReader": "torch.export.pt2_archive._package.PT2ArchiveReader",
+    "package_pt2": "torch.export.pt2_archive._package.package_pt2",
     "reorder_kwargs": "torch.export._tree_utils.reorder_kwargs",
     # Dynamo and Inductor
     "InvalidBackend": "torch._dynamo.exc.InvalidBackend",
@@ -98,7 +99,6 @@ _PLACES = {
     "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
     "list_mode_options": "torch._inductor.list_mode_options",
     "lookup_backend": "torch._dynamo.lookup_backend",
-    "package_aoti": "torch._inductor.package.package_aoti",
 }
 
 __all__ = [*_PLACES, "SEEN", "MissingFromTorch", "pytree"]
@@ -249,3 +249,36 @@ def without_kernel_search() -> Iterator[None]:
         yield
     finally:
         library.get_inner_triton_kernels = search
+
+
+@contextmanager
+def compiled_input_checks() -> Iterator[None]:
+    """Let AOTInductor packages check the sizes, strides, dtype and device of their inputs in every call.
+
+    Torch compiles these checks into every package, and runs them only where the environment has
+    AOTI_RUNTIME_CHECK_INPUTS=1. Here they become the default, and 0 turns them off. Torch has no option for this, so a
+    condition of the generated C++ is edited; where a release writes it in another way, the package is as torch makes
+    it. The check that an open size is at least 2 is left out: graphs take 1 as well.
+    """
+    from torch._inductor import config
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    name = "generate_input_output_runtime_checks"
+    original = getattr(CppWrapperCpu, name, None)
+    if original is None or not hasattr(config.aot_inductor, "check_lowerbound"):
+        yield
+        return
+
+    def generate(wrapper: Any) -> None:
+        original(wrapper)
+        lines = wrapper.prefix._lines
+        for index, line in enumerate(lines):
+            if isinstance(line, str):
+                lines[index] = line.replace("env_var_value != nullptr && env", "env_var_value == nullptr || env")
+
+    setattr(CppWrapperCpu, name, generate)
+    try:
+        with config.patch({"aot_inductor.check_lowerbound": False}):
+            yield
+    finally:
+        setattr(CppWrapperCpu, name, original)

@@ -11,18 +11,23 @@ import json
 import operator
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.pt2_archive.constants import EXTRA_DIR
 from torch.fx import GraphModule, Node
 
 from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes.regions import submodules
+from jetvit.passes.signature import Signature
 from jetvit.patterns.calls import traced_value
 from jetvit.patterns.errors import InputError, RewriteError
 
+SIGNATURE = "jetvit_signature.json"
+"""The extra record of a package that holds its signature."""
 OWN = ("aten", "prims", "quantized", "_c10d_functional")
 """Operators that torch has without any other package."""
 
@@ -31,8 +36,10 @@ def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
     """Compile a program for the device that its weights are on, and write it as an AOTInductor package.
 
     `torch._inductor.aoti_load_package(path)` loads it, with the same version of torch and on the same kind of
-    processor. Sizes that the program leaves open stay open. The others are checked only where the environment has
-    AOTI_RUNTIME_CHECK_INPUTS=1: without it, an input of another size gives wrong results, or is read beyond its end.
+    processor. Sizes that the program leaves open stay open. The package takes tensors with the strides of the example
+    inputs, contiguous ones as a rule. It checks the sizes, strides, dtype and device of each, unless the environment
+    has AOTI_RUNTIME_CHECK_INPUTS=0. `jetvit.load` takes tensors of any strides, and checks the rest in words, by the
+    signature that the package holds.
 
     Args:
         program: the program, with example inputs; it is not changed.
@@ -58,9 +65,17 @@ def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
                 why=f"it calls {', '.join(foreign)}",
                 do="export it with target='pt2', and load it where these operators are registered",
             )
-        from jetvit.torch_private import package_aoti
+        from jetvit.torch_private import package_pt2
 
-        package_aoti(os.fspath(path), {"model": [*files]})
+        record = {SIGNATURE: Signature.of(program).to_json()}
+        package_pt2(os.fspath(path), aoti_files={"model": [*files]}, extra_files=record)
+
+
+def read_signature(path: str | os.PathLike[str]) -> str | None:
+    """The signature in a package, as text; None where it has none."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.partition("/")[2] == f"{EXTRA_DIR}{SIGNATURE}"]
+        return archive.read(names[0]).decode("utf-8") if names else None
 
 
 def require_compiler() -> None:
@@ -83,14 +98,14 @@ def require_compiler() -> None:
 
 def _compile(program: ExportedProgram, folder: str) -> list[str]:
     """The files of a package, in `folder`."""
-    from jetvit.torch_private import aot_compile
+    from jetvit.torch_private import aot_compile, compiled_input_checks
 
     args, kwargs = program.example_inputs
     module = program.module(check_guards=False)
     _count_windows(module)
     options = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), compiled_input_checks():
             files: Any = aot_compile(module, args, kwargs, options=options)
     except Exception as error:  # Inductor raises whatever its lowerings and the compiler meet
         text = " ".join(str(error).split())

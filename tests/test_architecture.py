@@ -31,7 +31,7 @@ MAY_IMPORT = {
 FOUNDATION = "jetvit.torch_private"
 # Imported inside the function that needs it: `import jetvit` must work where it is missing.
 OPTIONAL = {
-    *("triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch_tensorrt"),
+    *("triton", "timm", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "torch_tensorrt"),
     *("accelerate", "scipy", "sklearn"),
 }
 

@@ -27,12 +27,15 @@ examples:
   jetvit export hf:dinov3-base --size 704x960 --plan plan/ --target onnx --opset 23 -o fast.onnx
   jetvit export fast.pt2 --target onnx -o fast.onnx
 
-use the file:
+use the file, of any target:
+  import jetvit; model = jetvit.load("fast.pt2")      # checks its inputs; takes and returns torch tensors
+
+or without jetvit.load:
   pt2        import jetvit, torch; model = torch.export.load("fast.pt2").module()
   aoti       import torch; model = torch._inductor.aoti_load_package("fast.pt2")
-             (it runs code from the file; an input of another size gives wrong results and no error, unless
-             AOTI_RUNTIME_CHECK_INPUTS=1 stands in the environment)
+             (it runs code from the file)
   onnx       import onnxruntime; session = onnxruntime.InferenceSession("fast.onnx")
+             import openvino; model = openvino.compile_model("fast.onnx")
   tensorrt   import torch_tensorrt; model = torch_tensorrt.load("fast.pt2").module()
              (with --plugins, after jetvit.passes.tensorrt.compiler.register())"""
 
@@ -49,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--custom-ops", action="store_true", help="onnx: leave jetvit's operators as they are, without a body"
+    )
+    parser.add_argument(
+        "--functions",
+        action="store_true",
+        help="onnx: keep jetvit's operators as model-local functions, which OpenVINO does not load (default: inlined)",
     )
     parser.add_argument("--plugins", action="store_true", help="tensorrt: run jetvit's operators as plugins")
     parser.add_argument(
@@ -69,11 +77,13 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         opset=args.opset,
         custom_ops=args.custom_ops,
+        functions=args.functions,
         plugins=args.plugins,
         max_shapes=dict(args.max_shape),
         spelling={
             "opset": "--opset",
             "custom_ops": "--custom-ops",
+            "functions": "--functions",
             "plugins": "--plugins",
             "max_shapes": "--max-shape",
         },

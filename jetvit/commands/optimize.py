@@ -23,16 +23,19 @@ examples:
   jetvit optimize hf:dinov3-base --size 704x960 --plan plan/ -o fast.onnx
 
 use the file:
-  .pt2    import jetvit, torch              # jetvit registers its operators
-          model = torch.export.load("fast.pt2").module()
-  .onnx   import onnxruntime                # or any other ONNX runtime
-          session = onnxruntime.InferenceSession("fast.onnx")"""
+  import jetvit
+  model = jetvit.load("fast.pt2")       # or "fast.onnx"; checks its inputs, takes and returns torch tensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit optimize`."""
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the .pt2 or .onnx file to write")
     parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
+    parser.add_argument(
+        "--functions",
+        action="store_true",
+        help=".onnx: keep jetvit's operators as model-local functions, which OpenVINO does not load (default: inlined)",
+    )
     add_model_options(parser, dynamic=True)
 
 
@@ -44,5 +47,7 @@ def run(args: argparse.Namespace) -> None:
             why="the file written is a program of torch.export or an ONNX model",
             do="name a file that ends in .pt2 or .onnx; see `jetvit export` for other kinds",
         )
-    for line in rewrite_and_write(args, ExportJob.parse("onnx" if args.out.endswith(".onnx") else "pt2", args.out)):
+    target = "onnx" if args.out.endswith(".onnx") else "pt2"
+    job = ExportJob.parse(target, args.out, functions=args.functions, spelling={"functions": "--functions"})
+    for line in rewrite_and_write(args, job):
         print(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jetvit.passes.to_onnx.convention import DOMAIN
+from jetvit.passes.to_onnx.inlining import restore_calls
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 
@@ -22,7 +23,7 @@ _INSTALL = "pip install 'jetvit[onnx]'"
 
 
 def read_model(path: str | os.PathLike[str]) -> ir.Model:
-    """The model of an .onnx file, with its local functions inlined but for jetvit's own.
+    """The model of an .onnx file: local functions are inlined, and the bodies of jetvit's operators are calls again.
 
     Raises:
         InputError: no such file, no ONNX model, one that onnx's checker refuses, a version that is not known, external
@@ -63,6 +64,7 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         import onnx_ir.passes.common as common
 
         common.InlinePass(lambda function: function.domain != DOMAIN)(model)
+        restore_calls(model)
     except Exception as error:  # a graph that the checker lets through and onnx_ir does not
         raise InputError(f"{path} cannot be read", why=_first_line(error), do=_AGAIN) from error
     return model

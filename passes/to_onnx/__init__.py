@@ -1,6 +1,7 @@
 """The way out to ONNX: an exported program becomes a file that any runtime reads.
 
-`onnx_model` makes the model, `write_onnx` checks and writes it; `convention` says how the operators stand in it.
+`onnx_model` makes the model, `write_onnx` checks and writes it; `convention` and `inlining` say how the operators stand
+in it.
 """
 
 from jetvit.passes.to_onnx.export import onnx_model

@@ -1,6 +1,7 @@
 """How a jetvit operator stands in an ONNX file, for those who write one and those who read one.
 
-A call of `jetvit::linear_attention`, `window_attention` or `full_attention` is one node:
+By default calls are inlined (`inlining`), and a record in the metadata of the last node keeps what follows. Otherwise a
+call of `jetvit::linear_attention`, `window_attention` or `full_attention` is one node:
 
 * domain "jetvit", imported in version 1;
 * op_type: the operator's name; where the file brings a body for it, a local function, the name has a suffix after "_"

@@ -13,7 +13,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, TensorArgument
 
+from jetvit.passes.signature import KEY, Signature
 from jetvit.passes.to_onnx.functions import add_functions
+from jetvit.passes.to_onnx.inlining import inline_calls
 from jetvit.passes.to_onnx.names import axis_names, input_names, output_names, rename
 from jetvit.passes.to_onnx.translation import translation_table
 from jetvit.patterns.errors import InputError
@@ -32,7 +34,9 @@ _KEPT_METADATA = (
 )
 
 
-def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = False) -> ir.Model:
+def onnx_model(
+    program: ExportedProgram, *, opset: int = 18, custom_ops: bool = False, functions: bool = False
+) -> ir.Model:
     """An ONNX model of an exported program; calls of the operators of jetvit follow `convention`.
 
     The inputs are called as the arguments of the model, the outputs as the keys of its result, the dynamic axes batch,
@@ -43,7 +47,9 @@ def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = 
         program: an exported program, optimised or not; it is not changed.
         opset: the version of ONNX's standard operators, 18 or 23.
         custom_ops: leave the operators of jetvit as nodes without a body, for a runtime that has them as plugins;
-            otherwise each calls a local function of standard operators, which any runtime can run.
+            otherwise each becomes standard operators, which any runtime can run.
+        functions: keep these standard operators in model-local functions, one for all equal calls. OpenVINO does not
+            load such a model.
     Raises:
         InputError: another opset, an operator that ONNX has no translation for, an output that is a plain number, a
             buffer that the program writes to, or onnx is not installed.
@@ -65,7 +71,10 @@ def onnx_model(program: ExportedProgram, *, opset: int = 18, custom_ops: bool = 
     _check_types(model)
     if not custom_ops:
         add_functions(model)
+        if not functions:
+            inline_calls(model)
     _drop_metadata(model)
+    model.metadata_props[KEY] = Signature.of(program).to_json()
     model.producer_name, model.producer_version = "jetvit", sys.modules["jetvit"].__version__
     return model
 

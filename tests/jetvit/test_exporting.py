@@ -142,6 +142,12 @@ def test_the_model_is_not_touched(tmp_path: Path) -> None:
         ({"target": "aoti", "path": "m.pt2", "opset": 18}, "the target 'aoti' takes no option 'opset'", "leave it out"),
         ({"path": "m.pt2", "custom_ops": True}, "the target 'pt2' takes no option 'custom_ops'", "leave it out"),
         ({"target": "onnx", "path": "m.onnx", "plugins": True}, "the target 'onnx' takes no option 'plugins'", ""),
+        ({"path": "m.pt2", "functions": True}, "the target 'pt2' takes no option 'functions'", "leave it out"),
+        (
+            {"target": "onnx", "path": "m.onnx", "functions": True, "custom_ops": True},
+            "custom_ops and functions exclude each other",
+            "leave one of them out",
+        ),
         ({"path": "m.pt2", "max_shapes": {"x": (8, 3)}}, "the target 'pt2' takes no option 'max_shapes'", ""),
     ],
 )
@@ -245,7 +251,7 @@ def test_a_program_without_example_inputs_is_written_and_not_run(tmp_path: Path)
     assert (written.error, written.why_not_run) == (None, "the program has no example inputs")
 
 
-@pytest.mark.parametrize("option", ["opset", "custom_ops", "plugins"])
+@pytest.mark.parametrize("option", ["opset", "custom_ops", "functions", "plugins"])
 def test_every_option_belongs_to_a_target(option: str) -> None:
     assert any(option in each.options for each in TARGETS.values())
     assert option in inspect.signature(jetvit.export).parameters

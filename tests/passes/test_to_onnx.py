@@ -133,7 +133,7 @@ def test_names() -> None:
         model.graph.initializers
     )
     assert (model.producer_name, model.producer_version) == ("jetvit", jetvit.__version__)
-    assert model.opset_imports == {"": 18, DOMAIN: 1}
+    assert model.opset_imports == {"": 18}
 
 
 def test_no_path_of_this_machine_is_in_the_file() -> None:
@@ -142,8 +142,16 @@ def test_no_path_of_this_machine_is_in_the_file() -> None:
     assert str(Path(__file__).parent).encode() not in data
 
 
-def test_operators_are_functions_of_standard_operators() -> None:
+def test_operators_are_standard_operators() -> None:
     model = onnx_model(optimised("extra_both", True))
+    assert not model.functions
+    assert {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)} == {""}
+
+
+def test_operators_are_functions_on_request() -> None:
+    program = optimised("extra_both", True)
+    model = onnx_model(program, functions=True)
+    assert_runs_as(program, session(model), CASES["extra_both"].inputs(*sizes("extra_both", True)[0]))
     called = op_types(model, DOMAIN)
     assert called == {function.name for function in model.functions.values()}
     assert {name.split("_")[0] for name in called} == {"linear", "window"}
@@ -169,21 +177,21 @@ def test_calls_of_one_kind_share_a_function() -> None:
     case = CASES["hf_depth_anything_sdpa"]
     program = export_model(case.build(), *case.inputs())
     plan = plan_of(jetvit.find_attention(program), (LINEAR,))
-    model = onnx_model(jetvit.optimize(program, plan=plan))
+    model = onnx_model(jetvit.optimize(program, plan=plan), functions=True)
     assert len([node for node in model.graph if node.domain == DOMAIN]) == case.sites
     assert len(model.functions) == 1
 
 
 def test_sizes_are_known_where_they_can_be() -> None:
     """The tokens behind a symbolic grid are a known number: no size of theirs is computed."""
-    model = onnx_model(optimised("hf_dinov3_sdpa", True))
+    model = onnx_model(optimised("hf_dinov3_sdpa", True), functions=True)
     for function in model.functions.values():
         assert "Shape" not in {node.op_type for node in function}
 
 
 @pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 23])
 def test_native_attention_from_opset_23(opset: int) -> None:
-    model = onnx_model(optimised("hf_depth_anything_sdpa", False), opset=opset)
+    model = onnx_model(optimised("hf_depth_anything_sdpa", False), opset=opset, functions=True)
     assert ("Attention" in op_types(model)) == (opset == 23)
     window = next(f for f in model.functions.values() if f.name.startswith("window"))
     assert ("Attention" in {node.op_type for node in window}) == (opset == 23)
@@ -233,7 +241,7 @@ def test_operators_by_the_whole_road(open_axes: Sequence[int], opset: int) -> No
     """A kernel an image, RoPE tables that the graph computes; batch and grid known or not."""
     image = torch.randn(2, 16, 5, 6)
     program = export(Calls(rope=True), image, dynamic=(dict.fromkeys(open_axes, Dim.DYNAMIC),))
-    model = onnx_model(program, opset=opset)
+    model = onnx_model(program, opset=opset, functions=True)
     assert ("Conv" in {node.op_type for f in model.functions.values() for node in f}) == (0 not in open_axes)
     running = session(model)
     assert_runs_as(program, running, ((image,), {}))
@@ -243,7 +251,7 @@ def test_operators_by_the_whole_road(open_axes: Sequence[int], opset: int) -> No
 
 
 def test_exact_arguments_are_read_back() -> None:
-    model = onnx_model(export(Calls(), torch.randn(2, 16, 5, 6)))
+    model = onnx_model(export(Calls(), torch.randn(2, 16, 5, 6)), functions=True)
     loaded = ir.from_proto(ir.to_proto(model))
     calls = [call for node in loaded.graph if (call := read_call(node))]
     assert [call.operator for call in calls] == ["linear_attention", "full_attention"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jetvit.commands.options import DTYPES, add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, made_from, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, find_images, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> None:
     if args.table_dtype is not None and args.table is None:
         raise InputError("--table-dtype is the dtype of a table", do="name the table as well: --table FILE")
     costs = None if args.table is None else load_table(args.table)
+    files = find_images(args)
     subject = load_subject(args)
     refuse_rewritten(subject)
-    folder = subject.images(args)
+    folder = subject.images(args, files)
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)

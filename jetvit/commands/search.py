@@ -18,6 +18,7 @@ from jetvit.commands.options import (
     above_zero,
     add_model_options,
     add_normalisation_options,
+    add_strict_option,
     at_least,
     latency_budget,
 )
@@ -25,7 +26,7 @@ from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Choice, Plan
-from jetvit.datasets import read_splits
+from jetvit.datasets import find_split_files, read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.report_words import counted
 from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
@@ -150,6 +151,7 @@ def _add_task_options(group: Any) -> None:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add_normalisation_options(parser)
+    add_strict_option(parser)
     parser.add_argument(
         "--select",
         action="append",
@@ -169,6 +171,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.folder or f"{out}.run")
     processes = processes_here()  # before the model is loaded: it settles which GPU --device cuda is
     costs = None if args.table is None else load_table(args.table)
+    task = _task(args)
+    files = find_split_files(args.images, task, strict=args.strict)
     subject = load_subject(args)
     if not subject.dtype.is_floating_point:
         raise InputError(
@@ -177,19 +181,19 @@ def run(args: argparse.Namespace) -> None:
             do="export the model from behind the normalisation of its images",
         )
     refuse_rewritten(subject)
-    pictures = subject.images(args)  # for how they are normalised
+    mean, std = subject.normalisation(args)
     refuse_nan_weights(subject.model)
-    task = _task(args)
     data = read_splits(
         args.images,
         task,
         subject.size,
-        pictures.mean,
-        pictures.std,
+        mean,
+        std,
         limit=args.limit,
         select=args.select,
         depth_scale=args.depth_scale,
         saturated=args.saturated,
+        files=files,
     )
     recipe = _recipe(args, subject)
     with progress_bar() as progress:

@@ -23,7 +23,7 @@ from jetvit.cli import main
 from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
-from jetvit.images import synthetic_images
+from jetvit.images import ImageFiles, synthetic_images
 from jetvit.models import load_model
 from jetvit.patterns.errors import InputError
 from tests.search.test_calibration import device_costs, on_gpu
@@ -383,9 +383,25 @@ def test_a_nan_in_a_weight_file(refused: Run, pictures: Path, tmp_path: Path):
 def test_an_image_that_is_none(refused: Run, plan: Path, tmp_path: Path):
     (tmp_path / "broken.jpg").write_text("no picture")
     outcome = refused("check", *TINY, *SIZE, "--images", tmp_path, "--plan", plan)
-    assert f"{tmp_path / 'broken.jpg'} is no image that can be read" in outcome.err
+    assert f"no image in {tmp_path} can be read" in outcome.err
+    assert "broken.jpg (it is in no format that Pillow reads)" in outcome.err
     (tmp_path / "broken.jpg").rename(tmp_path / "notes.txt")
     assert f"no image in {tmp_path}" in refused("check", *TINY, *SIZE, "--images", tmp_path, "--plan", plan).err
+
+
+def test_unreadable_images_are_named_before_the_model_is_loaded(
+    run: Run, refused: Run, plan: Path, pictures: Path, tmp_path: Path
+):
+    for file in pictures.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "0.png").write_bytes((pictures / "0.png").read_bytes()[:99])
+    argv = ("--images", tmp_path, "--plan", plan)
+    outcome = run("check", *TINY, *SIZE, *argv)
+    assert outcome.status == 0
+    assert "warning: skipped 1 image that cannot be read: 0.png (" in outcome.err
+    assert "over 3 images" in outcome.out
+    for command in ("check", "bench"):
+        assert "1 image cannot be read" in refused(command, "timm:no_such_model", *SIZE, *argv, "--strict").err
 
 
 def test_a_plan_cannot_take_the_place_of_a_file(refused: Run, pictures: Path, tmp_path: Path):
@@ -567,12 +583,13 @@ def test_bytes_of_a_picture_are_not_normalised(tmp_path: Path, capsys: pytest.Ca
     args.images = tmp_path / "photos"
     args.images.mkdir()
     Image.fromarray(pixels.numpy()).save(args.images / "a.png")
-    ((batch,), _), *_ = subject.batches(subject.images(args), lambda *_: None)
+    files = ImageFiles.find(args.images)
+    ((batch,), _), *_ = subject.batches(subject.images(args, files), lambda *_: None)
     torch.testing.assert_close(batch[0], pixels.permute(2, 0, 1), rtol=0, atol=0)
     assert "from 0 to 255" in capsys.readouterr().err
     args.mean = (0.5, 0.5, 0.5)
     with pytest.raises(InputError, match="--mean and --std"):
-        subject.images(args)
+        subject.images(args, files)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 48), (1, 32, 48, 3)])

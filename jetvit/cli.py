@@ -20,12 +20,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import NoReturn, TextIO
 
-import torch
-
 import jetvit
 from jetvit.commands import COMMANDS
 from jetvit.commands.options import add_debug_option
-from jetvit.patterns.errors import JetvitError
+from jetvit.patterns.errors import DiskFullError, InputError, JetvitError
+from jetvit.patterns.resources import disk_full, out_of_memory
 
 EPILOG = """\
 MODEL is one of
@@ -72,17 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was left half-written", args.debug, 130)
-    except JetvitError as error:
-        return _fail(f"error: {error}", args.debug)
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(f"error: {error.strerror or error}{where}", args.debug)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message = str(error).partition("\n")[0] or "memory is used up"
-        return _fail(f"error: out of memory\n  why: {message}\n  do: take a smaller --size or --batch", args.debug)
-    except Exception as error:  # a defect of jetvit, or of the model's own code
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        return _fail(f"error: {what}\n  why: jetvit did not expect this\n  do: run it again with --debug", args.debug)
+    except Exception as error:
+        return _fail(f"error: {_named(error)}", args.debug)
     finally:
         logging.getLogger("jetvit").removeHandler(handler)
     return 0
@@ -105,10 +95,31 @@ def _leaving_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _named(error: Exception) -> JetvitError:
+    """The refusal that an error stands for; what is unexpected is a defect of jetvit, or of the model's own code."""
+    what = error.what if isinstance(error, JetvitError) else ""
+    if message := out_of_memory(error):
+        why = f"{what}: {message}" if what else message
+        return InputError("out of memory", why=why, do="take a smaller --size or --batch, or a dtype of 16 bits")
+    if not isinstance(error, DiskFullError) and (message := disk_full(error)):
+        why = f"{what}: {message}" if what else message
+        return InputError("the disk is full", why=why, do="free space; temporary files go to the folder TMPDIR")
+    if isinstance(error, JetvitError):
+        return error
+    if isinstance(error, OSError):
+        return InputError(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    return InputError(what, why="jetvit did not expect this", do="run it again with --debug")
+
+
 def _fail(message: str, debug: bool, status: int = 1) -> int:
     if debug:
         traceback.print_exc()
     print(message, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk behind it: Python would try once more as it exits, and fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 

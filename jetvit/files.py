@@ -28,8 +28,8 @@ from torch.export.pt2_archive.constants import (
     WEIGHTS_DIR,
 )
 
-from jetvit.cost_model.whole_file import move_together
-from jetvit.patterns.errors import InputError
+from jetvit.cost_model.whole_file import move_together, refuse_full_disk
+from jetvit.patterns.errors import DiskFullError, InputError
 from jetvit.torch_private import PT2ArchiveReader
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
@@ -49,15 +49,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     the old file, or none. A symbolic link is followed: the file behind it is replaced.
 
     Raises:
-        InputError: the parent folder is missing or closed to us, or `path` exists and is no regular file.
+        InputError: the parent folder is missing or closed to us, `path` exists and is no regular file, or the disk is
+            full.
     """
     target = writable(path)
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
-        temporary.replace(target)
+        with refuse_full_disk(path):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -81,9 +83,10 @@ def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"cannot write {path}", why=error.strerror or str(error), do="choose another folder"
         ) from error
     try:
-        yield folder / target.name
-        others = sorted(each for each in folder.iterdir() if each.name != target.name)
-        move_together([*others, folder / target.name], target.parent)
+        with refuse_full_disk(path):
+            yield folder / target.name
+            others = sorted(each for each in folder.iterdir() if each.name != target.name)
+            move_together([*others, folder / target.name], target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -124,6 +127,21 @@ def writable(path: str | os.PathLike[str]) -> Path:
             do="choose another folder, or change its permissions",
         )
     return target
+
+
+def require_space(path: Path, size: int) -> None:
+    """Refuse to write a file of at least `size` bytes to a disk with less free space.
+
+    Raises:
+        DiskFullError: the disk has less.
+    """
+    free = shutil.disk_usage(path.resolve().parent).free
+    if free < size:
+        raise DiskFullError(
+            f"cannot write {path}",
+            why=f"the file takes {size / 1e6:.1f} MB or more, and its disk has {free / 1e6:.1f} MB left",
+            do="free space, or write to another disk",
+        )
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:

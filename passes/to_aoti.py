@@ -18,6 +18,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from jetvit.cost_model.whole_file import stream_for_cpp
 from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes.regions import submodules
 from jetvit.patterns.calls import traced_value
@@ -60,7 +61,8 @@ def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
             )
         from jetvit.torch_private import package_aoti
 
-        package_aoti(os.fspath(path), {"model": [*files]})
+        with stream_for_cpp(Path(path)) as stream:
+            package_aoti(stream, {"model": [*files]})
 
 
 def require_compiler() -> None:

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from jetvit.cost_model.whole_file import refuse_full_disk
+from jetvit.cost_model.whole_file import FREE_SPACE
 from jetvit.patterns.errors import PlanError
+from jetvit.patterns.resources import disk_full
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 _NEXT = ".next"
+PLAN_FILES = frozenset(name + suffix for name in (PLAN_FILE, WEIGHTS_FILE) for suffix in ("", _NEXT))
+"""The names that a plan's folder may hold."""
 _MAX_JSON_BYTES = 64 << 20
 _LINE = 120
 
@@ -59,12 +62,10 @@ def write(folder: str | os.PathLike[str], document: dict[str, Any], tensors: Map
     text = pretty(document | {"weights": weights}) + "\n"
     target = Path(folder)
     try:
-        with refuse_full_disk(target):
-            _write_staged(target, text.encode(), data)
+        _write_staged(target, text.encode(), data)
     except OSError as error:
-        raise PlanError(
-            "the plan cannot be saved", why=str(error), where=str(target), do="name a folder that can be written"
-        ) from error
+        advice = FREE_SPACE if disk_full(error) else "name a folder that can be written"
+        raise PlanError("the plan cannot be saved", why=str(error), where=str(target), do=advice) from error
 
 
 def _write_staged(target: Path, text: bytes, data: bytes | None) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,14 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}  # of these, a Pillow may lack the last three
 )
+MAX_PIXELS = 10**9  # of one image: 12 GB in float32
 LISTED = 20  # files named in one message
 # Pillow's ways to say "broken", with those of its parsers that it lets through.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error),
     Image.DecompressionBombError,
 )
+_PART = 256  # files that are decoded before the next are begun
 _ORIENTATION = 0x0112
 _TURNS = {
     1: None,
@@ -98,12 +101,7 @@ class ImageFiles:
         while True:
             count = min(limit or len(files), len(files))
             chosen = [files[i * len(files) // count] for i in range(count)]
-            for file in chosen:
-                if file not in looks:
-                    look = _look(file)
-                    if not look.fault and also_check is not None:
-                        look = replace(look, fault=also_check(file, look))
-                    looks[file] = look
+            looks |= _look_at([file for file in chosen if file not in looks], also_check)
             faults = {file: look.fault for file, look in looks.items() if look.fault}
             if faults and strict:
                 raise InputError(
@@ -198,16 +196,20 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read "704x960" as (704, 960): height, then width, in pixels.
 
     Raises:
-        InputError: not of the form HxW, or a side of 0.
+        InputError: not of the form HxW, a side below 1, or an image that no memory holds.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})\s*", text)
+    match = re.fullmatch(r"\s*(-?[0-9]{1,18})\s*[xX×]\s*(-?[0-9]{1,18})\s*", text)
     if match is None:
         side = text.strip()
         hint = f"--size {side}x{side}" if re.fullmatch("[0-9]{1,6}", side) else "--size 704x960"
         raise InputError(f"{text!r} is no image size", why="a size is HEIGHTxWIDTH in pixels", do=f"write {hint}")
     height, width = int(match[1]), int(match[2])
-    if height == 0 or width == 0:
-        raise InputError(f"{text!r} is no image size", why="a side is 0 pixels", do="give both sides 1 or more")
+    if min(height, width) < 1:
+        why = f"a side is {min(height, width)} pixels"
+        raise InputError(f"{text!r} is no image size", why=why, do="give both sides 1 or more")
+    if height * width > MAX_PIXELS:
+        why = f"it is {height * width:.3g} pixels, of which one image takes {12e-9 * height * width:,.0f} GB"
+        raise InputError(f"{text!r} is too large", why=why, do=f"give at most {MAX_PIXELS:.3g} pixels")
     return height, width
 
 
@@ -324,6 +326,18 @@ class Look:
     alpha: bool = False
     orientation: int = 1
     size: tuple[int, int] = (0, 0)
+
+
+def _look_at(files: Sequence[Path], also_check: Callable[[Path, Look], str] | None) -> dict[Path, Look]:
+    """Decode files, several at a time: a search may read a hundred thousand."""
+
+    def look_at(file: Path) -> Look:
+        look = _look(file)
+        return look if look.fault or also_check is None else replace(look, fault=also_check(file, look))
+
+    with ThreadPoolExecutor() as pool:
+        parts = [files[start : start + _PART] for start in range(0, len(files), _PART)]  # so that Ctrl-C ends it soon
+        return {file: look for part in parts for file, look in zip(part, pool.map(look_at, part), strict=True)}
 
 
 def _look(file: Path) -> Look:

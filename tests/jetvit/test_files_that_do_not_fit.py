@@ -20,7 +20,7 @@ from jetvit.patterns.errors import DiskFullError
 from jetvit.search.run_folder import RunFolder
 from tests.jetvit.test_cli import ROOT, SIZE, TINY, Run, pictures, plan, refused, run  # noqa: F401
 
-HERE = "tests.jetvit.test_exhaustion"
+HERE = "tests.jetvit.test_files_that_do_not_fit"
 LIMIT = 6000
 
 
@@ -79,7 +79,8 @@ def test_a_plan_that_does_not_fit_is_named(
 ):
     with small_files(600):
         outcome = refused("calibrate", *TINY, *SIZE, "--images", pictures, "--max-drift", "9", "-o", tmp_path / "plan")
-    assert f"error: cannot write {tmp_path / 'plan'}\n  why: the disk is full" in outcome.err
+    assert "error: the plan cannot be saved\n  why: [Errno 27] File too large" in outcome.err
+    assert f"  where: {tmp_path / 'plan'}\n  do: free space, or write to another disk;" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

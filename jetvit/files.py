@@ -28,13 +28,14 @@ from torch.export.pt2_archive.constants import (
     WEIGHTS_DIR,
 )
 
+from jetvit.cost_model.file_content import refuse_unsafe, repair
 from jetvit.cost_model.whole_file import move_together, refuse_full_disk
 from jetvit.patterns.errors import DiskFullError, InputError
 from jetvit.torch_private import PT2ArchiveReader
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
 SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|torch|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
-_AGAIN = "copy it again if it was cut off, or write it with torch.export.save or `jetvit optimize`"
+_AGAIN = "write it again with torch.export.save or `jetvit optimize`"
 METHODS = {
     *("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt"),
     *("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_sqrt"),  # of torch, in guards on resampled grids
@@ -158,6 +159,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     if not path.is_file():
         what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
         raise InputError(what, do="check the path of the .pt2 file")
+    refuse_unsafe(path)
     with path.open("rb") as stream:
         start = stream.read(2)
     if start != b"PK":
@@ -165,7 +167,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why="it begins as an ONNX model does" if onnx else "it is empty" if not start else "it is no zip archive",
-            do="call it .onnx if it is such a model" if onnx else _AGAIN,
+            do="call it .onnx if it is such a model" if onnx else repair(path, _AGAIN),
         )
     try:
         reader = PT2ArchiveReader(str(path))
@@ -174,7 +176,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why=_first_line(error),
-            do=_AGAIN,
+            do=repair(path, _AGAIN),
         ) from error
     reason = _runs_code(path, reader, names)
     if reason:

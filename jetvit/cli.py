@@ -10,6 +10,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import NoReturn, TextIO
 import jetvit
 from jetvit.commands import COMMANDS
 from jetvit.commands.options import add_debug_option
-from jetvit.patterns.errors import DiskFullError, InputError, JetvitError
+from jetvit.patterns.errors import DiskFullError, InputError, JetvitError, PlanError
 from jetvit.patterns.resources import disk_full, out_of_memory
 
 EPILOG = """\
@@ -69,13 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `jetvit explain … | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was left half-written", args.debug, 130)
+    except KeyboardInterrupt as error:
+        what, status = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        return _fail(f"{what}; nothing was left half-written", args.debug, status)
     except Exception as error:
         return _fail(f"error: {_named(error)}", args.debug)
     finally:
         logging.getLogger("jetvit").removeHandler(handler)
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, a container or `kill` ends the process; it is handled as Ctrl-C is."""
 
 
 @contextmanager
@@ -86,7 +92,7 @@ def _leaving_at_sigterm() -> Iterator[None]:
         return
 
     def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -101,7 +107,7 @@ def _named(error: Exception) -> JetvitError:
     if message := out_of_memory(error):
         why = f"{what}: {message}" if what else message
         return InputError("out of memory", why=why, do="take a smaller --size or --batch, or a dtype of 16 bits")
-    if not isinstance(error, DiskFullError) and (message := disk_full(error)):
+    if not isinstance(error, DiskFullError | PlanError) and (message := disk_full(error)):  # these name the file
         why = f"{what}: {message}" if what else message
         return InputError("the disk is full", why=why, do="free space; temporary files go to the folder TMPDIR")
     if isinstance(error, JetvitError):
@@ -179,7 +185,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if first is not None and first not in commands:
         parser.refuse(f"there is no command {first!r}", _nearest(first, commands))
     if first is not None:
-        _refuse_unknown_options(commands[first], words[words.index(first) + 1 :])
+        at = words.index(first) + 1
+        words[at:] = _with_negative_values(commands[first], words[at:])
+        _refuse_unknown_options(commands[first], words[at:])
     args, unknown = parser.parse_known_args(words)
     if unknown:
         args.parser.refuse(f"what is {unknown[0]!r}?")
@@ -193,6 +201,24 @@ def _refuse_unknown_options(command: Parser, words: Sequence[str]) -> None:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known:
             command.refuse(f"{command.prog} has no option {option!r}", _nearest(option, known))
+
+
+def _with_negative_values(command: Parser, words: Sequence[str]) -> list[str]:
+    """Join an option and a value that starts with a minus and a digit: argparse takes it for an option, and says that
+    the value is missing."""
+    takers = {
+        option
+        for action in command._actions
+        for option in action.option_strings
+        if option.startswith("--") and action.nargs is None
+    }
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in takers and re.match(r"-\.?\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _name(module: ModuleType) -> str:

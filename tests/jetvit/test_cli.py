@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -178,6 +179,9 @@ def test_no_command(run: Run):
         (["explain", *TINY, "--dtype", "float8"], "invalid choice: 'float8'"),
         (["bench", *TINY, "--rounds", "2"], "'2' is no whole number of 5 or more"),
         (["calibrate", *TINY, "-o", "p"], "the following arguments are required: --images"),
+        (["explain", *TINY, "--size", "-64x96"], "argument --size: '-64x96' is no image size: a side is -64 pixels"),
+        (["explain", *TINY, "--size", "640000x960000"], "'640000x960000' is too large: it is 6.14e+11 pixels"),
+        (["explain", *TINY, "--batch", "-2"], "'-2' is no whole number of 1 or more"),
         (["calibrate", *TINY, "--images=d", "-o", "p", "--budget", "60%"], "'60%' is no budget"),
         (["calibrate", *TINY, "--images=d", "-o", "p", "--max-drift", "nan"], "'nan' is no drift"),
         (["check", *TINY, "--images=d", "--plan", "p", "--mean", "0.5"], "'0.5' is not one number a channel"),
@@ -422,6 +426,27 @@ def test_an_interrupt_leaves_nothing(run: Run, pictures: Path, tmp_path: Path, m
         assert outcome.status == 130
         assert outcome.err.endswith("\ninterrupted; nothing was left half-written\n")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_to_end_says_what_an_interrupt_says(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jetvit.commands.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = run("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "plan")
+    assert (outcome.status, outcome.out) == (143, "")
+    assert outcome.err.endswith("\nended by SIGTERM; nothing was left half-written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_factory_in_the_current_folder_is_found_by_a_console_script(tmp_path: Path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "jetvit").write_text("import sys; from jetvit.cli import main; sys.exit(main())")
+    (tmp_path / "mine.py").write_text("import torch\ndef make(): return torch.nn.Linear(3, 3)")
+    command = [sys.executable, tmp_path / "bin" / "jetvit", "explain", "mine:make", "--size", "8x3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert "ran your code: mine:make" in found.stderr
 
 
 # optimize

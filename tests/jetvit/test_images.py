@@ -251,6 +251,21 @@ def test_any_text_is_a_size_or_a_refusal(text: str):
     assert min(size) > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("-64x96", "a side is -64 pixels"),
+        ("64x0", "a side is 0 pixels"),
+        ("640000x960000", "it is 6.14e+11 pixels, of which one image takes 7,373 GB"),
+        ("12345678x1234567", "pixels, of which one image takes"),
+    ],
+)
+def test_the_reason_why_a_size_is_refused_is_true(text: str, words: str):
+    with pytest.raises(InputError) as refusal:
+        parse_size(text)
+    assert words in refusal.value.why
+
+
 def test_a_single_number_gets_its_square():
     with pytest.raises(InputError, match="write --size 518x518"):
         parse_size("518")

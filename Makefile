@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## the whole search on a CPU in some ten minutes on two cores: find, search, train, rewrite, compile, compare
-	$(BIN)/jetvit demo
+	$(BIN)/jetvit demo --force
 
 # Triton's interpreter takes the place of its compiler for a whole process: the kernels get one of their own.
 test: $(STAMP)  ## the test suite

@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from jetvit.cost_model.whole_file import FREE_SPACE
 from jetvit.patterns.errors import PlanError
+from jetvit.patterns.resources import disk_full
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 _NEXT = ".next"
+PLAN_FILES = frozenset(name + suffix for name in (PLAN_FILE, WEIGHTS_FILE) for suffix in ("", _NEXT))
+"""The names that a plan's folder may hold."""
 _MAX_JSON_BYTES = 64 << 20
 _LINE = 120
 
@@ -57,34 +61,38 @@ def write(folder: str | os.PathLike[str], document: dict[str, Any], tensors: Map
     weights = None if data is None else {"sha256": hashlib.sha256(data).hexdigest()}
     text = pretty(document | {"weights": weights}) + "\n"
     target = Path(folder)
+    try:
+        _write_staged(target, text.encode(), data)
+    except OSError as error:
+        advice = FREE_SPACE if disk_full(error) else "name a folder that can be written"
+        raise PlanError("the plan cannot be saved", why=str(error), where=str(target), do=advice) from error
+
+
+def _write_staged(target: Path, text: bytes, data: bytes | None) -> None:
+    """Write plan.json and the weights into the folder `target`, which a failure leaves as it was."""
     is_new = not target.exists()
     staged_plan, staged_weights = target / (PLAN_FILE + _NEXT), target / (WEIGHTS_FILE + _NEXT)
+    target.mkdir(parents=True, exist_ok=True)
+    if _is_committed(staged_weights):
+        staged_weights.replace(target / WEIGHTS_FILE)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        if _is_committed(staged_weights):
-            staged_weights.replace(target / WEIGHTS_FILE)
-        try:
-            if data is not None:
-                _write_bytes(staged_weights, data)
-            _write_bytes(staged_plan, text.encode())
-            staged_plan.replace(target / PLAN_FILE)
-        except BaseException:
-            staged_plan.unlink(missing_ok=True)
-            if not _is_committed(staged_weights):
-                staged_weights.unlink(missing_ok=True)
-            if is_new:
-                with suppress(OSError):
-                    target.rmdir()
-            raise
         if data is not None:
-            staged_weights.replace(target / WEIGHTS_FILE)
-        else:
-            (target / WEIGHTS_FILE).unlink(missing_ok=True)
-        _sync(target)
-    except OSError as error:
-        raise PlanError(
-            "the plan cannot be saved", why=str(error), where=str(target), do="name a folder that can be written"
-        ) from error
+            _write_bytes(staged_weights, data)
+        _write_bytes(staged_plan, text)
+        staged_plan.replace(target / PLAN_FILE)
+    except BaseException:
+        staged_plan.unlink(missing_ok=True)
+        if not _is_committed(staged_weights):
+            staged_weights.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                target.rmdir()
+        raise
+    if data is not None:
+        staged_weights.replace(target / WEIGHTS_FILE)
+    else:
+        (target / WEIGHTS_FILE).unlink(missing_ok=True)
+    _sync(target)
 
 
 def validate(document: Any, where: str) -> None:

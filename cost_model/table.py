@@ -22,6 +22,7 @@ from typing import NoReturn, Self
 from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.whole_file import refuse_full_disk
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 
@@ -116,7 +117,8 @@ class TableWriter:
                 why=f"it is of schema 1, and {measurement.operation} is to be written",
                 do="give the new measurements a file of their own (-o FILE)",
             )
-        self._write(_row(measurement, self._schema))
+        with refuse_full_disk(self.path, "free space; the same command then resumes"):
+            self._write(_row(measurement, self._schema))
         self.measurements.append(measurement)
         self._counts[measurement.key] += 1
 

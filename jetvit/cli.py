@@ -11,6 +11,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -60,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Run a command, print what becomes of its errors and return the exit status."""
-    # The command has imported them; `jetvit --help` and `--version` do without.
-    import torch
-
-    from jetvit.patterns.errors import JetvitError
-    from jetvit.patterns.wording import without_reprs
+    from jetvit.refusals import refusal  # imports torch, as the command has; `jetvit --help` and `--version` do without
 
     warn_of_untested()
     handler = _log_to(sys.stderr)
@@ -79,22 +76,18 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # `jetvit explain … | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was left half-written", args.debug, 130)
-    except JetvitError as error:
-        return _fail(f"error: {error}", args.debug)
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(f"error: {error.strerror or error}{where}", args.debug)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message = str(error).partition("\n")[0] or "memory is used up"
-        return _fail(f"error: out of memory\n  why: {message}\n  do: take a smaller --size or --batch", args.debug)
-    except Exception as error:  # a defect of jetvit, or of the model's own code
-        what = " ".join(without_reprs(f"{type(error).__name__}: {error}").split())[:400]
-        return _fail(f"error: {what}\n  why: jetvit did not expect this\n  do: run it again with --debug", args.debug)
+    except KeyboardInterrupt as error:
+        what, status = ("ended by SIGTERM", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        return _fail(f"{what}; nothing was left half-written", args.debug, status)
+    except Exception as error:
+        return _fail(f"error: {refusal(error)}", args.debug)
     finally:
         logging.getLogger("jetvit").removeHandler(handler)
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, a container or `kill` ends the process; it is handled as Ctrl-C is."""
 
 
 @contextmanager
@@ -105,7 +98,7 @@ def _leaving_at_sigterm() -> Iterator[None]:
         return
 
     def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -118,6 +111,10 @@ def _fail(message: str, debug: bool, status: int = 1) -> int:
     if debug:
         traceback.print_exc()
     print(message, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk behind it: Python would try once more as it exits, and fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
@@ -168,7 +165,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if first is not None and first not in COMMANDS:
         parser.refuse(f"there is no command {first!r}", _nearest(first, COMMANDS))
     if first is not None:
-        _refuse_unknown_options(_add_command(parser, first), words[words.index(first) + 1 :])
+        command, at = _add_command(parser, first), words.index(first) + 1
+        words[at:] = _with_negative_values(command, words[at:])
+        _refuse_unknown_options(command, words[at:])
     args, unknown = parser.parse_known_args(words)
     if unknown:
         args.parser.refuse(f"what is {unknown[0]!r}?")
@@ -198,6 +197,24 @@ def _refuse_unknown_options(command: Parser, words: Sequence[str]) -> None:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known:
             command.refuse(f"{command.prog} has no option {option!r}", _nearest(option, known))
+
+
+def _with_negative_values(command: Parser, words: Sequence[str]) -> list[str]:
+    """Join an option and a value that starts with a minus and a digit: argparse takes it for an option, and says that
+    the value is missing."""
+    takers = {
+        option
+        for action in command._actions
+        for option in action.option_strings
+        if option.startswith("--") and action.nargs is None
+    }
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in takers and re.match(r"-\.?\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

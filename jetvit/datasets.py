@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jetvit.images import ImageFolder
+from jetvit.images import ImageFiles, ImageFolder, Look, orientation_of, readable, upright
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.data import Sample, Splits
@@ -25,6 +24,7 @@ from jetvit.search.task import Task
 # What the samples of one split may take in memory; those that come after are read again each time.
 CACHE_BYTES = 2 * 2**30
 _NUMBERS = ("L", "I", "I;16", "I;16B")
+SplitFiles = Mapping[Path, ImageFiles]
 _LAYOUT = "folder/{train,val}/{images,labels}, or depths for labels"
 
 
@@ -39,6 +39,7 @@ def read_splits(
     select: Collection[str] | None = None,
     depth_scale: float | None = None,
     saturated: int | None = None,
+    files: SplitFiles | None = None,
 ) -> Splits:
     """The images of a folder, to train, to select and to test.
 
@@ -60,6 +61,7 @@ def read_splits(
         select: the groups that select, in place of those that come nearest to the share.
         depth_scale: metres of one unit of the depths, 8- or 16-bit; 0 is unknown.
         saturated: the unit that stands for this depth or more, and so is taken for unknown.
+        files: what `find_split_files` returned for the folder; None searches it now.
     Returns:
         Splits of samples: an image float32 [3, height, width]; a target of labels, uint8 or int32, or depth in metres,
         float32, 0 where unknown, [own height, own width].
@@ -72,8 +74,10 @@ def read_splits(
         raise InputError(f"a limit of {limit} images leaves none", do="give a limit of 1 or more, or none")
     kind, read = _target_kind(task, depth_scale, saturated)
 
+    files = find_split_files(folder, task) if files is None else files
+
     def pool(path: Path) -> _Pool:
-        images = ImageFolder(path, size, mean, std)
+        images = ImageFolder(files[path], size, mean, std)
         groups = [group_of(file.relative_to(path)) for file in images.files]
         return _Pool(images, [_sha256(file) for file in images.files], groups)
 
@@ -81,17 +85,41 @@ def read_splits(
         count = min(limit or len(rows), len(rows))
         return FolderSplit(source, [rows[i * len(rows) // count] for i in range(count)], kind, read)
 
-    if (folder / "train" / "images").is_dir():
+    if folder not in files:
         train, val = pool(folder / "train" / "images"), pool(folder / "val" / "images")
         left, chosen = _divided(train, [1 / 5], select)
         return Splits(split(train, left), split(train, chosen), split(val, list(range(len(val.keys)))))
+    every = pool(folder)
+    left, chosen, held = _divided(every, [1 / 10, 1 / 10], select)
+    return Splits(split(every, left), split(every, chosen), split(every, held))
+
+
+def find_split_files(folder: str | Path, task: Task, *, strict: bool = False) -> SplitFiles:
+    """Find the images that `read_splits` divides, and decode each once, with its label or depth.
+
+    An image is skipped, with a warning, if it or its target cannot be read.
+
+    Args:
+        folder, task: as for `read_splits`.
+        strict: refuse unreadable files instead of skipping them.
+    Returns:
+        The files of every folder of images, by that folder.
+    Raises:
+        InputError: a folder is missing or without a readable image; with `strict` also a file that cannot be read; an
+            image is turned by EXIF, and it is unknown whether its target is.
+    """
+    folder = Path(folder)
+    if (folder / "train" / "images").is_dir():
+        kind = _target_folder(task)
+        paths = [folder / part / "images" for part in ("train", "val")]
+        return {
+            path: ImageFiles.find(path, strict=strict, also_check=partial(_target_fault, path, kind)) for path in paths
+        }
     if task.labelled and folder.is_dir():
         raise InputError(
             f"{folder} holds no train/images", why=f"{task.name} needs {_LAYOUT}", do="lay it out like that"
         )
-    every = pool(folder)
-    left, chosen, held = _divided(every, [1 / 10, 1 / 10], select)
-    return Splits(split(every, left), split(every, chosen), split(every, held))
+    return {folder: ImageFiles.find(folder, strict=strict)}
 
 
 class FolderSplit:
@@ -202,23 +230,64 @@ def _target_kind(
     task: Task, depth_scale: float | None, saturated: int | None
 ) -> tuple[str, Callable[[Path], Tensor] | None]:
     """The name of the folder of targets, and what reads one of them."""
-    if not task.labelled:
+    kind = _target_folder(task)
+    if not kind:
         return "", None
-    if task.name != "depth":
-        return "labels", _read_labels
+    if kind == "labels":
+        return kind, _read_labels
     if depth_scale is None or not depth_scale > 0:
         raise InputError(
             f"depths cannot be read at a scale of {depth_scale}",
             why="a PNG holds whole numbers, and not metres",
             do="give depth_scale, the metres of one unit, such as 0.001",
         )
-    return "depths", partial(_read_depth, scale=depth_scale, saturated=saturated)
+    return kind, partial(_read_depth, scale=depth_scale, saturated=saturated)
+
+
+def _target_folder(task: Task) -> str:
+    """The name of the folder of targets; "" for a task without."""
+    if not task.labelled:
+        return ""
+    return "depths" if task.name == "depth" else "labels"
+
+
+def _target_of(images: Path, kind: str, file: Path) -> Path:
+    return images.parent / kind / file.relative_to(images).with_suffix(".png")
+
+
+def _target_fault(images: Path, kind: str, file: Path, look: Look) -> str:
+    """Why the target of an image cannot be read, or "". A missing target is refused later, if its image is used.
+
+    Raises:
+        InputError: the image is turned by EXIF, and it is unknown whether the target is.
+    """
+    target = _target_of(images, kind, file)
+    if not kind or not target.is_file():
+        return ""
+    try:
+        with readable(target), Image.open(target) as opened:
+            opened.load()
+            turned, (width, height) = orientation_of(opened) != 1, opened.size
+    except InputError as error:
+        return f"{target.relative_to(images.parent)}: {error.why}"
+    if look.orientation == 1 or turned:
+        return ""
+    lies = (width > height) != (look.size[0] > look.size[1])
+    if look.orientation < 5 or lies or width == height:
+        raise InputError(
+            f"it is unknown which way up {target} is",
+            why=f"its image is turned by EXIF (orientation {look.orientation}), the target has no such tag, and its "
+            + ("size is that of the image before it is turned" if lies else "size fits the image both ways"),
+            where=str(file),
+            do="save the image and its target upright, without the tag",
+        )
+    return ""
 
 
 def _target_files(images: ImageFolder, rows: Sequence[int], kind: str) -> list[Path]:
-    """The target of each image, beside the folder of images; the headers alone are looked at."""
+    """The target of each image, beside the folder of images."""
     files = [images.files[row].relative_to(images.path) for row in rows]
-    targets = [images.path.parent / kind / file.with_suffix(".png") for file in files]
+    targets = [_target_of(images.path, kind, images.files[row]) for row in rows]
     first: tuple[int, int] | None = None
     for file, target in zip(files, targets, strict=True):
         if not target.is_file():
@@ -227,8 +296,8 @@ def _target_files(images: ImageFolder, rows: Sequence[int], kind: str) -> list[P
                 why=f"there is no {target}",
                 do="add it, or take the image out; a target is a PNG of the image's name",
             )
-        with _named(target), Image.open(target) as opened:
-            mode, size = opened.mode, opened.size
+        with readable(target), Image.open(target) as opened:
+            mode, size = opened.mode, upright(opened).size
         if mode not in _NUMBERS and not (kind == "labels" and mode == "P"):
             raise InputError(
                 f"{target} holds no {kind}",
@@ -259,21 +328,8 @@ def _read_depth(file: Path, scale: float, saturated: int | None) -> Tensor:
 
 
 def _read_numbers(file: Path) -> np.ndarray:
-    with _named(file), Image.open(file) as opened:
-        return np.array(opened)
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Name the file where PIL says "broken", in one of its ways."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{file} is no image that can be read",
-            why=f"{type(error).__name__}: {error}",
-            do="fix the file, or take it and its image out",
-        ) from error
+    with readable(file), Image.open(file) as opened:
+        return np.array(upright(opened))
 
 
 def _sha256(file: Path) -> str:

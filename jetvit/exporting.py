@@ -18,7 +18,8 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.files import atomic_files, writable
+from jetvit.cost_model.whole_file import stream_for_cpp
+from jetvit.files import atomic_files, require_space, writable
 from jetvit.loading import load
 from jetvit.models import reason
 from jetvit.passes.capture import capture
@@ -230,6 +231,7 @@ class ExportJob:
             )
         program = plain_program(program)
         inputs = inputs or program.example_inputs
+        require_space(self.path, sum({each.data_ptr(): each.nbytes for each in _weights(program)}.values()))
         with atomic_files(self.path) as path:
             WRITERS[self.target.name](program, path, **self.options)
             run = READERS[self.target.name](path, program, **self.options)
@@ -258,8 +260,13 @@ class ExportJob:
 # --- the targets ------------------------------------------------------------------------------------------------------
 
 
+def _weights(program: ExportedProgram) -> list[Tensor]:
+    return [each for each in (*program.state_dict.values(), *program.constants.values()) if isinstance(each, Tensor)]
+
+
 def _write_pt2(program: ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
+    with stream_for_cpp(path) as stream:
+        torch.export.save(program, stream)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, **options: Any) -> None:

@@ -28,13 +28,14 @@ from torch.export.pt2_archive.constants import (
     WEIGHTS_DIR,
 )
 
-from jetvit.cost_model.whole_file import move_together
-from jetvit.patterns.errors import InputError
+from jetvit.cost_model.file_content import refuse_unsafe, repair
+from jetvit.cost_model.whole_file import move_together, refuse_full_disk
+from jetvit.patterns.errors import DiskFullError, InputError
 from jetvit.torch_private import PT2ArchiveReader
 
 CALLABLE = r"[A-Z]\w*|max|min|abs|int|float|bool"  # in a shape expression: sympy's classes, and harmless built-ins
 SIZE = r"[a-z]+_?\d+|(int_)?oo|L|math|torch|inf"  # in a shape expression: s0, u1; `L` is the inputs by name
-_AGAIN = "copy it again if it was cut off, or write it with torch.export.save or `jetvit optimize`"
+_AGAIN = "write it again with torch.export.save or `jetvit optimize`"
 METHODS = {
     *("size", "stride", "storage_offset", "item", "isnan", "ceil", "floor", "trunc", "sqrt"),
     *("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_sqrt"),  # of torch, in guards on resampled grids
@@ -49,15 +50,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     the old file, or none. A symbolic link is followed: the file behind it is replaced.
 
     Raises:
-        InputError: the parent folder is missing or closed to us, or `path` exists and is no regular file.
+        InputError: the parent folder is missing or closed to us, `path` exists and is no regular file, or the disk is
+            full.
     """
     target = writable(path)
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
-        temporary.replace(target)
+        with refuse_full_disk(path):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -81,9 +84,10 @@ def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"cannot write {path}", why=error.strerror or str(error), do="choose another folder"
         ) from error
     try:
-        yield folder / target.name
-        others = sorted(each for each in folder.iterdir() if each.name != target.name)
-        move_together([*others, folder / target.name], target.parent)
+        with refuse_full_disk(path):
+            yield folder / target.name
+            others = sorted(each for each in folder.iterdir() if each.name != target.name)
+            move_together([*others, folder / target.name], target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,6 +130,21 @@ def writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def require_space(path: Path, size: int) -> None:
+    """Refuse to write a file of at least `size` bytes to a disk with less free space.
+
+    Raises:
+        DiskFullError: the disk has less.
+    """
+    free = shutil.disk_usage(path.resolve().parent).free
+    if free < size:
+        raise DiskFullError(
+            f"cannot write {path}",
+            why=f"the file takes {size / 1e6:.1f} MB or more, and its disk has {free / 1e6:.1f} MB left",
+            do="free space, or write to another disk",
+        )
+
+
 def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     """Load the exported program in a `.pt2` file; an archive whose loading or first call would run code is refused.
 
@@ -140,6 +159,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     if not path.is_file():
         what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
         raise InputError(what, do="check the path of the .pt2 file")
+    refuse_unsafe(path)
     with path.open("rb") as stream:
         start = stream.read(2)
     if start != b"PK":
@@ -147,7 +167,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why="it begins as an ONNX model does" if onnx else "it is empty" if not start else "it is no zip archive",
-            do="call it .onnx if it is such a model" if onnx else _AGAIN,
+            do="call it .onnx if it is such a model" if onnx else repair(path, _AGAIN),
         )
     try:
         reader = PT2ArchiveReader(str(path))
@@ -156,7 +176,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise InputError(
             f"{path} is no program of torch.export",
             why=_first_line(error),
-            do=_AGAIN,
+            do=repair(path, _AGAIN),
         ) from error
     reason = _runs_code(path, reader, names)
     if reason:

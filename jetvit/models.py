@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def load_model(
         spec: one of
             `hf:DIR`: a local HuggingFace folder (config.json and its weights); no hub, no code from the folder.
             `timm:NAME`: a timm model, with `dynamic_img_size=True` where it has that.
-            `pkg.module:factory`: imports and calls the user's code, and says so.
+            `pkg.module:factory`: imports and calls the user's code, and says so; the current folder is searched first.
             `FILE.pt2`: a program that torch.export or jetvit wrote.
             `FILE.onnx`: a model of any exporter; it becomes such a program.
         weights: a file for `read_weights`; takes the place of weights in the folder.
@@ -283,6 +284,10 @@ def _load_factory(
 
 
 def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
+    if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(
+            0, str(Path.cwd())
+        )  # a console script has its own folder there; `python -m jetvit` has this one
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -291,7 +296,9 @@ def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
             f"cannot import {module_name}",
             why=reason(error),
             where="" if absent else _place(error),
-            do="put the folder that holds it on PYTHONPATH" if absent else "fix the module so that it imports",
+            do="go to the folder that holds it, or put it on PYTHONPATH"
+            if absent
+            else "fix the module so that it imports",
         ) from error
     found: Any = module
     for part in factory_name.split("."):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from jetvit.cost_model.file_content import TRUNCATED, is_truncated, refuse_unsafe, repair
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 
@@ -45,6 +46,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no weight file {path}", do="check the path given as weights")
+    refuse_unsafe(path)
     if path.suffix == ".safetensors":
         try:
             tensors = load_file(path)
@@ -202,7 +204,7 @@ def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"Unsupported (?:global|class).*?GLOBAL (\S+)", str(error))
+        refused = re.search(r"(?:Unsupported (?:global|class)|Trying to load).*?GLOBAL (\S+)", str(error))
         if refused is None:  # torch's own words advise weights_only=False, which is no advice
             raise _broken(path, "torch cannot read it as a file of tensors") from error
         raise InputError(
@@ -249,10 +251,12 @@ def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _broken(path: Path, why: Exception | str) -> InputError:
     if isinstance(why, Exception):
         why = f"{type(why).__name__}: {next(iter(str(why).splitlines()), 'it is empty')[:200]}"
+    truncated = is_truncated(path) or "unexpected EOF" in why  # torch's, of a file of the format before zip archives
+    otherwise = TRUNCATED if truncated else "save the state dict again, with torch.save or safetensors.torch.save_file"
     return InputError(
-        f"{path} is no whole weight file",
+        f"{path} is no whole weight file" if truncated else f"{path} is no weight file that can be read",
         why=why,
-        do="download or copy it again; an interrupted download looks like this",
+        do=repair(path, otherwise),
     )
 
 

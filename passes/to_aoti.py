@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive.constants import EXTRA_DIR
 from torch.fx import GraphModule, Node
 
+from jetvit.cost_model.whole_file import stream_for_cpp
 from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes.regions import submodules
 from jetvit.passes.signature import Signature
@@ -68,7 +69,8 @@ def write_aoti(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         from jetvit.torch_private import package_pt2
 
         record = {SIGNATURE: Signature.of(program).to_json()}
-        package_pt2(os.fspath(path), aoti_files={"model": [*files]}, extra_files=record)
+        with stream_for_cpp(Path(path)) as stream:
+            package_pt2(stream, aoti_files={"model": [*files]}, extra_files=record)
 
 
 def read_signature(path: str | os.PathLike[str]) -> str | None:

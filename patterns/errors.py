@@ -43,3 +43,7 @@ class RewriteError(JetvitError):
 
 class InputError(JetvitError):
     """A file, an option or a model argument is not what it should be."""
+
+
+class DiskFullError(InputError):
+    """A file could not be written, because its disk is full."""

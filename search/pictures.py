@@ -7,6 +7,7 @@ wide, without a display. matplotlib is imported where it is used, as that takes 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jetvit.cost_model.whole_file import refuse_full_disk, write_whole
 from jetvit.patterns.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def draw(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
             "trade_off": trade_off_figure(trace),
         }
         for name, figure in figures.items():
-            figure.savefig(out / f"{name}.png")
+            _save(figure, out / f"{name}.png")
     return [out / f"{name}.png" for name in figures]
 
 
@@ -118,7 +120,14 @@ def draw_curves(curves: Mapping[str, Sequence[float]], path: str | os.PathLike[s
             _curve(axes, losses, colour, name)
         _loss_axes(axes, [loss for losses in curves.values() for loss in losses], title)
         axes.legend()
-        figure.savefig(path)
+        _save(figure, Path(path))
+
+
+def _save(figure: Figure, file: Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    with refuse_full_disk(file):
+        write_whole(file, data.getvalue())
 
 
 def read_trace(folder: Path) -> Trace:

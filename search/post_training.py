@@ -15,8 +15,10 @@ import hashlib
 import logging
 import math
 import os
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import FULL, Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
+from jetvit.cost_model.lock import locked
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
@@ -119,7 +122,7 @@ def search(
         A plan with weights. Its record has the metrics of the report with intervals, the splits' hashes, and what it
         was compared with. The head, where one was trained, is in the folder: head.safetensors.
     Raises:
-        InputError: data, task, budget or folder that do not fit.
+        InputError: data, task, budget or folder that do not fit, or another search that runs in the folder.
         JetvitError: the model has no attention that can be searched; a loss is not finite.
         PlanError: no plan keeps the budget.
     """
@@ -150,9 +153,18 @@ def search(
     )
     processes = processes or processes_here()
     call = inputs or (lambda images: ((images,), dict(kwargs or {})))
-    return PostTraining(
-        model, asked, call, folder, precision, processes, sharded, provenance or {}, progress or (lambda *_: None)
-    ).plan()
+    with _locked(folder) if folder is not None and processes.first else nullcontext():
+        return PostTraining(
+            model, asked, call, folder, precision, processes, sharded, provenance or {}, progress or (lambda *_: None)
+        ).plan()
+
+
+def _locked(folder: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    try:
+        pathlib.Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("the search cannot keep its progress", why=str(error), where=os.fspath(folder)) from error
+    return locked(folder)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.whole_file import refuse_full_disk, write_whole
 from jetvit.patterns.errors import InputError
 
+_RESUMES = "free space; the same search then resumes"
 METRICS = ("stage", "step", "loss", "rate", "seconds")
 
 
@@ -57,7 +58,7 @@ class RunFolder:
         """Keep the progress of a stage in the place of what was kept before."""
         if self.writes:
             own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-            write_whole(self.path / f"{stage}.safetensors", to_bytes(own, {"record": json.dumps(record)}))
+            self._write(f"{stage}.safetensors", to_bytes(own, {"record": json.dumps(record)}))
 
     def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept of a stage, on the CPU; None if nothing was. Raises InputError for a damaged file."""
@@ -79,7 +80,7 @@ class RunFolder:
     def keep(self, name: str, value: Any) -> None:
         """Keep a JSON value as `name`.json."""
         if self.writes:
-            write_whole(self.path / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
+            self._write(f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
 
     def kept(self, name: str) -> Any:
         """A value that was kept; None if there is none. Raises InputError for a damaged file."""
@@ -102,7 +103,7 @@ class RunFolder:
                 kept = [row for row in csv.reader(stream) if row and row[0] != stage]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([*kept, *([stage, *row] for row in rows)])
-        write_whole(file, text.getvalue().encode())
+        self._write(file.name, text.getvalue().encode())
 
     def evaluations(self) -> list[dict[str, Any]]:
         """All evaluations that were kept; one that was cut off in the middle of its line never was."""
@@ -111,7 +112,7 @@ class RunFolder:
             return []
         *lines, unfinished = file.read_text(encoding="utf-8").split("\n")
         if unfinished and self.writes:
-            write_whole(file, "".join(f"{line}\n" for line in lines).encode())
+            self._write(file.name, "".join(f"{line}\n" for line in lines).encode())
         try:
             return [json.loads(line) for line in lines]
         except ValueError as error:
@@ -122,8 +123,13 @@ class RunFolder:
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Keep an evaluation."""
         if self.writes:
-            with (self.path / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
+            file = self.path / "evaluations.jsonl"
+            with refuse_full_disk(file, _RESUMES), file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
+
+    def _write(self, name: str, data: bytes) -> None:
+        with refuse_full_disk(self.path / name, _RESUMES):
+            write_whole(self.path / name, data)
 
     def _refuse_other(self, asked: Mapping[str, Any]) -> None:
         kept = self.kept("run")

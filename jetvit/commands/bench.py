@@ -8,8 +8,9 @@ import json
 from jetvit.api import load_plan
 from jetvit.bench import MIN_ROUNDS, MODES, bench
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option, at_least
+from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, find_images, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table, table_of
 from jetvit.files import atomic_write
 from jetvit.patterns.errors import InputError
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="default", help="Inductor's mode, for both compiled columns")
     parser.add_argument("--json", action="store_true", help="print JSON, with every sample, instead of a table")
     parser.add_argument("-o", "--out", metavar="FILE", help="write that JSON to a file")
+    add_force_option(parser)
     add_model_options(parser)
 
 
@@ -53,7 +55,10 @@ def run(args: argparse.Namespace) -> None:
     if not args.out:
         print(_measure(args)[0])
         return
-    with atomic_write(args.out) as stream:  # refuses a path that cannot be written before the work
+    with (
+        output_file(args.out, args.force),
+        atomic_write(args.out) as stream,
+    ):  # refuses a path that cannot be written before the work
         text, document = _measure(args)
         stream.write(document + "\n")
     print(text)
@@ -64,10 +69,11 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> tuple[str, str]:
     """What is printed, and what is written."""
     plan = load_plan(args.plan)
+    files = find_images(args) if args.images else None
     subject = load_subject(args)
     refuse_rewritten(subject)
     costs = load_table(args.table) if args.table is not None else table_of(subject.device)
-    folder = subject.images(args) if args.images else None
+    folder = None if files is None else subject.images(args, files)
     refuse_nan_weights(subject.model)
     drift = None
     with progress_bar() as progress:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from jetvit.commands.options import DTYPES, add_image_options, add_model_options, add_output_option
+from jetvit.commands.outputs import add_force_option, output_plan
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, made_from, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, find_images, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit calibrate`."""
     add_image_options(parser, LIMIT)
     parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
+    add_force_option(parser)
     parser.add_argument(
         "--max-drift", type=_drift, default=0.35, metavar="D", help="the largest drift allowed (default: 0.35)"
     )
@@ -58,12 +60,18 @@ def run(args: argparse.Namespace) -> None:
     """Calibrate, save the plan and print what was measured."""
     out = Path(args.out)
     _refuse_unwritable(out)
+    with output_plan(out, args.force):
+        _calibrate(args, out)
+
+
+def _calibrate(args: argparse.Namespace, out: Path) -> None:
     if args.table_dtype is not None and args.table is None:
         raise InputError("--table-dtype is the dtype of a table", do="name the table as well: --table FILE")
     costs = None if args.table is None else load_table(args.table)
+    files = find_images(args)
     subject = load_subject(args)
     refuse_rewritten(subject)
-    folder = subject.images(args)
+    folder = subject.images(args, files)
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.subject import RANDOM, find_images, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.cost_model import Plan
 from jetvit.patterns.wording import counted
 from jetvit.search import check_plan
@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print drift and agreement."""
     plan = Plan.load(args.plan)
+    files = find_images(args)
     subject = load_subject(args)
     refuse_rewritten(subject)
-    folder = subject.images(args)
+    folder = subject.images(args, files)
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jetvit.bench import COMPILED, JETVIT
+from jetvit.commands.outputs import add_force_option, refuse_existing
 from jetvit.commands.progress import progress_bar
+from jetvit.cost_model.lock import locked
 from jetvit.demo import SIZE, run_demo
 from jetvit.patterns.wording import counted
+
+FILES = ("plan", "report.html", "sites.png", "training.png", "full_blocks.png", "trade_off.png")
 
 DESCRIPTION = """\
 A small Vision Transformer, trained by us to read the depth of rendered rooms, at 256×256: its attentions are found;
@@ -27,11 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="DIR", default="out/demo", help="gets the plan, report and pictures (default: out/demo)"
     )
+    add_force_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo, telling each step, and print what came of it."""
     folder = Path(args.out)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        refuse_existing([folder / name for name in FILES], args.force)
+        _demo(folder)
+
+
+def _demo(folder: Path) -> None:
     print(f"A small Vision Transformer that reads the depth of rendered rooms of {SIZE[0]}×{SIZE[1]}.", flush=True)
     with progress_bar() as progress:
         demo = run_demo(folder, say=lambda text: print(text, flush=True), progress=progress)
@@ -42,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"\nResult: compiled full attention {full:.4g} ms, compiled jetvit {ours:.4g} ms: {demo.result.ratio:.2f}× "
         f"({demo.result.ratio_low:.2f} – {demo.result.ratio_high:.2f}).\n"
-        f"wrote plan/, report.html, sites.png, training.png, full_blocks.png and trade_off.png to {folder}\n"
+        f"wrote {', '.join(FILES[:-1])} and {FILES[-1]} to {folder}\n"
         "next: jetvit search MODEL --data DIR --task TASK -o PLAN, with a model and pictures of yours"
     )
 

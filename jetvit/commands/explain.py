@@ -11,6 +11,7 @@ from torch import nn
 from jetvit.api import load_plan
 from jetvit.commands.dynamic import capture_dynamic
 from jetvit.commands.options import add_model_options
+from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.commands.subject import load_subject
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--html", metavar="F", help="write a page with pictures instead")
+    add_force_option(parser)
     add_model_options(parser, dynamic=True)
 
 
@@ -44,7 +46,10 @@ def run(args: argparse.Namespace) -> None:
     plan = load_plan(args.plan)
     costs = None if args.table is None else load_table(args.table)
     if args.html is not None:
-        with atomic_path(args.html) as page:  # refuses a path that cannot be written before the model is loaded
+        with (
+            output_file(args.html, args.force),
+            atomic_path(args.html) as page,
+        ):  # refuses a path that cannot be written before the model is loaded
             _report(args, plan, costs).to_html(page)
         print(f"wrote {args.html}")
         return

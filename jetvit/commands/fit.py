@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.cost_model.device_costs import digest, find_table, latest, predictor_path
 from jetvit.cost_model.latencies import fit_predictor
 from jetvit.cost_model.measurement import Measurement
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="the predictor (default: beside the table, where other commands look)"
     )
+    add_force_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +59,11 @@ def run(args: argparse.Namespace) -> None:
     rows = latest(read_table(table))
     if not rows:
         raise InputError(f"the latency table {table} has no rows", do="fill it: jetvit measure")
-    with atomic_path(out) as path:  # refuses a path that cannot be written before the work
+    # A predictor beside its table is fitted anew by the same command.
+    with (
+        output_file(out, args.force or not args.out),
+        atomic_path(out) as path,
+    ):  # refuses a path that cannot be written before the work
         predictor, why_not = _fit(rows, table)
         replace(predictor, fitted_to=fitted_to).save(path)
     machine = rows[0].machine

@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure each operation until it has N rows, all once before any twice; their median counts (default: 3)",
     )
     parser.add_argument("--dry", action="store_true", help="list what would be measured, and measure nothing")
-    parser.add_argument("-o", "--out", metavar="FILE", help="the table (default: ./DEVICE.csv)")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="the table, which rows are added to (default: ./DEVICE.csv)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jetvit.commands.options import add_model_options
+from jetvit.commands.outputs import add_force_option
 from jetvit.commands.rewriting import rewrite_and_write
 from jetvit.exporting import ExportJob
 from jetvit.patterns.errors import InputError
@@ -30,6 +31,7 @@ use the file:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit optimize`."""
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the .pt2 or .onnx file to write")
+    add_force_option(parser)
     parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
     parser.add_argument(
         "--functions",

@@ -38,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False,
 
 
 def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: bool = True) -> None:
-    """`--images DIR` and `--limit N`."""
+    """`--images DIR`, `--limit N`, and how the images are read."""
     parser.add_argument(
         "--images", metavar="DIR", required=required, help="a folder of images like those that the model will see"
     )
@@ -46,6 +46,12 @@ def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: 
     parser.add_argument(
         "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
     )
+    add_strict_option(parser)
+
+
+def add_strict_option(parser: argparse.ArgumentParser) -> None:
+    """`--strict`: refuse unreadable images."""
+    parser.add_argument("--strict", action="store_true", help="refuse unreadable images (default: skip and name them)")
 
 
 def add_normalisation_options(parser: argparse.ArgumentParser) -> None:

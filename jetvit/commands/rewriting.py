@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from jetvit.api import load_plan
 from jetvit.bench import count_choices
 from jetvit.commands.dynamic import capture_dynamic
+from jetvit.commands.outputs import output_file
 from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
 from jetvit.exporting import ExportJob
@@ -30,17 +31,18 @@ from jetvit.patterns.wording import counted
 def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]:
     """Rewrite the model that the arguments name and write the file; lines that say what was done, after it is there.
 
-    `args` are those of `add_model_options`, with --dynamic, and `plan`. The file is compared with the rewritten program
-    on one batch of drawn pictures.
+    `args` are those of `add_model_options`, with --dynamic, `plan` and `force`. The file is compared with the rewritten
+    program on one batch of drawn pictures.
     """
     plan = load_plan(args.plan)
     job.check_place()  # a model may take minutes to load
     _refuse_the_model_itself(args.model, job)
-    subject = load_subject(args)
-    graph = capture(_program(subject, args.dynamic))
-    sites = find_sites(graph)
-    records = run_pipeline(graph, passes(plan))
-    written = job.write(graph.program(), subject.example())
+    with output_file(job.path, args.force):
+        subject = load_subject(args)
+        graph = capture(_program(subject, args.dynamic))
+        sites = find_sites(graph)
+        records = run_pipeline(graph, passes(plan))
+        written = job.write(graph.program(), subject.example())
     yield from _summary(plan, sites, records)
     if written.error is None:
         yield f"the file was not run here: {written.why_not_run}"

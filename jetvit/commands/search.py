@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,24 @@ from jetvit.commands.options import (
     above_zero,
     add_model_options,
     add_normalisation_options,
+    add_strict_option,
     at_least,
     latency_budget,
 )
+from jetvit.commands.outputs import add_force_option, check_plan_folder
 from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Choice, Plan
-from jetvit.datasets import read_splits
+from jetvit.cost_model.lock import locked
+from jetvit.cost_model.plan_file import PLAN_FILE
+from jetvit.cost_model.whole_file import write_whole
+from jetvit.datasets import find_split_files, read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.patterns.wording import counted
 from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
 from jetvit.search.pictures import draw
-from jetvit.search.processes import processes_here
+from jetvit.search.processes import Processes, processes_here
 from jetvit.search.recipe import CHOICES
 
 DESCRIPTION = """\
@@ -59,6 +66,7 @@ on several GPUs, each with its part of a batch:
 the plan is used as any other:
   jetvit optimize hf:dinov3-base --size 352x480 --plan plan/ -o fast.pt2"""
 
+WRITTEN = "written.sha256"  # in the folder of a search: of every plan.json that it wrote
 # What a task cannot do without, and what else is of that task alone.
 _NEEDED = {
     "segmentation": ("classes",),
@@ -79,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", dest="images", metavar="DIR", required=True, help="the images, laid out as above")
     parser.add_argument("--task", choices=_NEEDED, required=True, help="what the model is for")
     parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
+    add_force_option(parser)
     parser.add_argument(
         "--folder",
         metavar="RUN",
@@ -150,6 +159,7 @@ def _add_task_options(group: Any) -> None:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add_normalisation_options(parser)
+    add_strict_option(parser)
     parser.add_argument(
         "--select",
         action="append",
@@ -167,8 +177,20 @@ def run(args: argparse.Namespace) -> None:
     if out.is_file():
         raise InputError(f"cannot write the plan {out}", why="it is a file", do="name a folder, new or old")
     folder = Path(args.folder or f"{out}.run")
+    force = args.force or _was_written_from(folder, out)
+    apart = out.resolve() != folder.resolve()  # a search locks its own folder
+    if apart:
+        check_plan_folder(out, force)
     processes = processes_here()  # before the model is loaded: it settles which GPU --device cuda is
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(out) if processes.first and apart else nullcontext():
+        _search(args, out, folder, processes)
+
+
+def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Processes) -> None:
     costs = None if args.table is None else load_table(args.table)
+    task = _task(args)
+    files = find_split_files(args.images, task, strict=args.strict)
     subject = load_subject(args)
     if not subject.dtype.is_floating_point:
         raise InputError(
@@ -177,19 +199,19 @@ def run(args: argparse.Namespace) -> None:
             do="export the model from behind the normalisation of its images",
         )
     refuse_rewritten(subject)
-    pictures = subject.images(args)  # for how they are normalised
+    mean, std = subject.normalisation(args)
     refuse_nan_weights(subject.model)
-    task = _task(args)
     data = read_splits(
         args.images,
         task,
         subject.size,
-        pictures.mean,
-        pictures.std,
+        mean,
+        std,
         limit=args.limit,
         select=args.select,
         depth_scale=args.depth_scale,
         saturated=args.saturated,
+        files=files,
     )
     recipe = _recipe(args, subject)
     with progress_bar() as progress:
@@ -216,6 +238,7 @@ def run(args: argparse.Namespace) -> None:
     if not processes.first:
         return
     plan.save(out)
+    write_whole(folder / WRITTEN, "".join(f"{each}\n" for each in [*_written(folder), _digest(out)]).encode())
     draw(folder)
     if args.json:
         choices = {site.name: site.choice.label for site in plan.sites}
@@ -229,6 +252,20 @@ def run(args: argparse.Namespace) -> None:
     if head.exists():
         print(f"the head that was trained on the original is in {head}")
     print(f"wrote the plan to {args.out}; pictures of the search, its trace and metrics.csv are in {folder}")
+
+
+def _was_written_from(folder: Path, out: Path) -> bool:
+    """Whether the plan in `out` is the result of the search in `folder`, which would write it once more."""
+    return (out / PLAN_FILE).is_file() and _digest(out) in _written(folder)
+
+
+def _written(folder: Path) -> list[str]:
+    record = folder / WRITTEN
+    return record.read_text(encoding="utf-8").split() if record.is_file() else []
+
+
+def _digest(out: Path) -> str:
+    return hashlib.sha256((out / PLAN_FILE).read_bytes()).hexdigest()
 
 
 def _refuse_usage(args: argparse.Namespace) -> None:

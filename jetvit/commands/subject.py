@@ -15,7 +15,15 @@ from torch.export import ExportedProgram
 
 from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
-from jetvit.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, normalise, synthetic_images
+from jetvit.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageFiles,
+    ImageFolder,
+    check_size,
+    normalise,
+    synthetic_images,
+)
 from jetvit.models import LoadedModel, load_model, parse_model_args
 from jetvit.passes.capture import capture
 from jetvit.patterns.errors import InputError
@@ -51,8 +59,12 @@ class Subject:
         """The (args, kwargs) of a call on drawn pictures."""
         return self.call(normalise(synthetic_images(self.batch, self.size), *self._normalisation()))
 
-    def images(self, args: argparse.Namespace) -> ImageFolder:
-        """The folder of --images at this size, normalised by --mean and --std or as the model says."""
+    def images(self, args: argparse.Namespace, files: ImageFiles) -> ImageFolder:
+        """Images of `find_images` at this size, normalised by --mean and --std or as the model says."""
+        return ImageFolder(files, self.size, *self.normalisation(args))
+
+    def normalisation(self, args: argparse.Namespace) -> tuple[Sequence[float], Sequence[float]]:
+        """The mean and the standard deviation of each channel, by --mean and --std or as the model says."""
         mean, std = self._normalisation()
         if not self.dtype.is_floating_point:
             note(f"the model takes {self.dtype} images: they are given as they are, from 0 to 255")
@@ -64,7 +76,7 @@ class Subject:
             raise InputError(
                 f"--std holds {min(args.std):g}", why="images are divided by it", do="give numbers above 0"
             )
-        return ImageFolder(args.images, self.size, args.mean or mean, args.std or std, limit=args.limit)
+        return args.mean or mean, args.std or std
 
     def batches(self, folder: ImageFolder, progress: Progress) -> list[Batch]:
         """The folder's images as whole batches; images that fill no batch are left out, with a note.
@@ -124,6 +136,15 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if loaded.patch_size is not None:
         check_size(size, loaded.patch_size)
     return Subject(loaded, size, batch, dtype, torch.device(args.device))
+
+
+def find_images(args: argparse.Namespace) -> ImageFiles:
+    """The readable images of --images, before a model is loaded, which may take minutes.
+
+    Raises:
+        InputError: as `ImageFiles.find`.
+    """
+    return ImageFiles.find(args.images, args.limit, strict=args.strict)
 
 
 def made_from(args: argparse.Namespace) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jetvit.cost_model.file_content import refuse_unsafe, repair
 from jetvit.passes.to_onnx.convention import DOMAIN
 from jetvit.passes.to_onnx.inlining import restore_calls
 from jetvit.patterns.errors import InputError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _OLDEST = 7
 """The first opset whose binary operators broadcast as they do today."""
-_AGAIN = "copy the file again if it was cut off, or export the model again"
+_AGAIN = "export the model again"
 _INSTALL = "pip install 'jetvit[onnx]'"
 
 
@@ -39,6 +40,7 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         import onnxscript  # noqa: F401  # its rewriter is needed later on: better told now
     except ImportError as error:
         raise InputError("reading ONNX needs the packages onnx and onnxscript", why=str(error), do=_INSTALL) from error
+    refuse_unsafe(path)
     with path.open("rb") as stream:
         if stream.read(2) == b"PK":
             raise InputError(
@@ -49,7 +51,7 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's own DecodeError, or whatever reading the bytes raises
-        raise InputError(f"{path} is no ONNX model", why=_first_line(error), do=_AGAIN) from error
+        raise InputError(f"{path} is no ONNX model", why=_first_line(error), do=repair(path, _AGAIN)) from error
     _check_versions(path, proto)
     for tensor, owner in _tensors(proto):
         _check_data(path, tensor, owner)
@@ -85,7 +87,7 @@ def _check_versions(path: Path, proto: onnx.ModelProto) -> None:
     import onnx
 
     if not proto.HasField("graph") or not proto.ir_version or not proto.graph.output:
-        raise InputError(f"{path} is no ONNX model", why="it holds no graph", do=_AGAIN)
+        raise InputError(f"{path} is no ONNX model", why="it holds no graph", do=repair(path, _AGAIN))
     if proto.ir_version > onnx.IR_VERSION:
         raise InputError(
             f"{path} cannot be read",
@@ -213,7 +215,7 @@ def _check_data(path: Path, tensor: onnx.TensorProto, owner: str) -> None:
             why=f"the tensor {owner!r} needs {counted(wanted, 'byte')} from byte {offset} on; "
             f"{location!r} has {counted(target.stat().st_size, 'byte')}, {stored} of them listed for it",
             where=str(target),
-            do=_AGAIN,
+            do="copy the data file again, or export the model again",
         )
 
 

@@ -21,7 +21,7 @@ from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.table import COLUMNS, TableWriter, read_table
 from jetvit.cost_model.timing import Latency
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
-from jetvit.patterns.errors import InputError
+from jetvit.patterns.errors import DiskFullError, InputError
 from tests.cost_model.tables import GPU, MACHINE, NOW, add, machines, measurement, measurements
 
 
@@ -286,7 +286,7 @@ def test_a_row_that_cannot_be_written_leaves_none_of_it(path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", lambda file, data: real(file, data[:10]))
             patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(DiskFullError, match="No space"):
                 writer.append(measurement(4))
         assert not writer.count(add(4))
         assert path.read_bytes() == before

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jetvit.cli import main
 from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
-from jetvit.images import synthetic_images
+from jetvit.images import ImageFiles, synthetic_images
 from jetvit.models import load_model
 from jetvit.patterns.errors import InputError
 from tests.search.test_calibration import device_costs, on_gpu
@@ -178,6 +179,9 @@ def test_no_command(run: Run):
         (["explain", *TINY, "--dtype", "float8"], "invalid choice: 'float8'"),
         (["bench", *TINY, "--rounds", "2"], "'2' is no whole number of 5 or more"),
         (["calibrate", *TINY, "-o", "p"], "the following arguments are required: --images"),
+        (["explain", *TINY, "--size", "-64x96"], "argument --size: '-64x96' is no image size: a side is -64 pixels"),
+        (["explain", *TINY, "--size", "640000x960000"], "'640000x960000' is too large: it is 6.14e+11 pixels"),
+        (["explain", *TINY, "--batch", "-2"], "'-2' is no whole number of 1 or more"),
         (["calibrate", *TINY, "--images=d", "-o", "p", "--budget", "60%"], "'60%' is no budget"),
         (["calibrate", *TINY, "--images=d", "-o", "p", "--max-drift", "nan"], "'nan' is no drift"),
         (["check", *TINY, "--images=d", "--plan", "p", "--mean", "0.5"], "'0.5' is not one number a channel"),
@@ -383,9 +387,25 @@ def test_a_nan_in_a_weight_file(refused: Run, pictures: Path, tmp_path: Path):
 def test_an_image_that_is_none(refused: Run, plan: Path, tmp_path: Path):
     (tmp_path / "broken.jpg").write_text("no picture")
     outcome = refused("check", *TINY, *SIZE, "--images", tmp_path, "--plan", plan)
-    assert f"{tmp_path / 'broken.jpg'} is no image that can be read" in outcome.err
+    assert f"no image in {tmp_path} can be read" in outcome.err
+    assert "broken.jpg (it is in no format that Pillow reads)" in outcome.err
     (tmp_path / "broken.jpg").rename(tmp_path / "notes.txt")
     assert f"no image in {tmp_path}" in refused("check", *TINY, *SIZE, "--images", tmp_path, "--plan", plan).err
+
+
+def test_unreadable_images_are_named_before_the_model_is_loaded(
+    run: Run, refused: Run, plan: Path, pictures: Path, tmp_path: Path
+):
+    for file in pictures.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "0.png").write_bytes((pictures / "0.png").read_bytes()[:99])
+    argv = ("--images", tmp_path, "--plan", plan)
+    outcome = run("check", *TINY, *SIZE, *argv)
+    assert outcome.status == 0
+    assert "warning: skipped 1 image that cannot be read: 0.png (" in outcome.err
+    assert "over 3 images" in outcome.out
+    for command in ("check", "bench"):
+        assert "1 image cannot be read" in refused(command, "timm:no_such_model", *SIZE, *argv, "--strict").err
 
 
 def test_a_plan_cannot_take_the_place_of_a_file(refused: Run, pictures: Path, tmp_path: Path):
@@ -406,6 +426,27 @@ def test_an_interrupt_leaves_nothing(run: Run, pictures: Path, tmp_path: Path, m
         assert outcome.status == 130
         assert outcome.err.endswith("\ninterrupted; nothing was left half-written\n")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_to_end_says_what_an_interrupt_says(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jetvit.commands.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = run("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "plan")
+    assert (outcome.status, outcome.out) == (143, "")
+    assert outcome.err.endswith("\nended by SIGTERM; nothing was left half-written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_factory_in_the_current_folder_is_found_by_a_console_script(tmp_path: Path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "jetvit").write_text("import sys; from jetvit.cli import main; sys.exit(main())")
+    (tmp_path / "mine.py").write_text("import torch\ndef make(): return torch.nn.Linear(3, 3)")
+    command = [sys.executable, tmp_path / "bin" / "jetvit", "explain", "mine:make", "--size", "8x3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert "ran your code: mine:make" in found.stderr
 
 
 # optimize
@@ -567,12 +608,13 @@ def test_bytes_of_a_picture_are_not_normalised(tmp_path: Path, capsys: pytest.Ca
     args.images = tmp_path / "photos"
     args.images.mkdir()
     Image.fromarray(pixels.numpy()).save(args.images / "a.png")
-    ((batch,), _), *_ = subject.batches(subject.images(args), lambda *_: None)
+    files = ImageFiles.find(args.images)
+    ((batch,), _), *_ = subject.batches(subject.images(args, files), lambda *_: None)
     torch.testing.assert_close(batch[0], pixels.permute(2, 0, 1), rtol=0, atol=0)
     assert "from 0 to 255" in capsys.readouterr().err
     args.mean = (0.5, 0.5, 0.5)
     with pytest.raises(InputError, match="--mean and --std"):
-        subject.images(args)
+        subject.images(args, files)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 48), (1, 32, 48, 3)])

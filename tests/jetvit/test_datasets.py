@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jetvit import datasets
-from jetvit.datasets import group_of, read_splits
+from jetvit.datasets import find_split_files, group_of, read_splits
 from jetvit.images import ImageFolder
 from jetvit.patterns.errors import InputError
 from jetvit.search.data import Splits
@@ -264,15 +264,54 @@ def test_targets_of_two_sizes(scenes: Path):
     assert "9×2" in message
 
 
-def test_a_broken_target(scenes: Path):
+def test_a_broken_target(scenes: Path, caplog: pytest.LogCaptureFixture):
     file = scenes / "val" / "labels" / "0001.png"
     whole = file.read_bytes()
-    file.write_bytes(b"no picture")
-    assert "no image that can be read" in refused(scenes)
-    file.write_bytes(whole[: whole.index(b"IDAT") + 6])
-    splits = read_splits(scenes, LABELS, SIZE, MEAN, STD)
-    with pytest.raises(InputError, match=r"0001.png is no image that can be read"):
-        splits.test[1]
+    for content in (b"no picture", whole[: whole.index(b"IDAT") + 6]):
+        file.write_bytes(content)
+        caplog.clear()
+        assert len(read_splits(scenes, LABELS, SIZE, MEAN, STD).test) == 2
+        assert "skipped 1 image that cannot be read: 0001.png (labels/0001.png: " in caplog.text
+        with pytest.raises(InputError, match="1 image cannot be read"):
+            find_split_files(scenes, LABELS, strict=True)
+
+
+def turned(file: Path, orientation: int) -> None:
+    """Store an image lying, with the tag that makes it upright; 1 takes the tag off."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(file) as image:
+        stored = image.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else image.copy()
+    stored.save(file, exif=exif)
+
+
+def test_labels_are_turned_as_their_images_are(scenes: Path):
+    name, numbers = "a_000.png", np.array([[0, 1, 2], [2, 2, 2]], np.uint8)
+    images, labels = scenes / "train/images" / name, scenes / "train/labels" / name
+    for dtype in (np.uint8, np.uint16):
+        target(labels, numbers.astype(dtype))
+        turned(labels, 6)
+        with Image.open(labels) as stored:
+            assert stored.size == (2, 3)
+        splits = read_splits(scenes, LABELS, SIZE, MEAN, STD, select={"b"})
+        assert splits.train[0].target.tolist() == numbers.tolist()
+    before = read_splits(scenes, LABELS, SIZE, MEAN, STD, select={"b"}).train[0]
+    turned(images, 6)
+    after = read_splits(scenes, LABELS, SIZE, MEAN, STD, select={"b"}).train[0]
+    assert torch.equal(before.image, after.image)
+    assert torch.equal(before.target, after.target)
+
+
+def test_a_label_of_which_it_is_unknown_which_way_up_it_is(scenes: Path):
+    images, labels = (scenes / "train" / kind / "a_000.png" for kind in ("images", "labels"))
+    turned(images, 6)
+    assert len(find_split_files(scenes, LABELS)) == 2  # a label as wide as the upright image is upright
+    target(labels, np.zeros((3, 2), np.uint8))
+    assert "size is that of the image before it is turned" in refused(scenes)
+    target(labels, np.zeros((2, 3), np.uint8))
+    picture(images, 0)
+    turned(images, 3)
+    assert "size fits the image both ways" in refused(scenes)
 
 
 def test_too_few_images(tmp_path: Path):

@@ -240,5 +240,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 def test_a_request_to_end_leaves_nothing(tmp_path: Path):
     command = [sys.executable, "-c", END, "export", *TINY, *SIZE, "--target", "pt2", "-o", str(tmp_path / "never.pt2")]
-    assert subprocess.run(command, capture_output=True, timeout=240, cwd=ROOT).returncode == 143
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert found.returncode == 143
+    assert found.stderr.endswith("ended by SIGTERM; nothing was left half-written\n")
     assert list(tmp_path.iterdir()) == []

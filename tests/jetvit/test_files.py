@@ -232,7 +232,7 @@ def test_no_file_and_no_archive(archive: Path, tmp_path: Path):
     for name in ("cut.pt2", "text.pt2", "zip.pt2"):
         with pytest.raises(InputError, match=f"{name} is no program of torch.export") as refusal:
             load_exported(tmp_path / name)
-        assert "torch.export.save" in refusal.value.do
+        assert ("after an interrupted download" if name == "cut.pt2" else "torch.export.save") in refusal.value.do
     (tmp_path / "onnx.pt2").write_bytes(b"\x08\x0a\x12\x07pytorch")
     with pytest.raises(InputError, match=r"(?s)begins as an ONNX model does.*call it \.onnx"):
         load_exported(tmp_path / "onnx.pt2")

@@ -73,6 +73,9 @@ def test_the_same_table_gives_the_same_bytes(fit: Callable[..., tuple[int, str, 
     for file in files:
         assert fit(table, "-o", file)[0] == 0
     assert files[0].read_bytes() == files[1].read_bytes()
+    status, _, message = fit(table, "-o", files[0])
+    assert (status, message.splitlines()[0]) == (1, f"error: {files[0]} exists already")
+    assert fit(table, "-o", files[0], "--force")[0] == 0
 
 
 def test_the_newest_version_of_the_machine_counts(fit: Callable[..., tuple[int, str, str]], tmp_path: Path):

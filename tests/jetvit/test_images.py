@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jetvit.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, parse_size, synthetic_images
+from jetvit.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageFiles,
+    ImageFolder,
+    check_size,
+    parse_size,
+    read_image,
+    synthetic_images,
+)
 from jetvit.patterns.errors import InputError
 
 sides = st.integers(1, 9999)
@@ -97,15 +108,126 @@ def test_a_broken_image_is_named(tmp_path: Path, suffix: str, keep: int):
     file = tmp_path / f"cut{suffix}"
     Image.fromarray(noise).save(file)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(InputError, match=f"cut{suffix} is no image that can be read") as refusal:
-        ImageFolder(tmp_path, (4, 4))[0]
-    assert refusal.value.do == "remove the file from the folder, or fix it"
+    with pytest.raises(InputError, match="can be read") as refusal:
+        ImageFolder(tmp_path, (4, 4))
+    assert refusal.value.why.startswith(f"cut{suffix} (")
+    with pytest.raises(InputError, match=f"cut{suffix} is no image that can be read"):
+        read_image(file, (4, 4))
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path):
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "depth.png")
-    with pytest.raises(InputError, match=r"depth\.png has more than 8 bits a channel"):
-        ImageFolder(tmp_path, (4, 4))[0]
+@pytest.fixture
+def photo() -> Image.Image:
+    """Left red, the upper right green: it tells every orientation from every other."""
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:, :24, 0] = 255
+    pixels[:12, 40:, 1] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_orientation_is_honoured(photo: Image.Image, tmp_path: Path, suffix: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = photo
+    # What the tag undoes, by the definition of each value.
+    undone = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+    if how := (undone | {7: "TRANSVERSE", 8: "ROTATE_270"}).get(orientation):
+        stored = photo.transpose(Image.Transpose[how])
+    lossless = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}
+    stored.save(tmp_path / f"turned{suffix}", exif=exif, **lossless.get(suffix, {}))
+    photo.save(tmp_path / "upright.png")
+    turned, upright = (read_image(tmp_path / name, (20, 32)) for name in (f"turned{suffix}", "upright.png"))
+    torch.testing.assert_close(turned, upright, atol=0.1 if suffix == ".jpg" else 1e-3, rtol=0)
+
+
+def test_damaged_exif_leaves_the_image_as_it_is(photo: Image.Image, tmp_path: Path):
+    photo.save(tmp_path / "a.png")
+    photo.save(tmp_path / "b.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=95, subsampling=0)
+    images = ImageFolder(tmp_path, (20, 32), (0, 0, 0), (1, 1, 1))
+    torch.testing.assert_close(images[0], images[1], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm"])
+def test_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, name: str):
+    Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / name)
+    image = ImageFolder(tmp_path, (8, 8), (0, 0, 0), (1, 1, 1))[0]
+    torch.testing.assert_close(image, torch.linspace(0, 1, 64).reshape(8, 8).expand(3, -1, -1), atol=1e-4, rtol=0)
+
+
+def test_sixteen_bits_a_channel_in_colour(tmp_path: Path):
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = b"\0" + struct.pack(">3H", 65535, 32768, 0) * 2
+    header = struct.pack(">2I5B", 2, 2, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 2)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    image = read_image(tmp_path / "deep.png", (2, 2))
+    torch.testing.assert_close(image.mean((1, 2)), torch.tensor([1, 0.5, 0]), atol=0.01, rtol=0)
+
+
+def test_values_without_a_known_range_are_skipped(pictures: Path, caplog: pytest.LogCaptureFixture):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(pictures / "metres.tif")
+    assert len(ImageFolder(pictures, (4, 6))) == 10
+    assert "skipped 1 image that cannot be read: metres.tif (its mode is F" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_drawn_on_white_and_said(tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 8, 4))
+    if mode == "P":
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([0, 0, 0, 200, 0, 0])
+        image.paste(0, (0, 0, 8, 4))
+        image.save(tmp_path / "logo.png", transparency=1)
+    else:
+        image.convert(mode).save(tmp_path / "logo.png")
+    Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
+    found = ImageFolder(tmp_path, (8, 8), (0, 0, 0), (1, 1, 1))[0]
+    assert found[:, :4].max() == 0
+    assert found[:, 4:].min() == 1
+    assert "1 image with transparency, drawn on white: logo.png" in caplog.text
+
+
+def test_the_first_frame_of_an_animation_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black", "red")]
+    for name in ("a.gif", "b.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    images = ImageFolder(tmp_path, (4, 4), (0, 0, 0), (1, 1, 1))
+    assert [images[i].min().item() for i in range(2)] == [1, 1]
+    assert "only the first frame of 2 images is read: a.gif (3 frames), b.webp (3 frames)" in caplog.text
+
+
+def test_unreadable_images_are_skipped_by_name_or_refused(pictures: Path, caplog: pytest.LogCaptureFixture):
+    whole = (pictures / "a" / "0.png").read_bytes()
+    (pictures / "a" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "b" / "5.heic").write_bytes(b"no picture")
+    assert greys(ImageFolder(pictures, (4, 6), (0, 0, 0), (1, 1, 1))) == [20 * i for i in range(1, 10)]
+    assert "skipped 2 images that cannot be read: a/0.png (" in caplog.text
+    assert "b/5.heic (it is in no format that Pillow reads)" in caplog.text
+    assert len(ImageFolder(pictures, (4, 6), limit=9)) == 9  # others of the folder take their places
+    with pytest.raises(InputError, match="2 images cannot be read") as refusal:
+        ImageFiles.find(pictures, strict=True)
+    assert "a/0.png (" in refusal.value.why
+
+
+def test_links_are_followed_but_not_in_a_circle(pictures: Path, tmp_path_factory: pytest.TempPathFactory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "photos").symlink_to(pictures)
+    assert len(ImageFiles.find(other).files) == 10
+    (pictures / "b" / "back").symlink_to(other)
+    with pytest.raises(InputError, match=r"the folder .* has no end") as refusal:
+        ImageFiles.find(other)
+    assert "back" in refusal.value.where
+    (pictures / "b" / "back").unlink()
+    (pictures / "b" / "own.png").symlink_to("own.png")
+    with pytest.raises(InputError, match=r"own\.png leads back to itself"):
+        ImageFiles.find(pictures)
+    (other / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop leads back to itself"):
+        ImageFiles.find(other / "loop")
 
 
 def test_real_photographs(data: Path):
@@ -127,6 +249,21 @@ def test_any_text_is_a_size_or_a_refusal(text: str):
     except InputError:
         return
     assert min(size) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("-64x96", "a side is -64 pixels"),
+        ("64x0", "a side is 0 pixels"),
+        ("640000x960000", "it is 6.14e+11 pixels, of which one image takes 7,373 GB"),
+        ("12345678x1234567", "pixels, of which one image takes"),
+    ],
+)
+def test_the_reason_why_a_size_is_refused_is_true(text: str, words: str):
+    with pytest.raises(InputError) as refusal:
+        parse_size(text)
+    assert words in refusal.value.why
 
 
 def test_a_single_number_gets_its_square():

@@ -19,6 +19,7 @@ from torch import nn
 
 from jetvit.cli import main
 from jetvit.cost_model import Plan
+from jetvit.cost_model.lock import locked
 from jetvit.files import load_exported
 from jetvit.images import synthetic_images
 from jetvit.models import load_model
@@ -180,6 +181,26 @@ def test_json(segmented: Searched, tmp_path: Path):
     assert report["provenance"]["images_select"] == 3
     assert report["provenance"]["test"]["metric"] == "miou"
     assert Plan.load(tmp_path / "again").digest() == Plan.load(segmented.plan).digest()
+
+
+def test_its_own_plan_is_written_once_more_and_no_other(segmented: Searched):
+    again = (*segmented.argv, "-o", segmented.plan)
+    digest = Plan.load(segmented.plan).digest()
+    assert call(*again).status == 0
+    assert Plan.load(segmented.plan).digest() == digest
+    plan = segmented.plan / "plan.json"
+    text = plan.read_text()
+    try:
+        plan.write_text(text + "\n")
+        outcome = call(*again)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert f"error: {segmented.plan} exists already\n" in outcome.err
+    finally:
+        plan.write_text(text)
+    with locked(f"{segmented.plan}.run"):
+        outcome = call(*again)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert f"error: cannot write {segmented.plan}.run\n  why: another run writes to it" in outcome.err
 
 
 @pytest.mark.slow

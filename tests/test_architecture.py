@@ -139,6 +139,15 @@ def test_tests_mirror_the_rooms() -> None:
             )
 
 
+def test_the_list_of_slow_tests_names_tests_that_are_there() -> None:
+    lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
+    named = [line for line in lines if line and not line.startswith("#")]
+    assert named == sorted(set(named))
+    for line in named:
+        file, _, test = line.partition("::")
+        assert re.search(rf"^def {test.partition('[')[0]}\(", (ROOT / file).read_text(), re.MULTILINE), line
+
+
 def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
     """What a fresh Python prints."""
     result = subprocess.run(

@@ -20,12 +20,13 @@ def to_order(insertion: Insertion, operand: Operand, site: AttentionSite, order:
     """
     node = insertion.bring(operand.node)
     letters = operand.layout.parts
-    sizes = {"b": -1, "h": heads or site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
     if operand.layout.is_numbered:
+        sizes = _sizes(insertion, site, heads)
         node, _ = _in_order(insertion, node, operand.layout, order, sizes)
         node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in order])
         letters = list(order)
     elif any(len(role) != 1 for role in operand.layout.roles) or len(letters) != 4:
+        sizes = _sizes(insertion, site, heads)
         letters += [letter for letter in "bh" if letter not in letters]
         node = insertion.call(aten.reshape.default, node, [sizes[letter] for letter in letters])
     permutation = [letters.index(letter) for letter in order]
@@ -56,18 +57,23 @@ def from_order(insertion: Insertion, node: Node, site: AttentionSite, order: str
     layout = site.out.layout
     parts, missing = layout.parts, [letter for letter in "bh" if not any(part[0] == letter for part in layout.parts)]
     now = list(order)
-    sizes: dict[str, int | Node] = {"b": -1, "h": site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
     if layout.is_numbered:
         now = _counted([*parts, *missing], order)
-        sizes |= _sizes_of_parts(insertion, site.out.node, layout)
+        sizes = _sizes(insertion, site) | _sizes_of_parts(insertion, site.out.node, layout)
         node = insertion.call(aten.reshape.default, node, [sizes[part] for part in now])
     permutation = [now.index(part) for part in (*parts, *missing)]
     if permutation != list(range(len(now))):
         node = insertion.call(aten.permute.default, node, permutation)
     if any(len(role) != 1 for role in layout.roles) or missing:
+        sizes = _sizes(insertion, site) | _sizes_of_parts(insertion, site.out.node, layout)
         shape = [sizes[role[0]] if len(role) == 1 else -1 if role else 1 for role in layout.roles]
         node = insertion.call(aten.reshape.default, node, shape)
     return node
+
+
+def _sizes(insertion: Insertion, site: AttentionSite, heads: int | None = None) -> dict[str, int | Node]:
+    """The size of each letter. Ask for them where a tensor is reshaped: not every number of tokens can be computed."""
+    return {"b": -1, "h": heads or site.num_heads, "t": insertion.size(site.tokens), "d": site.head_dim}
 
 
 def _in_order(

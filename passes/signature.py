@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.torch_private import bound_sympy, int_oo, pytree, size_guards
 
 KEY = "jetvit.signature"
@@ -241,7 +242,7 @@ class Signature:
         if len(args) > len(order):
             by_name = [name for name, _ in self.kwargs] if order != names else []
             raise InputError(
-                f"{file} was given {len(args)} inputs by position",
+                f"{file} was given {counted(len(args), 'input')} by position",
                 why=takes + (f", of which {', '.join(by_name)} by name only" if by_name else ""),
                 do="give each input once" + (f", as in {by_name[0]}=…" if by_name else ""),
             )

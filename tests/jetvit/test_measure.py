@@ -67,7 +67,7 @@ def test_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert empty == ""
     assert sorted(listed) == sorted(map(str, EXPECTED))
     assert first.endswith(f": {len(EXPECTED)} operations to measure, {len(EXPECTED)} rows in all; 0 in {path} already.")
-    assert second.startswith("At about a second each 6 rows fit into 0.1 minutes")
+    assert second.startswith("At about a second each 6 rows can be had in 0.1 min")
     assert not path.exists()
     assert main(argv[:-1]) == 0
     assert main(argv) == 0
@@ -78,7 +78,7 @@ def test_the_seed_changes_the_order(capsys: pytest.CaptureFixture[str]):
     for seed in ("0", "0", "1"):
         assert main(["measure", *SMALL, "--dry", "--seed", seed]) == 0
     lists = capsys.readouterr().out.split("\n\n")
-    first, second, third = (each.partition("minutes; very long ones take more.\n")[2] or each for each in lists[:3])
+    first, second, third = (each.partition("min; very long ones take more.\n")[2] or each for each in lists[:3])
     assert first == second != third
     assert sorted(first.splitlines()) == sorted(third.splitlines())
 

@@ -239,7 +239,7 @@ def without_kernel_search() -> Iterator[None]:
 
     It would find none: jetvit's operators import their kernels when they are called.
     """
-    library = importlib.import_module("torch._library.triton")
+    library: Any = importlib.import_module("torch._library.triton")
     search = getattr(library, "get_inner_triton_kernels", None)
     if search is None:  # a torch that searches elsewhere, or not at all
         yield

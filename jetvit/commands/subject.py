@@ -27,6 +27,7 @@ from jetvit.images import (
 )
 from jetvit.models import LoadedModel, load_model, parse_model_args
 from jetvit.passes.capture import capture
+from jetvit.passes.open_sizes import Spelling, export_open
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.wording import counted
@@ -59,6 +60,22 @@ class Subject:
     def example(self) -> Batch:
         """The (args, kwargs) of a call on drawn pictures."""
         return self.call(normalise(synthetic_images(self.batch, self.size), *self._normalisation()))
+
+    def export_open(self, model: nn.Module) -> ExportedProgram:
+        """Export a module that is called as this model is, with batch, height and width open.
+
+        Raises:
+            CaptureError: as `jetvit.passes.open_sizes.export_open`.
+        """
+        args, kwargs = self.example()
+        return export_open(
+            model,
+            args,
+            kwargs,
+            patch_size=self.loaded.patch_size,
+            own_size=self.loaded.image_size or (0, 0),
+            spelling=Spelling("--dynamic", "another size than the model's own, such as --size {}"),
+        )
 
     def images(self, args: argparse.Namespace, files: ImageFiles) -> ImageFolder:
         """Images of `find_images` at this size, normalised by --mean and --std or as the model says."""

@@ -82,10 +82,17 @@ class HubModel:
             return missing
         index = self._cached(INDEX)
         if isinstance(index, str):
-            return missing + [name for name in read_shards(Path(index)) if not isinstance(self._cached(name), str)]
+            return missing + [name for name in self._shards(index) if not isinstance(self._cached(name), str)]
         if index is not None and self._cached(WEIGHTS) is not None:
             raise self._without_safetensors()
         return [*missing, WEIGHTS]
+
+    def _shards(self, index: str) -> list[str]:
+        """The files that an index of shards lists; all are safetensors."""
+        shards = read_shards(Path(index))
+        if any(not shard.endswith(".safetensors") for shard in shards):
+            raise self._without_safetensors(f"its {INDEX} lists other files")
+        return shards
 
     def _download(self, missing: list[str], weights: bool) -> None:
         hub = _hub()
@@ -103,8 +110,11 @@ class HubModel:
                 if not self._has(INDEX):
                     raise self._without_safetensors()
                 index = self._cached(INDEX)
-                for shard in read_shards(Path(index)) if isinstance(index, str) else ():
-                    self._get(shard)
+                for shard in self._shards(index) if isinstance(index, str) else ():
+                    if not self._has(shard):
+                        raise InputError(
+                            f"{self} lacks weights", why=f"{INDEX} lists {shard}, which the repository does not have"
+                        )
         except InputError:
             raise
         except Exception as error:  # of huggingface_hub, of its HTTP library, of the system
@@ -150,7 +160,7 @@ class HubModel:
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
             return InputError(
                 f"{self} is no model of transformers",
-                why=f"the repository has no {CONFIG}" if CONFIG in missing else "a file that it lists is not in it",
+                why=f"the repository has no {CONFIG}",
                 where=page,
                 do="name a repository of transformers; a timm model is timm:NAME, with --weights F",
             )
@@ -170,10 +180,10 @@ class HubModel:
     def _refuse(self, why: str, missing: list[str]) -> NoReturn:
         raise self._not_in_the_cache(why, missing)
 
-    def _without_safetensors(self) -> InputError:
+    def _without_safetensors(self, why: str = f"it holds neither {WEIGHTS} nor {INDEX}") -> InputError:
         return InputError(
             f"{self} has no safetensors weights",
-            why=f"it holds neither {WEIGHTS} nor {INDEX}, and weights of the hub in other formats are not loaded",
+            why=f"{why}, and weights of the hub in other formats are not loaded",
             do="name a revision that has them, as hf:ORG/NAME@refs/pr/1; or convert them and give the folder as "
             "hf:DIR; or pass --weights F, or --model-arg random=true for random weights",
         )

@@ -139,6 +139,12 @@ def test_shards(cache: Cache, hf_folder: Callable[..., Path]) -> None:
     assert isinstance(load().model, nn.Module)
 
 
+def test_an_index_of_pickles_is_refused(cache: Cache) -> None:
+    (cache.model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    cache.fill("config.json", "model.safetensors.index.json")
+    assert "lists other files" in refusal().why
+
+
 def test_weights_of_another_format_are_not_taken(cache: Cache) -> None:
     cache.fill("config.json")
     (cache.repository / "snapshots" / COMMIT / "pytorch_model.bin").write_bytes(b"pickle")
@@ -204,6 +210,10 @@ def test_shards_are_downloaded(cache: Cache, hf_folder: Callable[..., Path]) -> 
     cache.served = {path.name for path in cache.model.iterdir()}
     assert isinstance(load().model, nn.Module)
     assert "model-00001-of" in " ".join(cache.asked)
+    shard = next(name for name in cache.served if name.startswith("model-00002"))
+    shutil.rmtree(cache.root)
+    cache.served.remove(shard)
+    assert f"lists {shard}, which the repository does not have" in refusal().why
 
 
 def test_only_the_configuration_is_downloaded_for_random_weights(cache: Cache) -> None:

@@ -148,6 +148,17 @@ def test_inputs_other_than_one_batch_of_images_are_refused() -> None:
         export_sizes(Patches(of_any_size), dynamic=True)
 
 
+def test_what_is_no_module_is_refused_as_without_dynamic() -> None:
+    with pytest.raises(CaptureError, match="a dict cannot be captured"):
+        export_sizes({}, (IMAGE,), dynamic=True)  # type: ignore[arg-type]
+    with pytest.raises(CaptureError, match=r"what torch\.compile returned cannot be captured"):
+        export_sizes(torch.compile(Patches(of_any_size)), (IMAGE,), dynamic=True)  # type: ignore[arg-type]
+
+
+def test_a_model_without_values() -> None:
+    export_sizes(Patches(of_any_size).to("meta"), (IMAGE.to("meta"),), dynamic=True)
+
+
 def test_an_exported_program_keeps_its_sizes() -> None:
     fixed = export_model(Patches(of_any_size), (IMAGE,))
     with pytest.raises(CaptureError, match=r"open the batch and height and width of an exported(.|\n)*1×3×32×48"):

@@ -15,6 +15,7 @@ from jetvit.cost_model import Plan
 from jetvit.passes.calling import signature_of
 from jetvit.passes.capture import capture
 from jetvit.passes.emit import OptimizedModule
+from jetvit.passes.open_sizes import export_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
@@ -29,6 +30,7 @@ def find_attention(
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: bool = False,
 ) -> Sites:
     """Find the full self-attention sites of a model.
 
@@ -36,12 +38,15 @@ def find_attention(
         model: a module in eval mode, or a pre-dispatch ExportedProgram (then no inputs are needed).
         args, kwargs: example inputs; shapes and dtypes matter, values do not.
         dynamic_shapes: as `torch.export.export` takes them.
+        dynamic: leave batch, height and width of the images open, whatever the size of the example; the model is then
+            called with one tensor of images, [batch, channel, height, width]. Not together with `dynamic_shapes`.
     Returns:
         A list of `AttentionSite` in the order of execution; its `rejected` lists the near misses with their reasons.
     Raises:
         CaptureError: torch.export cannot capture the model.
+        InputError: `dynamic` does not fit the other arguments.
     """
-    return find_sites(capture(model, args, kwargs, dynamic_shapes, check=False))
+    return find_sites(capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic, check=False)))
 
 
 def optimize(
@@ -50,6 +55,7 @@ def optimize(
     plan: Plan | str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: bool = False,
     dump: str | os.PathLike[str] | None = None,
 ) -> ModelOrProgram:
     """Rewrite a model for inference; without a plan only exact rewrites are made.
@@ -59,18 +65,21 @@ def optimize(
 
     Args:
         model: a module in eval mode, or a pre-dispatch ExportedProgram.
-        args, kwargs: example inputs; without `dynamic_shapes` the result takes inputs of these shapes.
+        args, kwargs: example inputs; without `dynamic` the result takes inputs of these shapes.
         plan: which sites become window or linear attention: a `Plan` or the folder of one.
         dynamic_shapes: as `torch.export.export` takes them; a size that is left open must be at least 2 in the inputs.
+        dynamic: leave batch, height and width of the images open, whatever the size of the example; the model is then
+            called with one tensor of images, [batch, channel, height, width]. Not together with `dynamic_shapes`.
         dump: a folder that gets the graph before the first pass and after each that fired.
     Returns:
         A module for a module, a validated ExportedProgram for a program. A program without attention comes back itself.
     Raises:
         CaptureError: torch.export cannot capture the model.
+        InputError: `dynamic` does not fit the other arguments.
         PlanError: the plan does not fit the model.
     """
     plan = load_plan(plan)
-    graph = capture(model, args, kwargs, dynamic_shapes)
+    graph = capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic))
     records = run_pipeline(graph, passes(plan), Path(dump) if dump is not None else None)
     if isinstance(model, ExportedProgram):
         return cast(ModelOrProgram, graph.program() if any(record.fired for record in records) else model)

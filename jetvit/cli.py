@@ -27,7 +27,8 @@ from jetvit.versions import warn_of_untested
 
 EPILOG = """\
 MODEL is one of
-  hf:DIR               a local HuggingFace folder: config.json and its weights; nothing is downloaded
+  hf:DIR               a local HuggingFace folder: config.json and its weights
+  hf:ORG/NAME          a model of the Hugging Face hub, or hf:ORG/NAME@REVISION: from the local cache, else downloaded
   timm:NAME            a timm model; random weights unless --weights F is given
   pkg.module:factory   a function of yours that returns the model; your code is run
   FILE.pt2             a program that torch.export or jetvit wrote

@@ -13,9 +13,10 @@ from torch.export import ExportedProgram
 from jetvit.cost_model import Plan
 from jetvit.cost_model.device_costs import DeviceCosts
 from jetvit.cost_model.estimate import Estimate
-from jetvit.passes.capture import capture, export_model
+from jetvit.passes.capture import capture
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.open_sizes import export_sizes
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
 from jetvit.report_costs import TableSource, estimates, with_latencies
@@ -33,9 +34,12 @@ def explain(
     plan: Plan | str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: bool = False,
     costs: DeviceCosts | None = None,
 ) -> Report:
-    """Say what jetvit sees in a model, and what a plan does to it. The model is not changed and not run.
+    """Say what jetvit sees in a model, and what a plan does to it.
+
+    The model is not changed, and is run for `dynamic` alone.
 
     Args:
         model: a module in eval mode, an exported program, or what `jetvit.optimize` made of either.
@@ -43,12 +47,15 @@ def explain(
         plan: a plan, or the folder or plan.json of one.
         kwargs: example keyword inputs.
         dynamic_shapes: as `torch.export.export` takes them; token counts are then expressions over the input's sizes.
+        dynamic: leave batch, height and width of the images open, whatever the size of the example; the model is then
+            called with one tensor of images, [batch, channel, height, width]. Not together with `dynamic_shapes`.
         costs: a device's latency table (`DeviceCosts.load`), of which the latency of every choice at every site and
             that of the whole model are taken. It takes the place of the latencies that the plan recorded.
     Returns:
         The report: `print` it, or take `to_dict()` or `to_html(path)`.
     Raises:
         CaptureError: the model cannot be captured.
+        InputError: `dynamic` does not fit the other arguments.
         PlanError: the plan cannot be read, or is for another model.
     """
     if plan is not None and not isinstance(plan, Plan):
@@ -56,7 +63,7 @@ def explain(
     name = type(model).__name__
     if isinstance(model, OptimizedModule):
         model = model.program  # a second capture would lose the names of the sites
-    program = export_model(model, args, kwargs, dynamic_shapes, check=False)
+    program = export_sizes(model, args, kwargs, dynamic_shapes, dynamic, check=False)
     graph = capture(program)
     sites = find_sites(graph)
     report = Report.from_sites(sites, plan, name, graph=graph, costs=costs)

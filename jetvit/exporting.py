@@ -26,6 +26,7 @@ from jetvit.passes.capture import capture
 from jetvit.passes.differences import copied, differ, largest_error, tensors, with_own_buffers
 from jetvit.passes.emit import OptimizedModule
 from jetvit.passes.fixed_sizes import fixed_sizes
+from jetvit.passes.open_sizes import export_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.signature import dense, order_of
@@ -46,6 +47,7 @@ def export(
     target: str = "pt2",
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: bool = False,
     opset: int | None = None,
     custom_ops: bool = False,
     functions: bool = False,
@@ -55,9 +57,9 @@ def export(
     """Rewrite a model for inference and write it as a file; without a plan only exact rewrites are made.
 
     The model given is never changed. Outputs that are dataclasses are dicts in the file. It takes inputs of the shapes
-    of `args` and `kwargs` but for the axes that `dynamic_shapes`, or the program given, leaves open. Before it takes
-    its place, it is read, and, where it can be run here, run on these inputs and compared with the rewritten program.
-    `jetvit.load` opens a file of any target.
+    of `args` and `kwargs` but for the axes that `dynamic`, `dynamic_shapes` or the program given leaves open. Before it
+    takes its place, it is read, and, where it can be run here, run on these inputs and compared with the rewritten
+    program. `jetvit.load` opens a file of any target.
 
     Args:
         model: a module in eval mode, an ExportedProgram, or what `jetvit.optimize` gave.
@@ -72,6 +74,8 @@ def export(
             "onnx": for any ONNX runtime.
             "tensorrt": TensorRT engines for the GPU of this machine, for `torch_tensorrt.load`; it is read and not run.
         dynamic_shapes: as `torch.export.export` takes them.
+        dynamic: leave batch, height and width of the images open, whatever the size of the example; the model is then
+            called with one tensor of images, [batch, channel, height, width]. Not together with `dynamic_shapes`.
         opset: onnx: the version of its standard operators, 18 (the default) or 23.
         custom_ops: onnx: leave the operators of jetvit as nodes of their own, for a runtime that knows them.
         functions: onnx: write them as model-local functions, one for all equal calls, in place of inlined standard
@@ -81,7 +85,8 @@ def export(
     Returns:
         The path.
     Raises:
-        InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
+        InputError: a target, suffix or option that does not fit, `dynamic` where it does not fit the inputs, or a
+            package or compiler that is missing.
         CaptureError: torch.export cannot capture the model.
         PlanError: the plan does not fit the model.
         RewriteError: the target cannot express the model, or the file does not compute what the program does.
@@ -103,9 +108,9 @@ def export(
     args, kwargs = pytree.tree_map(
         lambda value: dense(value, order_of(value)) if isinstance(value, Tensor) else value, (args, dict(kwargs or {}))
     )
-    graph = capture(model, args, kwargs, dynamic_shapes)
+    graph = capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic))
     run_pipeline(graph, passes(plan))
-    job.write(graph.program())
+    job.write(graph.program(), (args, kwargs) if dynamic and tensors((args, kwargs)) else None)
     return Path(path)
 
 
@@ -227,7 +232,7 @@ class ExportJob:
             raise InputError(
                 f"the file would be wrong for other sizes than {fixed[0]}",
                 why="the model's code fixed that at capture, and a file of this kind does not check it",
-                do="leave that axis out of dynamic_shapes, or choose the target 'pt2', which checks it",
+                do="leave that axis out (dynamic_shapes, dynamic=True), or choose the target 'pt2', which checks it",
             )
         program = plain_program(program)
         inputs = inputs or program.example_inputs

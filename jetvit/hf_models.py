@@ -1,31 +1,33 @@
-"""Models of a local HuggingFace folder: config.json and its weights. No hub, and no code from the folder."""
+"""Models of a HuggingFace folder, local or of the hub: config.json and its weights. No code from the folder is run."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from jetvit.hub import PROCESSORS, HubModel
 from jetvit.models import LoadedModel, both_sides, import_package, reason, seeded, square_side
 from jetvit.patterns.errors import InputError
 from jetvit.weights import check_fit, read_folder, read_weights, strip_prefixes
 
 
 def load_hf(
-    spec: str, folder: Path, weights: str | Path | None, args: dict[str, Any], dtype: torch.dtype | None
+    spec: str, name: str, weights: str | Path | None, args: dict[str, Any], dtype: torch.dtype | None
 ) -> LoadedModel:
-    """Load the model in a local HuggingFace folder; the arguments are those of `load_model`.
+    """Load the model in a HuggingFace folder; the arguments are those of `load_model`.
 
     Args:
         spec: what the user wrote.
-        folder: config.json and the weights.
+        name: a local folder with config.json and the weights, else ORG/NAME or ORG/NAME@REVISION of the hub.
         weights: a file that takes the place of the folder's weights.
         args: entries of the configuration; `random=True` for random weights.
         dtype: of the parameters; None is float32.
@@ -34,12 +36,13 @@ def load_hf(
         InputError: as `load_model`.
     """
     random = args.pop("random", False)
+    folder, found = _find_folder(name, weights=weights is None and not random)
     if not (folder / "config.json").is_file():
         why = "it has no config.json" if folder.is_dir() else "there is no such folder"
         raise InputError(
             f"{folder} is no HuggingFace folder",
             why=why,
-            do="give a local folder with config.json and model.safetensors; nothing is fetched from the hub",
+            do="give a local folder with config.json and model.safetensors, or a model of the hub as hf:ORG/NAME",
         )
     transformers = import_package("transformers")
     with _offline_and_quiet(transformers):
@@ -78,19 +81,36 @@ def load_hf(
             where=str(folder),
             do="give the folder of an image model",
         )
-    mean, std = _hf_normalisation(folder)
+    processor = _read_processor(folder)
     vision = getattr(config, "backbone_config", None) or config
     return LoadedModel(
         model=model,
         spec=spec,
         kwargs={"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {},
-        mean=mean,
-        std=std,
+        mean=processor.mean,
+        std=processor.std,
         patch_size=square_side(getattr(vision, "patch_size", None)),
         image_size=both_sides(getattr(vision, "image_size", None)),
+        input_size=None if "image_size" in args else processor.size,
         random_weights=tensors is None,
-        notes=notes,
+        notes=found + notes,
     )
+
+
+def find_hub_model(name: str) -> HubModel | None:
+    """The model of the hub that `hf:name` stands for; None for a local folder, which comes first."""
+    return None if Path(name).expanduser().is_dir() else HubModel.parse(name)
+
+
+def _find_folder(name: str, *, weights: bool) -> tuple[Path, list[str]]:
+    """The folder of a model, local or in the cache of the hub, and notes on which of the two was taken."""
+    folder = Path(name).expanduser()
+    if (model := find_hub_model(name)) is not None:
+        return model.folder(weights=weights)
+    if (model := HubModel.parse(name)) is None:
+        return folder, []
+    hub = f"hf:{model.repository}@{model.revision}"
+    return folder, [f"took the local folder {name}, and not the hub's model of that name, which is {hub}"]
 
 
 @contextmanager
@@ -200,22 +220,57 @@ def _misfit(entry: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tenso
     return name, f"{given} in the file, {mine} in the model"
 
 
-def _hf_normalisation(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation from preprocessor_config.json, None where it has none."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
+class Processor(NamedTuple):
+    """What a model's image processor makes of an image: its (height, width), and how it is normalised from 0–1.
+
+    Fields that the processor does not specify are None.
+    """
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def _read_processor(folder: Path) -> Processor:
+    """Read preprocessor_config.json, or the image processor of processor_config.json."""
+    for name in PROCESSORS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if name == "processor_config.json":
+                config = config.get("image_processor") or {}
+            return Processor(_processor_size(config), *_normalisation(config))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{file} is no image configuration", why=reason(error), do="fix the file or remove it"
+            ) from error
+    return Processor()
+
+
+def _processor_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The (height, width) of every image; None where it depends on the image."""
+    size = config.get("size") if config.get("do_resize", True) else None
+    if config.get("crop_size") and config.get("do_center_crop", True):
+        size = config["crop_size"]
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")]
+    return both_sides(size)
+
+
+def _normalisation(config: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation for images on the scale 0–1; a processor may scale 0–255 to another range."""
+    scale = float(config.get("rescale_factor") or 1 / 255) * 255 if config.get("do_rescale", True) else 255.0
+    if config.get("do_normalize") is False:
+        return (0.0,) * 3, (_divided(1.0, scale),) * 3
+    if config.get("image_mean") is None or config.get("image_std") is None:
         return None, None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if config.get("do_normalize") is False:
-            return (0.0,) * 3, (1.0,) * 3
-        if config.get("image_mean") is None or config.get("image_std") is None:
-            return None, None
-        mean, std = (tuple(float(value) for value in config[key]) for key in ("image_mean", "image_std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"image_mean {mean} and image_std {std} are not three numbers each, the latter above 0")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} is no image configuration", why=reason(error), do="fix the file or remove it"
-        ) from error
-    return mean, std
+    mean, std = (tuple(float(value) for value in config[key]) for key in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or scale <= 0:
+        raise ValueError(f"image_mean {mean} and image_std {std} are not three numbers each, the latter above 0")
+    return tuple(_divided(value, scale) for value in mean), tuple(_divided(value, scale) for value in std)
+
+
+def _divided(value: float, scale: float) -> float:
+    return value if math.isclose(scale, 1) else value / scale

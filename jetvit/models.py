@@ -1,4 +1,4 @@
-"""Models from what a user names: a HuggingFace folder, a timm name, their own factory, a `.pt2` or an `.onnx` file."""
+"""Models from what a user names: a HuggingFace folder or hub id, timm, their own factory, a `.pt2` or `.onnx` file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jetvit.weights import copy_weights, read_weights, resample_pos_embed, strip
 log = logging.getLogger("jetvit.models")
 
 SEED = 0  # of random weights, so that runs repeat
-FORMS = "hf:DIR, timm:NAME, pkg.module:factory, or a .pt2 or .onnx file"
+FORMS = "hf:DIR, hf:ORG/NAME, timm:NAME, pkg.module:factory, or a .pt2 or .onnx file"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class LoadedModel:
 
     `kwargs` are the keyword inputs of its forward besides the images. `input_name` is the keyword that takes the
     images, None where they come first by position. `mean` and `std` normalise images on the scale 0–1; `image_size`
-    is the (height, width) in pixels that it was configured or exported for. What the model does not tell is None.
+    is the (height, width) in pixels that it was configured or exported for, `input_size` that of the images that its
+    own processor makes. Fields that the model does not specify are None.
     `random_weights`: its latency is real, its outputs mean nothing. `notes` are sentences that the user should see.
     """
 
@@ -49,6 +50,7 @@ class LoadedModel:
     std: tuple[float, ...] | None = None
     patch_size: int | None = None
     image_size: tuple[int, int] | None = None
+    input_size: tuple[int, int] | None = None
     random_weights: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -71,7 +73,9 @@ def load_model(
 
     Args:
         spec: one of
-            `hf:DIR`: a local HuggingFace folder (config.json and its weights); no hub, no code from the folder.
+            `hf:DIR`: a local HuggingFace folder (config.json and its weights); no code from the folder is run.
+            `hf:ORG/NAME`, `hf:ORG/NAME@REVISION`: a model of the hub, from its local cache, or downloaded into it;
+                safetensors only. A local folder of that name comes first.
             `timm:NAME`: a timm model, with `dynamic_img_size=True` where it has that.
             `pkg.module:factory`: imports and calls the user's code, and says so; the current folder is searched first.
             `FILE.pt2`: a program that torch.export or jetvit wrote.
@@ -90,7 +94,7 @@ def load_model(
     if spec.startswith("hf:"):
         from jetvit.hf_models import load_hf  # which builds on this file
 
-        loaded = load_hf(spec, Path(spec[3:]).expanduser(), weights, args, dtype)
+        loaded = load_hf(spec, spec[3:], weights, args, dtype)
     elif spec.startswith("timm:"):
         loaded = _load_timm(spec, spec[5:], weights, args, dtype)
     elif spec.endswith((".pt2", ".onnx")):
@@ -102,6 +106,8 @@ def load_model(
             advice = f"for a HuggingFace folder write hf:{spec}"
         elif spec.endswith(".py"):
             advice = f"for a function in that file write {Path(spec).stem}:FUNCTION, in its folder"
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+            advice = f"for a model of the Hugging Face hub write hf:{spec}"
         else:
             advice = f"for a timm model write timm:{spec}"
         raise InputError(f"{spec!r} names no model", why=f"a model is {FORMS}", do=advice)

@@ -156,6 +156,31 @@ def size_guards(program: ExportedProgram) -> list[str]:
     return list(attribute_of(program, "_guards_code") or ())
 
 
+@contextmanager
+def observed_guards(observe: Callable[[Any, Mapping[str, str]], None]) -> Iterator[None]:
+    """Observe the conditions on symbolic sizes that torch comes to rely on, while the code that causes them runs.
+
+    Args:
+        observe: called with each condition, a sympy expression, and symbol → source, such as "L['x'].size()[2]".
+    """
+    shape_env = importlib.import_module("torch.fx.experimental.symbolic_shapes").ShapeEnv
+    original = getattr(shape_env, "_log_guard", None)
+    if original is None:  # a torch that records them elsewhere: messages name no line
+        yield
+        return
+
+    def log_guard(self: Any, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> Any:
+        if "suppressed" not in prefix:
+            observe(guard, {str(symbol): source for source, symbol in getattr(self, "source_to_var", {}).items()})
+        return original(self, prefix, guard, *args, **kwargs)
+
+    shape_env._log_guard = log_guard
+    try:
+        yield
+    finally:
+        shape_env._log_guard = original
+
+
 def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
     """Give an ExportedProgram other parameters and buffers, by FQN."""
     attribute_of(program, "_state_dict")

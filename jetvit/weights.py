@@ -77,16 +77,9 @@ def read_folder(folder: str | Path) -> dict[str, Tensor] | None:
     if not name.endswith(".index.json"):
         return read_weights(folder / name)
     index = folder / name
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index} is no index of shards", why=f"{type(error).__name__}: {error}", do="copy the folder again"
-        ) from error
+    shards = read_shards(index)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise InputError(f"the shard {shard!r} leaves its folder", where=str(index), do="copy the folder again")
         if not (folder / shard).is_file():
             raise InputError(
                 f"the shard {shard} is missing",
@@ -96,6 +89,24 @@ def read_folder(folder: str | Path) -> dict[str, Tensor] | None:
             )
         tensors.update(read_weights(folder / shard))
     return tensors
+
+
+def read_shards(index: Path) -> list[str]:
+    """Read the names of the weight files that an index of shards lists.
+
+    Raises:
+        InputError: the file is no such index, or a name leaves the folder.
+    """
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{index} is no index of shards", why=f"{type(error).__name__}: {error}", do="copy the folder again"
+        ) from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InputError(f"the shard {shard!r} leaves its folder", where=str(index), do="copy the folder again")
+    return shards
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:

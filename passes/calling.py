@@ -74,7 +74,7 @@ class OtherShape(NamedTuple):
         axes = ", ".join(f"{axis}: torch.export.Dim.DYNAMIC" for axis in differ)
         least = ", with an example of at least 2 there" if any(self.captured[axis] == 1 for axis in differ) else ""
         return (
-            "give jetvit.optimize the sizes that may differ, as in "
+            "give jetvit.optimize dynamic=True for images of any size, or the sizes that may differ, as in "
             f"dynamic_shapes={{{self.name!r}: {{{axes}}}}}{least}; or optimize for this size"
         )
 

@@ -95,21 +95,29 @@ def _refusal(
 ) -> CaptureError:
     """The error for a failed export: the model's own, where it does not run on these inputs in eager mode either."""
     try:
-        with torch.no_grad(), unchanged(model):
-            model(*args, **kwargs)
-    except Exception as own:
-        return CaptureError(
-            f"{type(model).__name__} does not run on these inputs",
-            why=first_lines(own),
-            where=failing_line(own),
-            do="give inputs that the model itself can be called with",
-        )
+        refuse_inputs(model, args, kwargs)
+    except CaptureError as own:
+        return own
     why, do = explained(error)
     if dynamic_shapes is not None and not do.startswith("give example inputs"):
         do = f"leave dynamic_shapes out, or {do}"
     return CaptureError(
         f"{type(model).__name__} could not be captured by torch.export", why=why, where=failing_line(error), do=do
     )
+
+
+def refuse_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise CaptureError for inputs that the model itself does not run on."""
+    try:
+        with torch.no_grad(), unchanged(model):
+            model(*args, **kwargs)
+    except Exception as own:
+        raise CaptureError(
+            f"{type(model).__name__} does not run on these inputs",
+            why=first_lines(own),
+            where=failing_line(own),
+            do="give inputs that the model itself can be called with",
+        ) from own
 
 
 def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> ExportedProgram:

@@ -418,7 +418,7 @@ def _check(file: str, expected: TensorInput, value: Any, sizes: dict[str, tuple[
             wrong += _check_axis(size, axis, place, name, sizes)
     if wrong:
         takes = "give a tensor of such a size"
-        opened = "; or write the file with this axis open: dynamic_shapes=… in Python, --dynamic on the command line"
+        opened = "; or write the file with this axis open: dynamic=True in Python, --dynamic on the command line"
         raise InputError(refused, why=", and ".join(wrong), do=takes + (opened if is_fixed else ""))
 
 

@@ -51,6 +51,7 @@ def calibrate(
     dtype: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: bool = False,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -74,18 +75,27 @@ def calibrate(
         costs: the latencies of the device that the plan is for, if that is another one than the model is on now.
         dtype: of the model on that device, "float32", "float16" or "bfloat16"; by default what it has here.
         kwargs: keyword arguments for every batch.
-        dynamic_shapes: as `torch.export.export` takes them.
+        dynamic_shapes: as `torch.export.export` takes them; the token grid must stay fixed.
+        dynamic: refused, for drift and latency are measured at one image size. A plan that is made at one size fits the
+            model that `optimize` and `export` capture with `dynamic=True`.
         provenance: more entries for the plan's record.
         progress: called with a description, the steps done, and their number.
     Returns:
         A plan with every measurement in it. All sites stay full if nothing faster stays within the bound.
     Raises:
-        InputError: no images, images of different shapes, an output that is not finite, a budget that is none, an
-            attention whose latency `costs` does not know.
+        InputError: `dynamic`, no images, images of different shapes, an output that is not finite, a budget that is
+            none, an attention whose latency `costs` does not know.
         JetvitError: the model has no full attention that can be rewritten.
         PlanError: no plan meets the budget.
     """
     start = time.perf_counter()
+    if dynamic:
+        raise InputError(
+            "calibrate does not take dynamic=True",
+            why="it measures drift and latency, which are those of one image size",
+            do="calibrate with images of the size that matters most; the plan fits the model that jetvit.optimize and "
+            "jetvit.export capture with dynamic=True",
+        )
     if not max_drift >= 0:
         raise InputError(f"max_drift is {max_drift}", do="give a number of 0 or more")
     bound = None if budget is None else Budget.parse(budget)

@@ -14,5 +14,5 @@ def refuse_open_grids(sites: Sites, what: str) -> None:
             raise InputError(
                 f"{what} needs a fixed image size",
                 why=f"the token grid of {site.name} is {site.grid[0]}×{site.grid[1]}",
-                do="leave dynamic_shapes out; the plan fits the dynamic model as well",
+                do="leave dynamic and dynamic_shapes out; the plan fits the dynamic model as well",
             )

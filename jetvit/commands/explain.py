@@ -9,7 +9,6 @@ from dataclasses import replace
 from torch import nn
 
 from jetvit.api import load_plan
-from jetvit.commands.dynamic import capture_dynamic
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.commands.subject import load_subject
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace, plan: Plan | None, costs: DeviceCosts | None) -> Report:
     subject = load_subject(args)
     if args.dynamic and isinstance(subject.model, nn.Module):
-        report = explain(capture_dynamic(subject.model, subject), plan=plan, costs=costs)
+        report = explain(subject.export_open(subject.model), plan=plan, costs=costs)
     else:
         positional, keywords = subject.example()
         report = explain(subject.model, *positional, plan=plan, kwargs=keywords, costs=costs)

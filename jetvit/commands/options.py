@@ -17,10 +17,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False, batch: int = 1) -> None:
     """MODEL and the options that say how it is built and called; `dynamic` adds --dynamic, `batch` is the default."""
-    parser.add_argument("model", metavar="MODEL", help="hf:DIR, timm:NAME, pkg.module:factory, FILE.pt2 or FILE.onnx")
+    parser.add_argument(
+        "model", metavar="MODEL", help="hf:DIR, hf:ORG/NAME, timm:NAME, pkg.module:factory, FILE.pt2 or FILE.onnx"
+    )
     group = parser.add_argument_group("the model and its input")
     group.add_argument(
-        "--size", type=height_by_width, metavar="HxW", help="image height and width (default: the model's own)"
+        "--size",
+        type=height_by_width,
+        metavar="HxW",
+        help="image height and width (default: those of the model's processor or configuration)",
     )
     group.add_argument("--batch", type=at_least(1), metavar="N", help=f"images in a batch (default: {batch})")
     group.add_argument("--dtype", choices=DTYPES, help="of weights and images (default: float32; a factory's own)")

@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.bench import count_choices
-from jetvit.commands.dynamic import capture_dynamic
 from jetvit.commands.outputs import output_file
 from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
@@ -66,7 +65,7 @@ def _program(subject: Subject, dynamic: bool) -> ExportedProgram:
         return subject.model
     model: nn.Module = with_plain_outputs(subject.model)
     if dynamic:
-        return capture_dynamic(model, subject)
+        return subject.export_open(model)
     positional, keywords = subject.example()
     return export_model(model, positional, keywords)
 

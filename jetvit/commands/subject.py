@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
+from jetvit.hf_models import find_hub_model
 from jetvit.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,6 +27,7 @@ from jetvit.images import (
 )
 from jetvit.models import LoadedModel, load_model, parse_model_args
 from jetvit.passes.capture import capture
+from jetvit.passes.open_sizes import Spelling, export_open
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.wording import counted
@@ -58,6 +60,22 @@ class Subject:
     def example(self) -> Batch:
         """The (args, kwargs) of a call on drawn pictures."""
         return self.call(normalise(synthetic_images(self.batch, self.size), *self._normalisation()))
+
+    def export_open(self, model: nn.Module) -> ExportedProgram:
+        """Export a module that is called as this model is, with batch, height and width open.
+
+        Raises:
+            CaptureError: as `jetvit.passes.open_sizes.export_open`.
+        """
+        args, kwargs = self.example()
+        return export_open(
+            model,
+            args,
+            kwargs,
+            patch_size=self.loaded.patch_size,
+            own_size=self.loaded.image_size or (0, 0),
+            spelling=Spelling("--dynamic", "another size than the model's own, such as --size {}"),
+        )
 
     def images(self, args: argparse.Namespace, files: ImageFiles) -> ImageFolder:
         """Images of `find_images` at this size, normalised by --mean and --std or as the model says."""
@@ -128,7 +146,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
         batch, dtype = args.batch or (image.shape[0] if isinstance(image.shape[0], int) else 1), image.dtype
     else:
         dtype = next((each.dtype for each in loaded.model.parameters() if each.is_floating_point()), dtype)
-    size = args.size or loaded.image_size
+    size = args.size or loaded.input_size or loaded.image_size
     if size is None:
         raise InputError(
             f"the image size of {args.model} is not known", do="say it with --size, such as --size 704x960"
@@ -149,8 +167,13 @@ def find_images(args: argparse.Namespace) -> ImageFiles:
 
 def made_from(args: argparse.Namespace) -> dict[str, str]:
     """The model and the images that a plan is made from, for its record: without the paths of this machine."""
+    name = args.model.removeprefix("hf:")
+    if name != args.model:
+        model = args.model if find_hub_model(name) is not None else f"hf:{Path(name).name}"
+    else:
+        model = Path(name).name
     return {
-        "model": f"hf:{Path(args.model[3:]).name}" if args.model.startswith("hf:") else Path(args.model).name,
+        "model": model,
         "images": Path(args.images).resolve().name,
     }
 

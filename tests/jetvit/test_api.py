@@ -240,3 +240,19 @@ def test_a_program_keeps_its_signature() -> None:
     assert optimized.call_spec == program.call_spec
     assert_close(optimized.module()(*args, **kwargs), program.module()(*args, **kwargs))
     assert optimized.example_inputs is program.example_inputs
+
+
+@pytest.mark.parametrize("name", ["timm_vit_fused", "hf_dinov3_sdpa"])
+def test_dynamic_opens_batch_height_and_width(name: str) -> None:
+    case = CASES[name]
+    model = case.build()
+    args, kwargs = case.inputs(batch=1)
+    plan = plan_of(jetvit.find_attention(model, *args, kwargs=kwargs), [WINDOW])
+    sites = jetvit.find_attention(model, *args, kwargs=kwargs, dynamic=True)
+    assert [type(size) for size in sites[0].grid] == [torch.SymInt] * 2
+    assert "[B, 3, H, W]" in str(jetvit.explain(model, *args, kwargs=kwargs, plan=plan, dynamic=True))
+    exact = jetvit.optimize(model, *args, kwargs=kwargs, dynamic=True)
+    assert jetvit.optimize(model, *args, kwargs=kwargs, plan=plan, dynamic=True) is not None
+    for batch, size in ((1, case.size), (3, case.oblong)):
+        other_args, other_kwargs = case.inputs(batch=batch, size=size)
+        assert_close(exact(*other_args, **other_kwargs), model(*other_args, **other_kwargs))

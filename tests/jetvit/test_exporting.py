@@ -92,6 +92,15 @@ def test_open_sizes_stay_open(target: str, tmp_path: Path) -> None:
         assert_close(run(path, inputs[0]), [planned(model, inputs, plan)])
 
 
+def test_dynamic_opens_batch_height_and_width(tmp_path: Path) -> None:
+    case = CASES["separate_unfused"]
+    model, (args, _) = case.build(), case.inputs(batch=1)
+    path = jetvit.export(model, *args, path=tmp_path / "model.pt2", dynamic=True)
+    for batch, size in ((1, case.size), (3, (48, 24))):
+        inputs, _ = case.inputs(batch=batch, size=size)
+        assert_close(run(path, inputs), [model(*inputs)])
+
+
 @pytest.mark.parametrize("name", sweep(["dict_to_dataclass", "hf_dinov2_eager"], quick=["dict_to_dataclass"]))
 def test_dataclasses_become_dicts(name: str, tmp_path: Path) -> None:
     case = CASES[name]

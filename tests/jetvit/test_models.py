@@ -175,9 +175,43 @@ def test_the_image_configuration(hf_folder: Write):
     assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     file.write_text(json.dumps({"do_normalize": False, "image_mean": [0.1, 0.2, 0.3]}))
     assert load_model(f"hf:{folder}").std == (1.0, 1.0, 1.0)
+    file.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_rescale": False}))
+    assert load_model(f"hf:{folder}").std == (0.5 / 255,) * 3  # for pixels from 0 to 255
+    file.write_text(json.dumps({"image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 2 / 255}))
+    assert load_model(f"hf:{folder}").mean == (0.5,) * 3
     for broken in ("{", "[]", '{"image_mean": [1], "image_std": [1]}', '{"image_mean": 3, "image_std": 3}'):
         file.write_text(broken)
         assert refusal(f"hf:{folder}").what == f"{file} is no image configuration"
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        ({"size": {"height": 56, "width": 42}}, (56, 42)),
+        ({"size": 42}, (42, 42)),
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 42, "width": 42}, "do_center_crop": True}, (42, 42)),
+        ({"size": {"shortest_edge": 256}, "crop_size": 42}, (42, 42)),
+        ({"size": {"height": 56, "width": 56}, "crop_size": 42, "do_center_crop": False}, (56, 56)),
+        ({"size": {"height": 56, "width": 56}, "do_resize": False}, None),
+        ({"size": {"shortest_edge": 256, "longest_edge": 512}}, None),
+        ({"size": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_input_size_is_that_of_the_processor(hf_folder: Write, processor: Any, size: Any):
+    folder = hf_folder("Dinov2")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    loaded = load_model(f"hf:{folder}")
+    assert (loaded.input_size, loaded.image_size) == (size, (28, 28))
+    assert load_model(f"hf:{folder}", model_args={"image_size": 28}).input_size is None
+
+
+def test_the_image_processor_of_a_processor(hf_folder: Write):
+    folder = hf_folder("Dinov2")
+    image_processor = {"size": {"height": 42, "width": 42}, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": image_processor}))
+    loaded = load_model(f"hf:{folder}")
+    assert (loaded.input_size, loaded.mean, loaded.std) == ((42, 42), (0.1,) * 3, (0.2,) * 3)
 
 
 def test_configuration_entries_as_arguments(hf_folder: Write):
@@ -198,9 +232,8 @@ def test_no_folder_and_no_configuration(tmp_path: Path):
     error = refusal(f"hf:{tmp_path / 'none'}")
     assert error.what == f"{tmp_path / 'none'} is no HuggingFace folder"
     assert error.why == "there is no such folder"
-    assert "nothing is fetched from the hub" in error.do
+    assert "hf:ORG/NAME" in error.do
     assert refusal(f"hf:{tmp_path}").why == "it has no config.json"
-    assert refusal("hf:facebook/dinov2-base").why == "there is no such folder"
     for text in ("", "{", "[]", "{}", '{"model_type": "none-such"}'):
         (tmp_path / "config.json").write_text(text)
         assert "is no configuration that transformers" in refusal(f"hf:{tmp_path}").what
@@ -250,6 +283,16 @@ def test_a_text_model_is_refused(tmp_path: Path):
 
 
 # timm
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean"),
+    [("vit_tiny_patch16_224", 224, 0.5), ("vit_small_patch14_dinov2", 518, 0.485), ("vit_tiny_patch16_384", 384, 0.5)],
+)
+def test_a_timm_model_takes_the_size_and_normalisation_of_its_data_configuration(name: str, size: int, mean: float):
+    loaded = load_model(f"timm:{name}", model_args={"depth": 1})
+    assert (loaded.image_size, loaded.mean and loaded.mean[0]) == ((size, size), mean)
+    assert loaded.std is not None
 
 
 def test_a_timm_model_has_random_weights_and_any_size():
@@ -441,7 +484,7 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path):
 def test_what_names_no_model(tmp_path: Path):
     for spec in ("vit_tiny_patch16_224", "", "a b:c"):
         error = refusal(spec)
-        assert "hf:DIR, timm:NAME, pkg.module:factory" in error.why
+        assert "hf:DIR, hf:ORG/NAME, timm:NAME, pkg.module:factory" in error.why
         assert f"timm:{spec}" in error.do
     assert refusal(str(tmp_path)).do == f"for a HuggingFace folder write hf:{tmp_path}"
 

@@ -205,6 +205,11 @@ def test_no_images_and_images_of_two_sizes():
         jetvit.calibrate(model, [batches[0], larger])
 
 
+def test_dynamic_is_refused_with_the_reason():
+    with pytest.raises(InputError, match=r"(?s)those of one image size.*the plan fits the model"):
+        jetvit.calibrate(*images("sdpa"), dynamic=True)
+
+
 def test_a_pooled_output_of_one_image_is_refused_before_the_work():
     model, batches = images("sdpa")
     steps: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,6 +21,8 @@ from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.data import Sample, Splits
 from jetvit.search.task import Task
+
+log = logging.getLogger("jetvit.datasets")
 
 # What the samples of one split may take in memory; those that come after are read again each time.
 CACHE_BYTES = 2 * 2**30
@@ -83,6 +86,8 @@ def read_splits(
 
     def split(source: _Pool, rows: list[int]) -> FolderSplit:
         count = min(limit or len(rows), len(rows))
+        if count < len(rows):
+            log.info("%d of %s not read: the limit is %d", len(rows) - count, counted(len(rows), "image"), count)
         return FolderSplit(source, [rows[i * len(rows) // count] for i in range(count)], kind, read)
 
     if folder not in files:

@@ -177,6 +177,11 @@ def test_json(segmented: Searched, tmp_path: Path):
     """From the folder of the same search, in which all stages are done."""
     outcome = call(*segmented.argv, "--folder", f"{segmented.plan}.run", "-o", tmp_path / "again", "--json")
     report = json.loads(outcome.out)
+    run = f"{segmented.plan}.run"
+    assert f"note: the search in {run} resumes (done: head, local distillation, supernet distillation, " in outcome.err
+    assert re.search(r"task, control; \d+ paths rated\)\n", outcome.err)
+    assert "resumes" not in segmented.outcome.err
+    assert re.search(r"note: \d+ of \d images not read: the limit is 4\n", segmented.outcome.err)
     assert len(report["choices"]) == 2
     assert report["provenance"]["images_select"] == 3
     assert report["provenance"]["test"]["metric"] == "miou"
@@ -225,7 +230,9 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     assert (outcome.status, outcome.out) == (130, "")
     assert not (tmp_path / "killed").exists()
     done = (run / "local_distillation.safetensors").stat().st_mtime_ns
-    assert call(*argv, "-o", tmp_path / "killed").status == 0
+    outcome = call(*argv, "-o", tmp_path / "killed")
+    assert outcome.status == 0
+    assert "resumes (done: local distillation" in outcome.err
     assert (run / "local_distillation.safetensors").stat().st_mtime_ns == done
     assert Plan.load(tmp_path / "killed").digest() == Plan.load(tmp_path / "whole").digest()
 

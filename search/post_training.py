@@ -42,7 +42,7 @@ from jetvit.search.paths import Alternatives
 from jetvit.search.processes import Processes, processes_here
 from jetvit.search.reader import Reader
 from jetvit.search.recipe import CHOICES, Recipe
-from jetvit.search.report import report
+from jetvit.search.report import MARGIN, report
 from jetvit.search.run_folder import RunFolder, locked_folder, weights_digest
 from jetvit.search.runner import Output
 from jetvit.search.scores import PathLatency, Scores, score_alone, survivors
@@ -50,7 +50,7 @@ from jetvit.search.shards import shard
 from jetvit.search.stream import Inputs, Stream
 from jetvit.search.student import Student
 from jetvit.search.supernet import Path, Supernet
-from jetvit.search.taps import Taps, WithTokens, blocks_of, evenly, read_by_the_head
+from jetvit.search.taps import Taps, WithTokens, task_blocks
 from jetvit.search.task import Task
 from jetvit.search.train import Progress, Run, refuse_half
 from jetvit.search.trial import Trial
@@ -59,8 +59,6 @@ log = logging.getLogger(__name__)
 
 # Images of each split whose targets are looked at before the long work.
 _TRIED = 8
-MARGIN = 0.005
-"""Half a point: how far below another metric still counts as not inferior."""
 
 
 def search(
@@ -381,10 +379,7 @@ class PostTraining:
     def _tapped(self) -> list[str]:
         if self.asked.taps is not None:
             return list(self.asked.taps)
-        blocks = blocks_of(self.sites)
-        if self.task.taps:
-            return evenly(blocks, self.task.taps)
-        return read_by_the_head(self.net.model, blocks) or blocks[-1:]
+        return task_blocks(self.task, self.net.model, self.sites)
 
     def _new_head(self) -> nn.Module | None:
         if self.task.taps is None:

@@ -83,6 +83,6 @@ class _Lines:
 def duration(seconds: float) -> str:
     """A time in one or two units: "45 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{round(seconds)} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

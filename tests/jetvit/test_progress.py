@@ -37,7 +37,7 @@ def test_the_time_left_is_that_of_the_steps_of_this_run(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (59, "59 s"), (60, "1 min"), (3590, "1 h 0 min"), (12000, "3 h 20 min")],
+    [(0.2, "0 s"), (59, "59 s"), (59.7, "1 min"), (60, "1 min"), (3590, "1 h 0 min"), (12000, "3 h 20 min")],
 )
 def test_a_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jetvit.patterns.errors import JetvitError
     from jetvit.patterns.site import AttentionSite, Rejection
     from jetvit.patterns.token_grid import token_grid
-    from jetvit.search import calibrate, check_plan, search
+    from jetvit.search import calibrate, check_plan, check_task, search
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "Rejection",
     "calibrate",
     "check_plan",
+    "check_task",
     "explain",
     "export",
     "find_attention",
@@ -58,6 +59,7 @@ _MODULES = {
     "Rejection": "jetvit.patterns.site",
     "calibrate": "jetvit.search",
     "check_plan": "jetvit.search",
+    "check_task": "jetvit.search",
     "explain": "jetvit.explain",
     "export": "jetvit.exporting",
     "find_attention": "jetvit.api",

@@ -25,6 +25,7 @@ import jetvit
 from jetvit.commands import COMMANDS
 from jetvit.versions import warn_of_untested
 
+_TELLING = ("jetvit.search", "jetvit.images", "jetvit.datasets")  # loggers whose information is shown as notes
 EPILOG = """\
 MODEL is one of
   hf:DIR               a local HuggingFace folder: config.json and its weights
@@ -84,6 +85,8 @@ def _run(args: argparse.Namespace) -> int:
         return _fail(f"error: {refusal(error)}", args.debug)
     finally:
         logging.getLogger("jetvit").removeHandler(handler)
+        for name in _TELLING:
+            logging.getLogger(name).setLevel(logging.NOTSET)
     return 0
 
 
@@ -119,13 +122,28 @@ def _fail(message: str, debug: bool, status: int = 1) -> int:
     return status
 
 
+class _Lines(logging.Formatter):
+    """Warnings as "warning: …", and information as "note: …"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        word = "warning" if record.levelno >= logging.WARNING else "note"
+        return f"{word}: {super().format(record)}"
+
+
 def _log_to(stream: TextIO) -> logging.Handler:
-    """Warnings of jetvit as "warning: …"; those of model loading come as notes of the loaded model."""
+    """Show the warnings of jetvit, and what the search and the reading of images say of their own work.
+
+    The warnings of model loading come as notes of the loaded model.
+    """
     handler = logging.StreamHandler(stream)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(_Lines("%(message)s"))
     handler.addFilter(lambda record: record.name != "jetvit.models")
-    logging.getLogger("jetvit").addHandler(handler)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_TELLING))
+    logger = logging.getLogger("jetvit")
+    logger.addHandler(handler)
+    for name in _TELLING:
+        logging.getLogger(name).setLevel(logging.INFO)
     return handler
 
 

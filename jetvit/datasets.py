@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,6 +21,8 @@ from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.data import Sample, Splits
 from jetvit.search.task import Task
+
+log = logging.getLogger("jetvit.datasets")
 
 # What the samples of one split may take in memory; those that come after are read again each time.
 CACHE_BYTES = 2 * 2**30
@@ -77,13 +80,10 @@ def read_splits(
     files = find_split_files(folder, task) if files is None else files
 
     def pool(path: Path) -> _Pool:
-        images = ImageFolder(files[path], size, mean, std)
-        groups = [group_of(file.relative_to(path)) for file in images.files]
-        return _Pool(images, [_sha256(file) for file in images.files], groups)
+        return _pool_of(ImageFolder(files[path], size, mean, std))
 
     def split(source: _Pool, rows: list[int]) -> FolderSplit:
-        count = min(limit or len(rows), len(rows))
-        return FolderSplit(source, [rows[i * len(rows) // count] for i in range(count)], kind, read)
+        return _limited(source, rows, limit, kind, read)
 
     if folder not in files:
         train, val = pool(folder / "train" / "images"), pool(folder / "val" / "images")
@@ -120,6 +120,55 @@ def find_split_files(folder: str | Path, task: Task, *, strict: bool = False) ->
             f"{folder} holds no train/images", why=f"{task.name} needs {_LAYOUT}", do="lay it out like that"
         )
     return {folder: ImageFiles.find(folder, strict=strict)}
+
+
+def find_test_files(folder: str | Path, task: Task, *, strict: bool = False) -> ImageFiles:
+    """Find the images that a plan is checked on, and decode each once, with its label or depth.
+
+    These are val/images of the folder, or else its images/, with labels or depths beside them; for a task without
+    labels, which needs no such layout, all images of any other folder.
+
+    Args:
+        folder: where the images are.
+        task, strict: as for `find_split_files`.
+    Raises:
+        InputError: as `find_split_files`.
+    """
+    folder = Path(folder)
+    kind = _target_folder(task)
+    for path in (folder / "val" / "images", folder / "images"):
+        if path.is_dir():
+            return ImageFiles.find(path, strict=strict, also_check=partial(_target_fault, path, kind))
+    if task.labelled and folder.is_dir():
+        layout = f"val/{{images,{kind}}}, or {{images,{kind}}}"
+        raise InputError(
+            f"{folder} holds no val/images and no images", why=f"{task.name} needs {layout}", do="lay it out like that"
+        )
+    return ImageFiles.find(folder, strict=strict)
+
+
+def read_test_split(
+    files: ImageFiles,
+    task: Task,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    limit: int | None = None,
+    depth_scale: float | None = None,
+    saturated: int | None = None,
+) -> FolderSplit:
+    """The images of `find_test_files` with their targets.
+
+    Args:
+        files: of `find_test_files`.
+        task, size, mean, std, limit, depth_scale, saturated: as for `read_splits`.
+    Raises:
+        InputError: a target is missing, not of whole numbers, or not of the size of the others.
+    """
+    kind, read = _target_kind(task, depth_scale, saturated)
+    pool = _pool_of(ImageFolder(files, size, mean, std))
+    return _limited(pool, list(range(len(pool.keys))), limit, kind, read)
 
 
 class FolderSplit:
@@ -173,6 +222,21 @@ class _Pool:
     images: ImageFolder
     keys: list[str]
     groups: list[str]
+
+
+def _pool_of(images: ImageFolder) -> _Pool:
+    groups = [group_of(file.relative_to(images.path)) for file in images.files]
+    return _Pool(images, [_sha256(file) for file in images.files], groups)
+
+
+def _limited(
+    pool: _Pool, rows: list[int], limit: int | None, kind: str, read: Callable[[Path], Tensor] | None
+) -> FolderSplit:
+    """At most `limit` of the rows, evenly spaced; the number of the others is logged."""
+    count = min(limit or len(rows), len(rows))
+    if count < len(rows):
+        log.info("%d of %s not read: the limit is %d", len(rows) - count, counted(len(rows), "image"), count)
+    return FolderSplit(pool, [rows[i * len(rows) // count] for i in range(count)], kind, read)
 
 
 def _divided(pool: _Pool, shares: Sequence[float], select: Collection[str] | None) -> list[list[int]]:

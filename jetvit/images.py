@@ -57,10 +57,12 @@ class ImageFiles:
     Attributes:
         path: the folder.
         files: the readable images, in the order of their paths.
+        left_out: how many other images of the folder a limit left out.
     """
 
     path: Path
     files: tuple[Path, ...]
+    left_out: int = 0
 
     @classmethod
     def find(
@@ -127,7 +129,9 @@ class ImageFiles:
             log.warning(
                 "%s with transparency, drawn on white: %s", _counted(len(transparent)), _listed(path, transparent)
             )
-        return cls(path, tuple(chosen))
+        if left_out := len(files) - len(chosen):
+            log.info("%s of %s not read: the limit is %d", left_out, _counted(len(files)), len(chosen))
+        return cls(path, tuple(chosen), left_out)
 
 
 class ImageFolder:

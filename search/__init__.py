@@ -10,6 +10,7 @@ from jetvit.search.post_training import search
 from jetvit.search.recipe import Recipe
 from jetvit.search.segmentation import Segmentation
 from jetvit.search.task import Task
+from jetvit.search.task_check import TaskReport, check_task
 from jetvit.search.train import Schedule
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "Split",
     "Splits",
     "Task",
+    "TaskReport",
     "agreement",
     "calibrate",
     "check_plan",
+    "check_task",
     "search",
 ]

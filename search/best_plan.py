@@ -13,7 +13,8 @@ from jetvit.cost_model import FULL, Choice, Measured, SitePlan
 from jetvit.cost_model.estimate import Answer
 from jetvit.cost_model.optimum import Costs, Rated, Selection, confirmed
 from jetvit.patterns.errors import InputError, PlanError
-from jetvit.search.choose import Found, choose
+from jetvit.patterns.wording import counted
+from jetvit.search.choose import HOPELESS, Found, choose
 from jetvit.search.model_latency import LatencySource, WholeLatencies
 from jetvit.search.trial import Trial
 
@@ -147,6 +148,14 @@ class PlanSearch:
         self.costs = options.costs
         self.full = self.costs.rate((0,) * len(options.names))
         self.joint = cache(lambda selection: trial.joint(options.choices(selection)))
+        drifts = [drift for some in options.drifts for drift in some[1:]]
+        if hopeless := sum(not drift <= HOPELESS * max_drift for drift in drifts):
+            log.info(
+                "%d of %s not part of any plan: alone they drift more than %d times the bound",
+                hopeless,
+                counted(len(drifts), "choice is", "choices are"),
+                HOPELESS,
+            )
 
     def best(self) -> BestPlan:
         """The plan to return. Raises PlanError if none meets the budget."""
@@ -196,6 +205,7 @@ class PlanSearch:
         self, best: Rated | None, candidates: Sequence[Rated], timed: WholeLatencies, found: Found
     ) -> BestPlan:
         """The best plan, or the original where that is faster; says so where the rounds cannot tell them apart."""
+        self._log_left_out(candidates, found)
         full_ms = timed.median_ms[0]
         sure = None if self.source.doubts else (1.0, 1.0, 1.0)
         unchanged = BestPlan(self.full, found.measured, full_ms, full_ms, sure)
@@ -222,6 +232,23 @@ class PlanSearch:
                 *words,
             )
         return BestPlan(plan, found.measured, full_ms, best.latency_ms, speedup)
+
+    def _log_left_out(self, candidates: Sequence[Rated], found: Found) -> None:
+        """Log how many plans were not measured further."""
+        timed = {plan.selection for plan in candidates}
+        left = sum(any(plan.selection) and plan.selection not in timed for plan in found.plans)
+        if left:
+            log.info(
+                "%s within the bounds not %s as a whole: %s promised more",
+                counted(left, "plan is", "plans are"),
+                "timed" if self.source.confirms else "estimated",
+                counted(len(timed), "other", "others"),
+            )
+        if found.exhausted:
+            log.info(
+                "the drifts of %s were measured, the most that a calibration measures: there may be a better plan",
+                counted(len(found.measured) - 1, "whole plan"),
+            )
 
 
 def _latency_of(plans: Sequence[Rated], timed: WholeLatencies) -> Callable[[Selection], float]:

@@ -9,11 +9,14 @@ another function of the same weights, and needs training.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import math
+import os
 import platform
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,11 +30,15 @@ from jetvit.passes.graph import ExportedGraph
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite, Sites
+from jetvit.patterns.wording import counted
 from jetvit.search.best_plan import Budget, Options, PlanSearch
 from jetvit.search.fixed_grids import refuse_open_grids
+from jetvit.search.kept_latencies import KeptLatencies
+from jetvit.search.measurements import Measurements, images_digest, removed_if_refused, resumes
 from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere, attention_shape
+from jetvit.search.run_folder import RunFolder, locked_folder, weights_digest
 from jetvit.search.runner import Batch, Output, as_batches
-from jetvit.search.trial import Metric, Progress, Trial
+from jetvit.search.trial import Metric, Progress, Trial, alternatives_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +59,7 @@ def calibrate(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     dynamic: bool = False,
+    folder: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -78,17 +86,19 @@ def calibrate(
         dynamic_shapes: as `torch.export.export` takes them; the token grid must stay fixed.
         dynamic: refused, for drift and latency are measured at one image size. A plan that is made at one size fits the
             model that `optimize` and `export` capture with `dynamic=True`.
+        folder: keeps every measurement as it is made. The same call resumes a calibration that was killed, and makes
+            the same plan.
         provenance: more entries for the plan's record.
         progress: called with a description, the steps done, and their number.
     Returns:
         A plan with every measurement in it. All sites stay full if nothing faster stays within the bound.
     Raises:
         InputError: `dynamic`, no images, images of different shapes, an output that is not finite, a budget that is
-            none, an attention whose latency `costs` does not know.
+            none, an attention whose latency `costs` does not know, a folder of another calibration or one that another
+            run uses.
         JetvitError: the model has no full attention that can be rewritten.
         PlanError: no plan meets the budget.
     """
-    start = time.perf_counter()
     if dynamic:
         raise InputError(
             "calibrate does not take dynamic=True",
@@ -103,15 +113,90 @@ def calibrate(
         raise InputError("a dtype without costs", do="give both, or load the model in that dtype")
     pairs = as_batches(batches, kwargs)
     program = export_model(model, *pairs[0], dynamic_shapes)
+    asked = CalibrationRequest(
+        program,
+        pairs,
+        max_drift,
+        bound,
+        output,
+        metric,
+        tuple(choices) if choices is not None else tuple(_window(side) for side in WINDOWS),
+        costs,
+        dtype,
+    )
+    with locked_folder(folder, "calibration") if folder is not None else nullcontext():
+        return _calibrate(asked, folder, provenance or {}, progress)
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """The arguments of `calibrate` that determine its plan."""
+
+    program: ExportedProgram
+    pairs: list[Batch]
+    max_drift: float
+    budget: Budget | None
+    output: Output
+    metric: Metric | None
+    choices: tuple[Choice, ...]
+    costs: DeviceCosts | None
+    dtype: str | None
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the measure of harm."""
+        return "drift" if self.metric is None else _name_of(self.metric)
+
+    def config(self, sites: Sites, device: str, table: Any) -> dict[str, Any]:
+        """What has to be the same for a calibration to resume."""
+        return {
+            "sites": [site.to_json() for site in Fingerprint.of(sites).sites],
+            "weights": weights_digest(self.program.state_dict),
+            "images": images_digest(self.pairs),
+            "batches": len(self.pairs),
+            "max_drift": self.max_drift,
+            "budget": None if self.budget is None else self.budget.text,
+            "output": self.output if isinstance(self.output, int | str | None) else _name_of(self.output),
+            "metric": self.metric_name,
+            "choices": [choice.label for choice in self.choices],
+            "latencies_of": device if self.costs is None else str(self.costs.machine),
+            "table": table,
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def _calibrate(
+    asked: CalibrationRequest,
+    folder: str | os.PathLike[str] | None,
+    provenance: Mapping[str, Any],
+    progress: Progress | None,
+) -> Plan:
+    program, pairs, metric, costs, max_drift = asked.program, asked.pairs, asked.metric, asked.costs, asked.max_drift
     sites = find_sites(ExportedGraph(program))
     _check_sites(sites)
-    trial = Trial(program, pairs, output, metric, progress)
     device = device_name(sites[0].out.node.meta["val"].device)
-    source: LatencySource = MeasuredHere(trial, device) if costs is None else FromTable(costs, program, dtype)
-    alternatives = trial.alternatives(list(choices) if choices is not None else [_window(side) for side in WINDOWS])
+    run: RunFolder | None = None
+    if folder is not None:
+        table = None
+        if costs is not None:
+            known = FromTable(costs, program, asked.dtype).alone(alternatives_of(sites, asked.choices))
+            table = hashlib.sha256(repr(known).encode()).hexdigest()
+        run = RunFolder(folder, asked.config(sites, device, table), work="calibration")
+    kept = Measurements(run)
+    with removed_if_refused(run):
+        trial = Trial(program, pairs, asked.output, metric, progress, kept)
+    alternatives = trial.alternatives(asked.choices)
+    if run is not None and run.resumed:
+        log.info("%s", resumes(run, kept, sum(map(len, alternatives.values())) * len(trial.selection)))
+    _log_left_out(sites, asked.choices, alternatives)
+    source: LatencySource = (
+        KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, asked.dtype)
+    )
     answers = source.alone(alternatives)
     options = Options.of(alternatives, answers, trial.alone(alternatives))
-    best = PlanSearch(trial, source, options, max_drift, bound).best()
+    best = PlanSearch(trial, source, options, max_drift, asked.budget).best()
     drifts = {"joint_drift_selection": best.plan.loss}
     drifts["joint_drift_held_out"] = trial.joint(options.choices(best.plan.selection), held_out=True)
     if trial.held_out and drifts["joint_drift_held_out"] > max_drift:
@@ -128,14 +213,14 @@ def calibrate(
         "images_selection": trial.images(held_out=False),
         "images_held_out": trial.images(held_out=True),
         **{name: value for name, value in drifts.items() if math.isfinite(value)},
-        "metric": "drift" if metric is None else getattr(metric, "__name__", type(metric).__name__),
+        "metric": asked.metric_name,
         "max_drift": max_drift,
-        "budget": str(budget) if budget is not None else None,
+        "budget": None if asked.budget is None else asked.budget.text,
         "confirmed": source.confirms and not source.doubts,
         **best.record("eager" if source.confirms else "estimated"),
         **({"too_busy": source.doubts} if source.doubts else {}),
-        "calibration_seconds": round(time.perf_counter() - start, 1),
-        **(provenance or {}),
+        "calibration_seconds": round(kept.seconds, 1),
+        **provenance,
     }
     return Plan(
         sites=tuple(options.site_plan(index, number) for index, number in enumerate(best.plan.selection)),
@@ -158,6 +243,22 @@ def _check_sites(sites: Sites) -> None:
             "the model has no full attention that can be rewritten", why=reasons, do="see jetvit.explain for all of it"
         )
     refuse_open_grids(sites, "calibration")
+
+
+def _log_left_out(sites: Sites, choices: Sequence[Choice], alternatives: Mapping[str, Sequence[Choice]]) -> None:
+    """Log which attentions and which choices are not tried, with their numbers."""
+    if sites.rejected:
+        reasons = "; ".join(str(rejection) for rejection in sites.rejected[:3])
+        more = f"; and {len(sites.rejected) - 3} more" if len(sites.rejected) > 3 else ""
+        log.info("%s cannot be rewritten: %s%s", counted(len(sites.rejected), "attention"), reasons, more)
+    untried = {choice: sum(choice not in some for some in alternatives.values()) for choice in choices}
+    named = [f"{choice.label} at {count} of {len(sites)} attentions" for choice, count in untried.items() if count]
+    if named:
+        log.info("not tried, because the window holds the whole grid: %s", ", ".join(named))
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _window(side: int) -> Choice:

@@ -22,7 +22,7 @@ _CLOSE = 1e-2
 _POOL = 6
 # An option that drifts more than so many times the bound, alone, is left out: no other makes up for it, and integer
 # programming tells losses apart by a part of the largest.
-_HOPELESS = 10
+HOPELESS = 10
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Found:
 
     * plans: the original and those faster than it, where they keep the bounds, the best first; empty if none does.
     * measured: every plan that was measured, the original first.
+    * exhausted: whether the search ended because no more plans may be measured.
     """
 
     plans: tuple[Rated, ...]
     measured: tuple[Rated, ...]
+    exhausted: bool = False
 
 
 def choose(
@@ -73,7 +75,7 @@ class _Search:
     def __init__(
         self, costs: Costs, joint_drift: Callable[[Selection], float], max_drift: float, measurements: int
     ) -> None:
-        limit = _HOPELESS * max_drift
+        limit = HOPELESS * max_drift
         loss = [[each if each <= limit else math.inf for each in some] for some in costs.loss]
         self.costs, self.max_drift, self.left = replace(costs, loss=loss), max_drift, measurements
         self._joint_drift = joint_drift
@@ -106,7 +108,8 @@ class _Search:
 
     def found(self, order: Callable[[Rated], tuple[float, float]], max_latency_ms: float = math.inf) -> Found:
         """What is known now, the best by `order` first."""
-        return Found(tuple(sorted(self.within(max_latency_ms), key=order)), tuple(self.measured.values()))
+        plans = tuple(sorted(self.within(max_latency_ms), key=order))
+        return Found(plans, tuple(self.measured.values()), not self.left)
 
     def _keeps(self, plan: Rated) -> bool:
         """Whether a plan keeps the drift bound, by a measurement."""

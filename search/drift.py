@@ -55,8 +55,16 @@ class Drift:
 
     def add(self, index: int, output: Tensor) -> None:
         """Count the outputs of one batch against reference `index`."""
+        self.count(self.errors(index, output))
+
+    def errors(self, index: int, output: Tensor) -> list[float]:
+        """The squared error of each output of one batch against reference `index`, for `count`."""
         squared = (output.double() - self.references[index].double()).square()
-        self._errors += squared.flatten(1).sum(1).tolist()
+        return squared.flatten(1).sum(1).tolist()
+
+    def count(self, errors: Sequence[float]) -> None:
+        """Count the errors of the next batch."""
+        self._errors += errors
 
     @property
     def per_image(self) -> list[float]:

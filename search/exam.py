@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,20 @@ class Examiner:
         split: the images. limit: so many of them, evenly spaced.
         batch: images at a time: what the model was captured with.
         run: the processes share the work.
+        watch: called with the readings of the model and of the original, and the number of their images that count.
     """
 
-    def __init__(self, teacher: Reader, task: Task, split: Split, batch: int, run: Run, limit: int | None = None):
+    def __init__(
+        self,
+        teacher: Reader,
+        task: Task,
+        split: Split,
+        batch: int,
+        run: Run,
+        limit: int | None = None,
+        watch: Callable[[Reading, Reading, int], None] | None = None,
+    ):
+        self.watch = watch
         self.teacher, self.task, self.split, self.batch, self.run = teacher, task, split, batch, run
         self.places = evenly_spaced(len(split), limit or len(split))
         self.groups = [split.groups[place] for place in self.places]
@@ -64,6 +76,8 @@ class Examiner:
                 ours = reader(images)
                 theirs = self._reference(reader, ours, images, compare)
             if turn < len(own):
+                if self.watch is not None and theirs is not None:
+                    self.watch(ours, theirs, len(places))
                 rows += zip(places, self._rows(ours, theirs, targets, len(places)), strict=True)
             self.run.progress(what, turn + 1, turns)
         ordered = [row for _, row in sorted(self.run.processes.gather(rows), key=lambda row: row[0])]

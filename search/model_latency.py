@@ -86,7 +86,7 @@ class MeasuredHere:
 
     def __init__(self, trial: Trial, device: str):
         self._trial, self._device = trial, device
-        self._attentions_ms = 0.0
+        self.attentions_ms = 0.0
         self.doubts: list[str] = []
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
@@ -98,7 +98,7 @@ class MeasuredHere:
         for site in self._trial.sites:
             latencies = measured[attention_shape(site)]
             found[site.name] = {choice: _answer(latencies[choice]) for choice in (FULL, *alternatives[site.name])}
-        self._attentions_ms = math.fsum(answers[FULL].ms for answers in found.values())
+        self.attentions_ms = math.fsum(answers[FULL].ms for answers in found.values())
         return found
 
     def _measure(self, choices: Sequence[Choice]) -> tuple[dict[AttentionShape, dict[Choice, Latency]], list[str]]:
@@ -129,7 +129,7 @@ class MeasuredHere:
             names = ["the original model", *(f"plan {number}" for number in range(1, len(runs)))]
             doubts = list(sample_doubts(dict(zip(names, samples, strict=True))))
             latencies = WholeLatencies(tuple(map(tuple, samples)))
-            doubts += sum_doubts(self._attentions_ms, latencies.median_ms[0])
+            doubts += sum_doubts(self.attentions_ms, latencies.median_ms[0])
             return latencies, doubts
 
         latencies, doubts = steadily(measure)

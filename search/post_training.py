@@ -15,10 +15,9 @@ import hashlib
 import logging
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import FULL, Choice, DeviceCosts, Measured, Plan, SitePlan, sample_base
-from jetvit.cost_model.lock import locked
+from jetvit.cost_model import FULL, Choice, DeviceCosts, Measured, Plan, SitePlan
 from jetvit.passes.capture import export_model
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
@@ -44,15 +42,15 @@ from jetvit.search.paths import Alternatives
 from jetvit.search.processes import Processes, processes_here
 from jetvit.search.reader import Reader
 from jetvit.search.recipe import CHOICES, Recipe
-from jetvit.search.report import report
-from jetvit.search.run_folder import RunFolder
+from jetvit.search.report import MARGIN, report
+from jetvit.search.run_folder import RunFolder, locked_folder, weights_digest
 from jetvit.search.runner import Output
 from jetvit.search.scores import PathLatency, Scores, score_alone, survivors
 from jetvit.search.shards import shard
 from jetvit.search.stream import Inputs, Stream
 from jetvit.search.student import Student
 from jetvit.search.supernet import Path, Supernet
-from jetvit.search.taps import Taps, WithTokens, blocks_of, evenly, read_by_the_head
+from jetvit.search.taps import Taps, WithTokens, task_blocks
 from jetvit.search.task import Task
 from jetvit.search.train import Progress, Run, refuse_half
 from jetvit.search.trial import Trial
@@ -61,8 +59,6 @@ log = logging.getLogger(__name__)
 
 # Images of each split whose targets are looked at before the long work.
 _TRIED = 8
-MARGIN = 0.005
-"""Half a point: how far below another metric still counts as not inferior."""
 
 
 def search(
@@ -153,18 +149,10 @@ def search(
     )
     processes = processes or processes_here()
     call = inputs or (lambda images: ((images,), dict(kwargs or {})))
-    with _locked(folder) if folder is not None and processes.first else nullcontext():
+    with locked_folder(folder, "search") if folder is not None and processes.first else nullcontext():
         return PostTraining(
             model, asked, call, folder, precision, processes, sharded, provenance or {}, progress or (lambda *_: None)
         ).plan()
-
-
-def _locked(folder: str | os.PathLike[str]) -> AbstractContextManager[None]:
-    try:
-        pathlib.Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("the search cannot keep its progress", why=str(error), where=os.fspath(folder)) from error
-    return locked(folder)
 
 
 @dataclass(frozen=True)
@@ -236,6 +224,8 @@ class PostTraining:
             processes=processes,
             progress=progress,
         )
+        if self.run.folder is not None and self.run.folder.resumed and processes.first:
+            log.info("%s", where_it_resumes(self.run.folder))
         self.confirmation: Confirmation | None = None
         self.sharded = sharded and processes.count > 1
         for site in self.net.choice_sites.values() if self.sharded else ():
@@ -389,10 +379,7 @@ class PostTraining:
     def _tapped(self) -> list[str]:
         if self.asked.taps is not None:
             return list(self.asked.taps)
-        blocks = blocks_of(self.sites)
-        if self.task.taps:
-            return evenly(blocks, self.task.taps)
-        return read_by_the_head(self.net.model, blocks) or blocks[-1:]
+        return task_blocks(self.task, self.net.model, self.sites)
 
     def _new_head(self) -> nn.Module | None:
         if self.task.taps is None:
@@ -469,7 +456,7 @@ class PostTraining:
         asked = self.asked
         return {
             "sites": [site.to_json() for site in self.net.fingerprint.sites],
-            "weights": _digest(self.program.state_dict),
+            "weights": weights_digest(self.program.state_dict),
             "size": list(self.size),
             "splits": asked.data.record(),
             "samples": [_digest_of_samples(each) for each in (asked.data.train, asked.data.select, asked.data.test)],
@@ -480,7 +467,7 @@ class PostTraining:
             "choices": [choice.label for choice in asked.choices],
             "recipe": self.recipe.to_json(),
             "taps": list(asked.taps) if asked.taps is not None else None,
-            "head": _digest(asked.head.state_dict()) if asked.head is not None else None,
+            "head": weights_digest(asked.head.state_dict()) if asked.head is not None else None,
             "latencies_of": self._machine(),
             "dtype": asked.dtype,
             "latency_batch": asked.latency_batch,
@@ -549,6 +536,17 @@ def _warn_of_doubts(doubts: Sequence[str]) -> None:
         )
 
 
+def where_it_resumes(folder: RunFolder) -> str:
+    """Say where a search resumes."""
+    stages = [(name.replace("_", " "), done, steps) for name, done, steps in folder.stages()]
+    finished = [name for name, done, _ in stages if done]
+    parts = [f"done: {', '.join(finished)}" if finished else "no stage is done"]
+    parts += [f"{name} resumes at step {steps + 1}" for name, done, steps in stages if not done]
+    if rated := len(folder.evaluations()):
+        parts.append(f"{counted(rated, 'path')} rated")
+    return f"the search in {folder.path} resumes ({'; '.join(parts)})"
+
+
 def _digest_of_samples(split: Split) -> str:
     """sha256 of a few samples as they are read: other labels, or another normalisation, are another search."""
     digest = hashlib.sha256()
@@ -557,9 +555,3 @@ def _digest_of_samples(split: Split) -> str:
             if tensor is not None:
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256, in hex, of some values of each."""
-    samples = sample_base({name: each for name, each in tensors.items() if each.is_floating_point()})
-    return hashlib.sha256(b"".join(each.numpy().tobytes() for each in samples.values())).hexdigest()

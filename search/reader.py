@@ -15,10 +15,11 @@ from jetvit.search.taps import Taps
 
 @dataclass(frozen=True)
 class Reading:
-    """Tokens at each tap [batch, token, channel], and the task's output."""
+    """Tokens at each tap [batch, token, channel], the task's output, and the result of the model itself."""
 
     tokens: list[Tensor]
     output: Tensor
+    result: object = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Reader:
         """Run the model, and its head, on images [batch, 3, height, width]."""
         tokens, result = self._run(images)
         output = pick(result, self.output) if self.head is None else self.head(self.maps(tokens))
-        return Reading(tokens, output)
+        return Reading(tokens, output, result)
 
     def tokens(self, images: Tensor) -> list[Tensor]:
         """What is at the taps, alone."""

@@ -10,6 +10,9 @@ from jetvit.search.exam import Exam
 from jetvit.search.statistics import interval, non_inferior, paired
 from jetvit.search.task import Task
 
+MARGIN = 0.005
+"""Half a point: how far below another metric still counts as not inferior."""
+
 # Frames of a film that stay alike.
 _RUN = 10
 # Independent draws that an interval has to come from.

@@ -14,6 +14,7 @@ from jetvit.patterns.errors import InputError
 from jetvit.patterns.names import clean_name
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.wording import counted
+from jetvit.search.task import Task
 
 _BLOCK = re.compile(r"^(.*\.)?\d+(?=\.|$)")
 
@@ -133,6 +134,18 @@ def read_by_the_head(model: GraphModule, blocks: Sequence[str]) -> list[str]:
     """Those of the blocks whose outputs are read by something that is in none of them."""
     within = {node: _blocks_around(node, blocks) for node in model.graph.nodes}
     return [block for block in blocks if any(not within[user] for user in _output_of(model, block).users)]
+
+
+def task_blocks(task: Task, model: GraphModule, sites: Sites) -> list[str]:
+    """The blocks that the head of a task reads by default.
+
+    Raises:
+        InputError: the blocks of the model are not known, or there are fewer than the head reads.
+    """
+    blocks = blocks_of(sites)
+    if task.taps:
+        return evenly(blocks, task.taps)
+    return read_by_the_head(model, blocks) or blocks[-1:]
 
 
 def _output_of(model: GraphModule, block: str) -> Node:

@@ -17,7 +17,9 @@ from jetvit.passes.normalize import Normalize
 from jetvit.passes.pipeline import run_pipeline
 from jetvit.passes.plan_checks import covers
 from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import Sites
 from jetvit.search.drift import Drift, check_finite, place_axes
+from jetvit.search.measurements import Measurements, alone_key, joint_key
 from jetvit.search.runner import Batch, Output, Runner
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -35,6 +37,7 @@ class Trial:
         output: which tensor of the result is compared.
         metric: another measure of harm than drift.
         progress: called with a description, the steps done, and their number.
+        measurements: what was measured before is read from there, and what is measured is kept there.
     Raises:
         InputError: an output is not finite, does not vary, or is not there.
     """
@@ -46,6 +49,7 @@ class Trial:
         output: Output = None,
         metric: Metric | None = None,
         progress: Progress | None = None,
+        measurements: Measurements | None = None,
     ):
         base = ExportedGraph(program)
         run_pipeline(base, [Normalize(), FuseAttention(), CleanUp()])
@@ -54,6 +58,7 @@ class Trial:
         self.fingerprint = Fingerprint.of(self.sites)
         self.metric, self.output = metric, output
         self._progress = progress
+        self._kept = measurements or Measurements()
         self.original = Runner(self.program, output)
         self.selection, self.held_out = pairs[0::2], pairs[1::2]
         self.references = [self._reference(batch, index, len(pairs)) for index, batch in enumerate(pairs)]
@@ -68,35 +73,56 @@ class Trial:
 
     def alternatives(self, choices: Sequence[Choice]) -> dict[str, list[Choice]]:
         """What each site may become besides full attention: a window over its whole grid is that already."""
-        return {site.name: [choice for choice in choices if not covers(site, choice)] for site in self.sites}
+        return alternatives_of(self.sites, choices)
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, float]]:
         """The harm of every choice, by site, where all other sites stay full."""
-        graphs = {(site, choice): self.runner({site: choice}) for site, some in alternatives.items() for choice in some}
-        collectors = {key: self._collector(held_out=False) for key in graphs}
-        names = {site.out.node.name: site.name for site in self.sites}
-        total, done = len(graphs) * len(self.selection), 0
+        batches = range(len(self.selection))
+        missing = {
+            (site, choice)
+            for site, some in alternatives.items()
+            for choice in some
+            if any(alone_key(site, choice, index) not in self._kept for index in batches)
+        }
+        graphs = {(site, choice): self.runner({site: choice}) for site, choice in missing}
+        collector = self._collector(held_out=False)
+        nodes = {site.name: site.out.node.name for site in self.sites}
+        names = {node: name for name, node in nodes.items()}
+        total = sum(map(len, alternatives.values())) * len(self.selection)
+        done = total - sum(alone_key(*pair, index) not in self._kept for pair in missing for index in batches)
         for index, batch in enumerate(self.selection):
-            for place, alive in self.original.cuts(batch, list(names)):
-                for choice in alternatives[names[place]]:
-                    key = names[place], choice
-                    collectors[key].add(index, graphs[key].run(batch, alive))
+            left = {pair for pair in missing if alone_key(*pair, index) not in self._kept}
+            places = [node for name, node in nodes.items() if any(site == name for site, _ in left)]
+            for place, alive in self.original.cuts(batch, places) if places else ():
+                site = names[place]
+                for choice in (each for each in alternatives[site] if (site, each) in left):
+                    output = graphs[site, choice].run(batch, alive)
+                    self._kept.keep(alone_key(site, choice, index), collector.errors(index, output))
                     done += 1
                     self.report("trying each choice at each site", done, total)
-        return {
-            site: {choice: collectors[site, choice].total for choice in some} for site, some in alternatives.items()
-        }
+
+        def drift(site: str, choice: Choice) -> float:
+            collected = self._collector(held_out=False)
+            for index in batches:
+                collected.count(self._kept[alone_key(site, choice, index)])
+            return collected.total
+
+        return {site: {choice: drift(site, choice) for choice in some} for site, some in alternatives.items()}
 
     def joint(self, chosen: Mapping[str, Choice], held_out: bool = False) -> float:
         """The harm of a whole plan on the choosing or the held-out images."""
         batches = self.held_out if held_out else self.selection
         if not batches or not chosen:
             return 0.0
-        runner = self.runner(chosen)
+        runner: Runner | None = None
         collect = self._collector(held_out)
         for index, batch in enumerate(batches):
-            collect.add(index, runner.run(batch))
-            self.report("measuring whole plans", index + 1, len(batches))
+            key = joint_key(chosen, held_out, index)
+            if key not in self._kept:
+                runner = runner or self.runner(chosen)
+                self._kept.keep(key, collect.errors(index, runner.run(batch)))
+                self.report("measuring whole plans", index + 1, len(batches))
+            collect.count(self._kept[key])
         return collect.total
 
     def runner(self, chosen: Mapping[str, Choice]) -> Runner:
@@ -126,14 +152,22 @@ class Trial:
         return Drift(references, self.places) if self.metric is None else _MetricMean(references, self.metric)
 
 
+def alternatives_of(sites: Sites, choices: Sequence[Choice]) -> dict[str, list[Choice]]:
+    """The choices of each site without windows over its whole grid, which are full attention."""
+    return {site.name: [choice for choice in choices if not covers(site, choice)] for site in sites}
+
+
 class _MetricMean:
     """The mean of a user's metric over batches."""
 
     def __init__(self, references: Sequence[Tensor], metric: Metric):
         self._references, self._metric, self._values = references, metric, list[float]()
 
-    def add(self, index: int, output: Tensor) -> None:
-        self._values.append(float(self._metric(output, self._references[index])))
+    def errors(self, index: int, output: Tensor) -> list[float]:
+        return [float(self._metric(output, self._references[index]))]
+
+    def count(self, errors: Sequence[float]) -> None:
+        self._values += errors
 
     @property
     def total(self) -> float:

@@ -8,7 +8,7 @@ COMMANDS = {
     "explain": "List the attention of a model, and what a plan makes of it",
     "calibrate": "Make a plan from measured drift and latency, without training",
     "search": "Make a plan with trained weights, for a task and within a latency",
-    "check": "Measure the drift of a plan on new images",
+    "check": "Measure the drift of a plan on new images, and the metric of a task beside it",
     "optimize": "Write the rewritten model as a .pt2 or .onnx file",
     "export": "Write the rewritten model for another place: compiled code, ONNX, TensorRT",
     "bench": "Time a model end to end against compiled full attention",

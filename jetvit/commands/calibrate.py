@@ -16,15 +16,17 @@ from jetvit.commands.subject import RANDOM, find_images, load_subject, made_from
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
-from jetvit.patterns.errors import InputError
+from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search import calibrate
+from jetvit.search.measurements import remove_measurements
 
 LIMIT = 16
 DESCRIPTION = """\
 Try windows at every attention of a model on your images, time each on this device, and write the fastest plan whose
 output drifts no more than --max-drift. Half of the images choose; the other half, held out, tell what the choice is
 worth. Drift 0 is the original model; 1 is as wrong as its mean for every token. Minutes, no training. With --table the
-latencies are those of another device, and nothing is timed: calibrate on a CPU what will run on a GPU."""
+latencies are those of another device, and nothing is timed: calibrate on a CPU what will run on a GPU. A calibration
+that was killed resumes when the same command is run again."""
 EPILOG = """\
 examples:
   jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ -o plan/
@@ -38,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser, LIMIT)
     parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
     add_force_option(parser)
+    parser.add_argument(
+        "--folder",
+        metavar="RUN",
+        help="the folder that keeps the measurements (default: PLAN.run, which is removed once the plan is written)",
+    )
     parser.add_argument(
         "--max-drift", type=_drift, default=0.35, metavar="D", help="the largest drift allowed (default: 0.35)"
     )
@@ -59,12 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Calibrate, save the plan and print what was measured."""
     out = Path(args.out)
+    folder = Path(args.folder or f"{out}.run")
+    if folder.resolve() == out.resolve():
+        args.parser.refuse("--folder and --out name the same folder", "name another folder for the measurements")
     _refuse_unwritable(out)
     with output_plan(out, args.force):
-        _calibrate(args, out)
+        try:
+            _calibrate(args, out, folder)
+        except PlanError:  # the calibration is complete: another budget is another one
+            if args.folder is None:
+                remove_measurements(folder)
+            raise
 
 
-def _calibrate(args: argparse.Namespace, out: Path) -> None:
+def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
     if args.table_dtype is not None and args.table is None:
         raise InputError("--table-dtype is the dtype of a table", do="name the table as well: --table FILE")
     costs = None if args.table is None else load_table(args.table)
@@ -90,10 +105,13 @@ def _calibrate(args: argparse.Namespace, out: Path) -> None:
             args.output,
             costs=costs,
             dtype=args.table_dtype,
+            folder=measurements,
             provenance={**made_from(args), "images_sha256": folder.digest()},
             progress=progress,
         )
     plan.save(out)
+    if args.folder is None:
+        remove_measurements(measurements)
     positional, keywords = batches[0]
     report = replace(explain(subject.model, *positional, plan=plan, kwargs=keywords), model=args.model)
     if args.json:

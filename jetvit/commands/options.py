@@ -42,14 +42,20 @@ def add_model_options(parser: argparse.ArgumentParser, *, dynamic: bool = False,
         group.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
 
 
-def add_image_options(parser: argparse.ArgumentParser, limit: int, *, required: bool = True) -> None:
-    """`--images DIR`, `--limit N`, and how the images are read."""
+def add_image_options(
+    parser: argparse.ArgumentParser, limit: int, *, required: bool = True, limit_note: str = ""
+) -> None:
+    """`--images DIR`, `--limit N`, and how the images are read; `limit_note` ends the help of --limit."""
     parser.add_argument(
         "--images", metavar="DIR", required=required, help="a folder of images like those that the model will see"
     )
     add_normalisation_options(parser)
     parser.add_argument(
-        "--limit", type=at_least(1), default=limit, metavar="N", help=f"take N images, evenly spaced (default: {limit})"
+        "--limit",
+        type=at_least(1),
+        default=limit,
+        metavar="N",
+        help=f"take N images, evenly spaced (default: {limit}{limit_note})",
     )
     add_strict_option(parser)
 

@@ -7,11 +7,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch.export import ExportedProgram
 
@@ -28,6 +27,15 @@ from jetvit.commands.outputs import add_force_option, check_plan_folder
 from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
+from jetvit.commands.tasks import (
+    METRICS,
+    NEEDED,
+    add_task_options,
+    difference_text,
+    refuse_task_usage,
+    task_of,
+    value_text,
+)
 from jetvit.cost_model import Choice, Plan
 from jetvit.cost_model.lock import locked
 from jetvit.cost_model.plan_file import PLAN_FILE
@@ -35,7 +43,7 @@ from jetvit.cost_model.whole_file import write_whole
 from jetvit.datasets import find_split_files, read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.patterns.wording import counted
-from jetvit.search import Depth, Features, Recipe, Segmentation, Task, search
+from jetvit.search import Recipe, search
 from jetvit.search.pictures import draw
 from jetvit.search.processes import Processes, processes_here
 from jetvit.search.recipe import CHOICES
@@ -67,25 +75,12 @@ the plan is used as any other:
   jetvit optimize hf:dinov3-base --size 352x480 --plan plan/ -o fast.pt2"""
 
 WRITTEN = "written.sha256"  # in the folder of a search: of every plan.json that it wrote
-# What a task cannot do without, and what else is of that task alone.
-_NEEDED = {
-    "segmentation": ("classes",),
-    "depth": ("dialect", "nearest", "farthest", "depth_scale"),
-    "features": (),
-}
-_OPTIONAL = {"segmentation": ("head",), "depth": ("head", "saturated", "crop"), "features": ()}
-_ADVICE = {
-    "segmentation": "give --classes N: how many classes the labels tell apart, void not counted",
-    "depth": "say which metric the data set is measured by (--dialect depth or disparity), its range in metres "
-    "(--nearest 0.001 --farthest 10) and the metres of one unit of its PNGs (--depth-scale 0.001)",
-}
-_METRICS = {"miou": "mIoU", "delta1": "δ1", "explained": "explained variation"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit search`."""
     parser.add_argument("--data", dest="images", metavar="DIR", required=True, help="the images, laid out as above")
-    parser.add_argument("--task", choices=_NEEDED, required=True, help="what the model is for")
+    parser.add_argument("--task", choices=NEEDED, required=True, help="what the model is for")
     parser.add_argument("-o", "--out", metavar="PLAN", required=True, help="the folder that the plan is written to")
     add_force_option(parser)
     parser.add_argument(
@@ -125,36 +120,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--table-dtype", choices=DTYPES, help="the dtype that the model will have there (default: what it has here)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _add_task_options(parser.add_argument_group("the task"))
-    _add_data_options(parser)
-    add_model_options(parser, batch=Recipe.batch)
-
-
-def _add_task_options(group: Any) -> None:
-    group.add_argument("--classes", type=at_least(2), metavar="N", help="how many classes, void not counted")
-    group.add_argument(
+    task = parser.add_argument_group("the task")
+    task.add_argument(
         "--head",
         choices=("task", "model"),
         help="who makes logits or depth of the features: a new head that is trained first, or the model itself "
         "(default: task)",
     )
-    group.add_argument(
-        "--taps",
-        type=lambda text: text.split(","),
-        metavar="A,B",
-        help="the blocks whose outputs the head reads, such as blocks.5,blocks.11 (default: the last, and for depth "
-        "three more; of a model with its own head, those that it reads)",
-    )
-    group.add_argument("--dialect", choices=("depth", "disparity"), help="what depth is measured on, once aligned")
-    group.add_argument("--nearest", type=float, metavar="M", help="depths below M metres are unknown")
-    group.add_argument("--farthest", type=float, metavar="M", help="depths above M metres are unknown")
-    group.add_argument(
-        "--depth-scale", type=float, metavar="M", help="one unit of the depths is M metres; 0 is unknown"
-    )
-    group.add_argument("--saturated", type=int, metavar="N", help="the unit that stands for N or more, thus unknown")
-    group.add_argument(
-        "--crop", type=_crop, metavar="T,B,L,R", help="rows T to B and columns L to R of the depths alone count"
-    )
+    add_task_options(task)
+    _add_data_options(parser)
+    add_model_options(parser, batch=Recipe.batch)
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Processes) -> None:
     costs = None if args.table is None else load_table(args.table)
-    task = _task(args)
+    task = task_of(args)
     files = find_split_files(args.images, task, strict=args.strict)
     subject = load_subject(args)
     if not subject.dtype.is_floating_point:
@@ -270,30 +245,9 @@ def _digest(out: Path) -> str:
 
 def _refuse_usage(args: argparse.Namespace) -> None:
     """Refuse, with status 2, what a task lacks and what is of another task."""
-    needed = _NEEDED[args.task]
-    own = {*needed, *_OPTIONAL[args.task]}
-    missing = [_option(name) for name in needed if getattr(args, name) is None]
-    if missing:
-        args.parser.refuse(f"--task {args.task} needs {', '.join(missing)}", _ADVICE[args.task])
-    for task in _NEEDED:
-        for name in (*_NEEDED[task], *_OPTIONAL[task]):
-            if name not in own and getattr(args, name) is not None:
-                args.parser.refuse(f"{_option(name)} is of --task {task}", f"leave it out, or give --task {task}")
+    refuse_task_usage(args)
     if args.table_dtype is not None and args.table is None:
         args.parser.refuse("--table-dtype is the dtype of a table", "name the table as well: --table FILE")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _task(args: argparse.Namespace) -> Task:
-    if args.task == "features":
-        return Features()
-    own_head = args.head == "model"
-    if args.task == "segmentation":
-        return Segmentation(args.classes, taps=None if own_head else 1)
-    return Depth(args.dialect, args.nearest, args.farthest, taps=None if own_head else Depth.taps, crop=args.crop)
 
 
 def _recipe(args: argparse.Namespace, subject: Subject) -> Recipe:
@@ -308,7 +262,7 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What was found, what it reaches on the test images and what else was tried on the choosing images."""
     made = plan.provenance
     test, metric = made["test"], made["test"]["metric"]
-    name = _METRICS.get(metric, metric)
+    name = METRICS.get(metric, metric)
     choices = Counter(site.choice.label for site in plan.sites)
     yield f"{counted(len(plan.sites), 'attention')}: " + ", ".join(f"{n} {label}" for label, n in choices.most_common())
     full_ms, plan_ms = made["estimated_full_ms"], made["estimated_plan_ms"]
@@ -332,28 +286,17 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     for each in ("original", "plan", *compared[1:]):
         low, high = test[each]["interval"]
         same = "  the original with the same training on the task" if each == "control" else ""
-        yield f"  {each:<16} {_value(test[each][metric])}   [{_value(low)}, {_value(high)}]{same}"
+        yield f"  {each:<16} {value_text(test[each][metric])}   [{value_text(low)}, {value_text(high)}]{same}"
     for each in compared:
-        yield f"  {f'plan − {each}':<16} {_difference(test, each)}"
+        yield f"  {f'plan − {each}':<16} {difference_text(test, each)}"
     if made.get("test_shares_with_train"):
         yield f"  not independent: images of {', '.join(made['test_shares_with_train'])} are in train and in test"
     chosen_on = min(recipe.select_images, made["images_select"])
     images = counted(chosen_on, "image")
     yield f"\n{name} on {images}, which the plan was chosen by, with the weights that all paths share"
     for each, value in made["select"].items():
-        yield f"  {each:<24} {_value(value)}   {made['select_ms'][each]:.4g} ms"
+        yield f"  {each:<24} {value_text(value)}   {made['select_ms'][each]:.4g} ms"
     yield ""
-
-
-def _difference(test: Mapping[str, Any], other: str) -> str:
-    """The paired difference of the plan and another model, and what it says; one seed is what there is."""
-    mean, low, high = test[f"plan_minus_{other}"]
-    verdict = "non-inferior" if test[f"non_inferior_to_{other}"] else "not shown to be non-inferior"
-    return f"{_value(mean, '+')}  [{_value(low, '+')}, {_value(high, '+')}]  {verdict} at margin {test['margin']:g}"
-
-
-def _value(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.4f}"
 
 
 def _choices(text: str) -> tuple[Choice, ...]:
@@ -374,10 +317,3 @@ def _choice(text: str) -> Choice:
     raise argparse.ArgumentTypeError(
         f"{words!r} is no choice: write 'linear', 'linear conv3', 'window 8' or 'window 8x16'"
     )
-
-
-def _crop(text: str) -> tuple[int, int, int, int]:
-    match = re.fullmatch(r"([0-9]+),([0-9]+),([0-9]+),([0-9]+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no crop: write top,bottom,left,right, such as 45,471,41,601")
-    return int(match[1]), int(match[2]), int(match[3]), int(match[4])

@@ -27,6 +27,8 @@ from jetvit.files import load_exported
 from jetvit.images import ImageFiles, synthetic_images
 from jetvit.models import load_model
 from jetvit.patterns.errors import InputError
+from jetvit.search import model_latency
+from jetvit.search.trial import Trial
 from tests.search.test_calibration import device_costs, on_gpu
 from tests.zoo import CASES
 from tests.zoo.quick import sweep
@@ -288,7 +290,8 @@ def test_a_plan_of_another_model(refused: Run, plan: Path, tmp_path: Path):
 # calibrate and check
 
 
-def test_calibrate_then_check(run: Run, pictures: Path, tmp_path: Path):
+def test_calibrate_then_check(run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_latency, "steadily", lambda measure: (measure()[0], []))  # whatever else runs here
     out = tmp_path / "new" / "plan"
     outcome = run("calibrate", *TINY, *SIZE, "--images", pictures, "-o", out)
     assert outcome.status == 0
@@ -325,7 +328,8 @@ def test_the_normalisation_is_said_or_given(run: Run, plan: Path, pictures: Path
     assert run("optimize", *TINY, *SIZE, "-o", program).status == 0
     argv = ("check", program, "--images", pictures, "--plan", plan, "--limit", "2")
     assert "ImageNet's values are taken; see --mean, --std" in run(*argv).err
-    assert run(*argv, "--mean", ".5,.5,.5", "--std", ".5,.5,.5").err == ""
+    outcome = run(*argv, "--mean", ".5,.5,.5", "--std", ".5,.5,.5")
+    assert outcome.err == "note: 2 of 4 images not read: the limit is 2\n"
 
 
 def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
@@ -334,6 +338,46 @@ def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
     assert outcome.status == 0, outcome.err
     report = json.loads(outcome.out)
     assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (2, 2)
+
+
+def test_a_calibration_that_was_killed_resumes(
+    run: Run, refused: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights, out = tmp_path / "vit.safetensors", tmp_path / "plan"
+    model = load_model("timm:vit_tiny_patch16_224", model_args={"depth": 2, "embed_dim": 32, "num_heads": 2}).model
+    save_file(model.state_dict(), weights)
+    argv = ("calibrate", *TINY, "--size", "160x160", "--images", pictures, "-o", out)
+    argv_of = (*argv, "--weights", weights)
+
+    def kill(self: Trial, *args: Any, **kwargs: Any) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "joint", kill)
+        outcome = run(*argv_of, "--max-drift", "99")
+    assert (outcome.status, out.exists()) == (130, False)
+    for options, words in (
+        (("--max-drift", "0.1"), "max_drift is 0.1, and was 99.0"),
+        (("--max-drift", "99", "--limit", "2"), "images is "),
+        (("--max-drift", "99", "--budget", "0.9"), 'budget is "0.9", and was null'),
+    ):
+        message = refused(*argv_of, *options).err
+        assert f"error: the folder holds another calibration\n  why: {words}"[:60] in message, message
+    outcome = run(*argv_of, "--max-drift", "99")
+    assert outcome.status == 0
+    assert f"note: the calibration in {out}.run resumes: " in outcome.err
+    assert "4 of 4 drifts of single choices, 0 drifts of whole plans and " in outcome.err
+    words = "note: not tried, because the window holds the whole grid: "
+    assert f"{words}window 16x16 at 2 of 2 attentions, window 32x32 at 2 of 2 attentions\n" in outcome.err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["plan", "vit.safetensors"]
+
+
+def test_the_measurements_of_calibrate_have_a_folder_of_their_own(run: Run, pictures: Path, tmp_path: Path):
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "-o", tmp_path / "plan", "--folder", tmp_path / "plan")
+    outcome = run(*argv)
+    assert outcome.status == 2
+    assert "--folder and --out name the same folder" in outcome.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_calibrate_for_another_device(

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from jetvit.api import find_attention
 from jetvit.cli import main
-from jetvit.cost_model import Plan
+from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.cost_model.lock import locked
 from jetvit.files import load_exported
 from jetvit.images import synthetic_images
@@ -177,10 +178,96 @@ def test_json(segmented: Searched, tmp_path: Path):
     """From the folder of the same search, in which all stages are done."""
     outcome = call(*segmented.argv, "--folder", f"{segmented.plan}.run", "-o", tmp_path / "again", "--json")
     report = json.loads(outcome.out)
+    run = f"{segmented.plan}.run"
+    assert f"note: the search in {run} resumes (done: head, local distillation, supernet distillation, " in outcome.err
+    assert re.search(r"task, control; \d+ paths rated\)\n", outcome.err)
+    assert "resumes" not in segmented.outcome.err
+    assert re.search(r"note: \d+ of \d images not read: the limit is 4\n", segmented.outcome.err)
     assert len(report["choices"]) == 2
     assert report["provenance"]["images_select"] == 3
     assert report["provenance"]["test"]["metric"] == "miou"
     assert Plan.load(tmp_path / "again").digest() == Plan.load(segmented.plan).digest()
+
+
+def checked(models: Mapping[str, str], films: Path, plan: Path, *argv: object) -> Outcome:
+    model = (models["DINOv3"], "--size", SIZES["DINOv3"])
+    return call("check", *model, "--plan", plan, "--data", films, *argv)
+
+
+def test_check_gives_the_metric_of_the_search(models: Mapping[str, str], films: Path, segmented: Searched):
+    """On the same test images, with the head that the search trained."""
+    argv = (*SEGMENTATION, "--limit", "4", "--head", f"{segmented.plan}.run/head.safetensors")
+    test, number = Plan.load(segmented.plan).provenance["test"], r"[+-]?\d\.\d{4}"
+    outcome = checked(models, films, segmented.plan, *argv)
+    assert outcome.status == 0, outcome.err
+    for line in (
+        r"drift      \d\.\d{4} over 4 images of 64×96",
+        f"mIoU on 4 images of {films.name}, with 95 % intervals over images",
+        rf"  original +{number}   \[{number}, {number}\]",
+        rf"  plan +{number}   \[{number}, {number}\]",
+        rf"  plan − original +{number}  \[{number}, {number}\]  not shown to be non-inferior at margin 0.005",
+        "The images are too few to show that the plan is as good.",
+    ):
+        assert re.search(f"^{line}$", outcome.out, re.MULTILINE), line
+    assert "note: 2 of 6 images not read: the limit is 4\n" in outcome.err
+    report = json.loads(checked(models, films, segmented.plan, *argv, "--json").out)
+    for name in ("original", "plan"):
+        assert report[name] == pytest.approx(test[name]["miou"], abs=1e-3)
+    assert report["record"]["plan_minus_original"] == pytest.approx(test["plan_minus_original"], abs=2e-3)
+    assert report["images"] == 4
+
+
+def test_check_of_features_needs_no_labels(models: Mapping[str, str], films: Path, segmented: Searched):
+    pictures = films / "val" / "images"
+    model = (models["DINOv3"], "--size", SIZES["DINOv3"], "--plan", segmented.plan)
+    outcome = call("check", *model, "--data", pictures, "--task", "features", "--batch", "4")
+    assert outcome.status == 0, outcome.err
+    assert "explained variation on 6 images of images" in outcome.out
+    assert re.search(r"^  original +1\.0000 ", outcome.out, re.MULTILINE)
+
+
+def test_check_by_the_head_of_the_model(models: Mapping[str, str], films: Path, tmp_path: Path):
+    model = load_model(models["DepthAnything"]).model
+    sites = find_attention(model, torch.zeros(1, 3, 42, 56))
+    entry = SitePlan(sites[1].name, Choice("window", window=(2, 2)))
+    Plan((entry,), Fingerprint.of(sites)).save(tmp_path / "plan")
+    argv = ("--size", SIZES["DepthAnything"], "--plan", tmp_path / "plan", "--data", films / "val", *DEPTH)
+    outcome = call("check", models["DepthAnything"], *argv, "--head", "model")
+    assert outcome.status == 0, outcome.err
+    assert "δ1 on 6 images of val" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "check needs either --images or --data"),
+        (["--images=d", "--data=d"], "check needs either --images or --data"),
+        (["--data=d"], "--data and --task belong together"),
+        (["--images=d", "--task=features"], "--data and --task belong together"),
+        (["--images=d", "--classes=2"], "--classes is of a task"),
+        (["--images=d", "--taps=a"], "--taps is of a task"),
+        (["--data=d", *SEGMENTATION], "--task segmentation needs --head"),
+        (["--data=d", "--task=depth", "--head=model"], "--task depth needs --dialect"),
+        (["--data=d", "--task=features", "--head=model"], "--head is of --task segmentation"),
+    ],
+)
+def test_wrong_usage_of_check(argv: list[str], words: str):
+    outcome = call("check", *PLAIN, "--plan", "p", *argv)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert words in outcome.err
+
+
+def test_check_refuses_data_and_heads_that_do_not_fit(
+    models: Mapping[str, str], films: Path, segmented: Searched, tmp_path: Path
+):
+    outcome = checked(models, films, segmented.plan, *SEGMENTATION, "--head", "nowhere")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "error: no head nowhere" in outcome.err
+    head = ("--head", f"{segmented.plan}.run/head.safetensors")
+    outcome = checked(models, films, segmented.plan, "--task", "segmentation", "--classes", "3", *head)
+    assert "linear.weight is [2, 16, 1, 1], and the task needs [3, 16, 1, 1]" in outcome.err
+    outcome = checked(models, tmp_path, segmented.plan, *SEGMENTATION, *head)
+    assert f"error: {tmp_path} holds no val/images and no images\n  why: segmentation needs val/" in outcome.err
 
 
 def test_its_own_plan_is_written_once_more_and_no_other(segmented: Searched):
@@ -225,7 +312,9 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     assert (outcome.status, outcome.out) == (130, "")
     assert not (tmp_path / "killed").exists()
     done = (run / "local_distillation.safetensors").stat().st_mtime_ns
-    assert call(*argv, "-o", tmp_path / "killed").status == 0
+    outcome = call(*argv, "-o", tmp_path / "killed")
+    assert outcome.status == 0
+    assert "resumes (done: local distillation" in outcome.err
     assert (run / "local_distillation.safetensors").stat().st_mtime_ns == done
     assert Plan.load(tmp_path / "killed").digest() == Plan.load(tmp_path / "whole").digest()
 

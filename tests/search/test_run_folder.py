@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from jetvit.patterns.errors import InputError
+from jetvit.search.post_training import where_it_resumes
 from jetvit.search.run_folder import METRICS, RunFolder
 from jetvit.search.train import Run, Schedule, Training
 
@@ -93,6 +95,20 @@ def test_an_evaluation_that_was_cut_off_never_was(tmp_path: Path, cut: int):
     file.write_text("{\n" + file.read_text())
     with pytest.raises(InputError, match="the evaluations of the search cannot be read"):
         folder.evaluations()
+
+
+def test_where_a_search_resumes(tmp_path: Path):
+    folder = RunFolder(tmp_path, {})
+    assert not folder.resumed
+    for time, (stage, done, steps) in enumerate((("task", False, 2), ("local_distillation", True, 3))):
+        folder.save(stage, {}, {"done": done, "seconds": [0.5] * steps})
+        os.utime(tmp_path / f"{stage}.safetensors", (100 - time, 100 - time))
+    again = RunFolder(tmp_path, {})
+    assert again.resumed
+    assert again.stages() == [("local_distillation", True, 3), ("task", False, 2)]
+    assert where_it_resumes(again) == (
+        f"the search in {tmp_path} resumes (done: local distillation; task resumes at step 3)"
+    )
 
 
 def test_one_that_does_not_write_leaves_nothing(tmp_path: Path):

@@ -299,6 +299,8 @@ def readable(file: Path) -> Iterator[None]:
 
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation of a decoded image, 1 to 8; 1, upright, where there is none or it is damaged."""
+    if image.format == "TIFF":  # Pillow has turned it while it decoded; older releases leave the tag
+        return 1
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the bytes are anyone's: the parser raises whatever it meets

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -309,16 +310,31 @@ def _open_in_openvino(path: Path, threads: int | None) -> LoadedModel:
 
 def _check_resampling(path: Path, model: Any) -> None:
     """Refuse what OpenVINO computes wrong without an error: it leaves antialiasing out of cubic resampling."""
-    for node in model.get_ordered_ops():
-        attributes = node.get_attributes() if node.get_type_name() == "Interpolate" else {}
-        if attributes.get("mode") == "cubic" and attributes.get("antialias"):
+    for name, attributes in _resamplings(path, model):
+        if attributes.get("mode") in ("cubic", b"cubic") and attributes.get("antialias"):
             raise InputError(
                 f"OpenVINO would give wrong results for {path}",
                 why="the model resamples with antialiasing in cubic mode, which OpenVINO leaves out",
-                where=f"node {node.get_friendly_name()}",
+                where=f"node {name}",
                 do="write the file for one size, where resampled position embeddings are constants; "
                 "or use another runtime",
             )
+
+
+def _resamplings(path: Path, model: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and attributes of each resampling: in the file, where onnx is installed, and as OpenVINO read them.
+
+    OpenVINO before 2026 drops the attribute `antialias` as it reads a file.
+    """
+    if importlib.util.find_spec("onnx") is not None:
+        import onnx
+
+        for each in onnx.load(str(path), load_external_data=False).graph.node:
+            if each.op_type == "Resize":
+                yield each.name, {entry.name: onnx.helper.get_attribute_value(entry) for entry in each.attribute}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Interpolate":
+            yield node.get_friendly_name(), node.get_attributes()
 
 
 def _on_arrays(path: Path, signature: Signature, bound: Bound, run: Callable[[list[Any]], Sequence[Any]]) -> Any:

@@ -150,7 +150,11 @@ def test_damaged_exif_leaves_the_image_as_it_is(photo: Image.Image, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm"])
 def test_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, name: str):
-    Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / name)
+    pixels = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    if name.endswith(".pgm"):  # Pillow 10.0 reads these and does not write them
+        (tmp_path / name).write_bytes(b"P5 8 8 65535\n" + pixels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(pixels).save(tmp_path / name)
     image = ImageFolder(tmp_path, (8, 8), (0, 0, 0), (1, 1, 1))[0]
     torch.testing.assert_close(image, torch.linspace(0, 1, 64).reshape(8, 8).expand(3, -1, -1), atol=1e-4, rtol=0)
 

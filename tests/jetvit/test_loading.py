@@ -193,9 +193,10 @@ def test_a_package_with_torch_alone_checks_its_inputs(checks: bool, file: Callab
     if not checks:
         assert found["strides"] == [2, 24, 8]  # of wrong values
         return
-    assert "unmatched dim value at 1, expected: 3, but got: 2" in found["small"]
-    assert "unmatched dtype" in found["int"]
-    assert "unmatched stride value" in found["strides"]
+    # Older releases of torch print the reason, and raise without it.
+    reasons = process.stderr + "".join(found[name] for name in ("small", "int", "strides"))
+    for reason in ("unmatched dim value at 1, expected: 3, but got: 2", "unmatched dtype", "unmatched stride value"):
+        assert reason in reasons
 
 
 def test_a_package_of_torch_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

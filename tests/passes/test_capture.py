@@ -158,8 +158,8 @@ def test_results_that_cannot_be_compared_are_captured(function: Callable[[Tensor
     image = torch.ones(1, 3, 8, 8)
     try:
         torch.export.export(After(function), (image,), strict=False)
-    except Exception as error:  # not by every release of torch
-        pytest.skip(f"this torch does not export it: {type(error).__name__}")
+    except RuntimeError:  # torch 2.11: "quantized nyi in meta tensors"
+        pytest.skip("this torch has no meta kernel for quantize_per_tensor: pytorch/pytorch#96435")
     capture(After(function), (image,))
 
 

@@ -252,7 +252,9 @@ def _log_left_out(sites: Sites, choices: Sequence[Choice], alternatives: Mapping
         more = f"; and {len(sites.rejected) - 3} more" if len(sites.rejected) > 3 else ""
         log.info("%s cannot be rewritten: %s%s", counted(len(sites.rejected), "attention"), reasons, more)
     untried = {choice: sum(choice not in some for some in alternatives.values()) for choice in choices}
-    named = [f"{choice.label} at {count} of {len(sites)} attentions" for choice, count in untried.items() if count]
+    named = [
+        f"{choice.label} at {count} of {counted(len(sites), 'attention')}" for choice, count in untried.items() if count
+    ]
     if named:
         log.info("not tried, because the window holds the whole grid: %s", ", ".join(named))
 

@@ -71,12 +71,7 @@ def run(args: argparse.Namespace) -> None:
         args.parser.refuse("--folder and --out name the same folder", "name another folder for the measurements")
     _refuse_unwritable(out)
     with output_plan(out, args.force):
-        try:
-            _calibrate(args, out, folder)
-        except PlanError:  # the calibration is complete: another budget is another one
-            if args.folder is None:
-                remove_measurements(folder)
-            raise
+        _calibrate(args, out, folder)
 
 
 def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
@@ -97,18 +92,23 @@ def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
                 where=args.images,
                 do="give twice as many images or more, or a smaller --batch",
             )
-        plan = calibrate(
-            subject.model,
-            batches,
-            args.max_drift,
-            args.budget,
-            args.output,
-            costs=costs,
-            dtype=args.table_dtype,
-            folder=measurements,
-            provenance={**made_from(args), "images_sha256": folder.digest()},
-            progress=progress,
-        )
+        try:
+            plan = calibrate(
+                subject.model,
+                batches,
+                args.max_drift,
+                args.budget,
+                args.output,
+                costs=costs,
+                dtype=args.table_dtype,
+                folder=measurements,
+                provenance={**made_from(args), "images_sha256": folder.digest()},
+                progress=progress,
+            )
+        except PlanError:  # the calibration is complete: another budget is another one
+            if args.folder is None:
+                remove_measurements(measurements)
+            raise
     plan.save(out)
     if args.folder is None:
         remove_measurements(measurements)

@@ -77,11 +77,15 @@ def test_a_plan_that_does_not_fit_is_named(
     pictures: Path,  # noqa: F811
     tmp_path: Path,
 ):
-    with small_files(600):
-        outcome = refused("calibrate", *TINY, *SIZE, "--images", pictures, "--max-drift", "9", "-o", tmp_path / "plan")
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "--max-drift", "9", "-o", tmp_path / "plan")
+    with small_files(1500):  # more than the files of the run have
+        outcome = refused(*argv)
     assert "error: the plan cannot be saved\n  why: [Errno 27] File too large" in outcome.err
     assert f"  where: {tmp_path / 'plan'}\n  do: free space, or write to another disk;" in outcome.err
-    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in tmp_path.iterdir()] == ["plan.run"]  # the same command resumes
+    with small_files(600):
+        outcome = refused(*argv[:-1], tmp_path / "other")
+    assert "run.json\n  why: the disk is full (File too large)\n  do: free space; the same calibration" in outcome.err
 
 
 def test_a_search_says_that_it_resumes(tmp_path: Path):

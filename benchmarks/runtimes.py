@@ -9,7 +9,9 @@ attention everywhere. All six are timed in rounds, in a new order each, and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ SIZE = (704, 960)
 ROUNDS = 15
 FULL_BLOCKS = (5, 11)
 CHOICES = (Choice("window", window=(16, 16)), Choice("linear", conv_size=3))
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 HIDDEN = 32  # of the generators of the convolutions' kernels
 COLUMNS = (
     *("model", "size", "runtime", "version", "full_blocks", "original_ms", "rewritten_ms"),
@@ -35,13 +38,12 @@ COLUMNS = (
 )
 
 
-def two_full_blocks(sites: Sequence[AttentionSite]) -> Plan:
-    """A plan of windows and linear attention in turn, with random weights for the convolutions."""
+def drawn_plan(sites: Sequence[AttentionSite], choices: Iterable[Choice]) -> Plan:
+    """A choice for each site in turn, with random weights for the convolutions."""
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
     chosen = []
-    for index, site in enumerate(sites):
-        choice = Choice("full") if index in FULL_BLOCKS else CHOICES[index % 2]
+    for site, choice in zip(sites, choices, strict=False):
         chosen.append(SitePlan(site.name, choice))
         if not choice.conv_size:
             continue
@@ -52,8 +54,21 @@ def two_full_blocks(sites: Sequence[AttentionSite]) -> Plan:
     return Plan(tuple(chosen), Fingerprint.of(sites), weights=weights)
 
 
+def two_full_blocks(sites: Sequence[AttentionSite]) -> Plan:
+    """A plan of windows and linear attention in turn, and of two full blocks."""
+    full = Choice("full")
+    return drawn_plan(sites, (full if index in FULL_BLOCKS else CHOICES[index % 2] for index in range(len(sites))))
+
+
+def installed_runtimes() -> Iterator[tuple[str, str]]:
+    """The ONNX runtimes that are installed, by their names in `jetvit.load` and in the tables."""
+    for runtime, title in RUNTIMES.items():
+        if importlib.util.find_spec(runtime) is not None:
+            yield runtime, title
+
+
 def rows(model: nn.Module, folder: Path, size: tuple[int, int] = SIZE, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """One row a runtime; OpenVINO is left out where it is not installed. Torch's threads are set to one."""
+    """One row a runtime that is installed. Torch's threads are set to one."""
     torch.set_num_threads(1)
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     program = export_model(model, (images,), {})
@@ -66,14 +81,13 @@ def rows(model: nn.Module, folder: Path, size: tuple[int, int] = SIZE, rounds: i
         ("torch.compile", True): torch.compile(rewritten.module()),
     }
     versions = {"torch.compile": torch.__version__}
-    for runtime, title in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")):
-        try:
-            versions[title] = __import__(runtime).__version__.partition("-")[0]
-        except ImportError:
-            print(f"{title} is not installed: no row of it")
-            continue
+    for runtime, title in installed_runtimes():
+        versions[title] = version(runtime)
         for is_fast, path in enumerate((original, fast)):
             runs[title, bool(is_fast)] = jetvit.load(path, runtime=runtime, threads=1)
+    for title in RUNTIMES.values():
+        if title not in versions:
+            print(f"{title} is not installed: no row of it")
     with torch.inference_mode():
         expected = {False: tensors(model(images))[0], True: tensors(rewritten.module()(images))[0]}
         errors = {}
@@ -85,14 +99,14 @@ def rows(model: nn.Module, folder: Path, size: tuple[int, int] = SIZE, rounds: i
             print(f"{title}, {'rewritten' if is_fast else 'original'}: error {errors[title, is_fast]:.1e}", flush=True)
         samples = dict(zip(runs, in_rounds(samplers, rounds), strict=True))
     result = []
-    for title, version in versions.items():
+    for title, release in versions.items():
         full, ours = samples[title, False], samples[title, True]
         middle, low, high = ratio(full, ours)
         result.append(
             {
                 "size": "×".join(map(str, size)),
                 "runtime": title,
-                "version": version,
+                "version": release,
                 "full_blocks": len(FULL_BLOCKS),
                 "original_ms": round(float(torch.tensor(full).median()), 1),
                 "rewritten_ms": round(float(torch.tensor(ours).median()), 1),

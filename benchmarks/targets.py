@@ -37,9 +37,9 @@ from torch.export import Dim, ExportedProgram
 import jetvit
 from benchmarks.results import default_path, environment, write_table
 from benchmarks.runtimes import COLUMNS as SPEED_COLUMNS
-from benchmarks.runtimes import ROUNDS
+from benchmarks.runtimes import ROUNDS, drawn_plan, installed_runtimes
 from benchmarks.runtimes import rows as speed
-from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.cost_model import Choice, Plan
 from jetvit.models import load_model
 from jetvit.passes.capture import export_model
 from jetvit.passes.differences import tensors
@@ -52,7 +52,6 @@ CHOICES = (
     *(Choice("linear", conv_size=3), Choice("window", window=(8, 8)), Choice("full")),
     *(Choice("window", window=(5, 6)), Choice("linear", conv_size=5), Choice("linear", feature_map="hedgehog")),
 )
-HIDDEN = 32  # of the generators of the convolutions' kernels
 COLUMNS = (
     *("model", "parameters_m", "target", "opset", "file_mb", "seconds", "max_error", "ran_in", "shapes", "note"),
     *("command", "date", "device", "threads", "torch", "onnxruntime", "openvino", "jetvit"),
@@ -125,18 +124,7 @@ TARGETS = ("pt2", "aoti", "onnx 18", "onnx 23", "tensorrt")
 
 def mixed_plan(sites: Sequence[AttentionSite]) -> Plan:
     """Every choice of `CHOICES` in turn, with drawn weights for the convolutions."""
-    generator = torch.Generator().manual_seed(0)
-    weights: dict[str, Tensor] = {}
-    chosen = []
-    for site, choice in zip(sites, itertools.cycle(CHOICES), strict=False):
-        chosen.append(SitePlan(site.name, choice))
-        if not choice.conv_size:
-            continue
-        channels = site.num_heads * site.head_dim
-        taps = channels * choice.conv_size**2
-        for part, shape in {"w1": (HIDDEN, channels), "b1": (HIDDEN,), "w2": (taps, HIDDEN), "b2": (taps,)}.items():
-            weights[f"{site.name}.linear_attention.{part}"] = 0.05 * torch.randn(shape, generator=generator)
-    return Plan(tuple(chosen), Fingerprint.of(sites), weights=weights)
+    return drawn_plan(sites, itertools.cycle(CHOICES))
 
 
 def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TARGETS) -> Iterator[dict[str, Any]]:
@@ -167,7 +155,7 @@ def rows(key: str, data: Path | None, folder: Path, targets: Sequence[str] = TAR
             size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
             row = {"file_mb": round(size / 1e6, 1), "seconds": round(time.perf_counter() - start, 1)}
             if kind == "onnx":
-                for runtime, title in runtimes():
+                for runtime, title in installed_runtimes():
                     row = {**row, "ran_in": title, "note": ""}
                     try:
                         file_model = jetvit.load(path, runtime=runtime, threads=1)
@@ -194,13 +182,6 @@ def _row(
         **row,
         "max_error": "" if error is None else f"{error:.1e}",
     }
-
-
-def runtimes() -> Iterator[tuple[str, str]]:
-    """The ONNX runtimes that are installed, by their names in `jetvit.load` and in the table."""
-    for runtime, title in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")):
-        if importlib.util.find_spec(runtime) is not None:
-            yield runtime, title
 
 
 def tensorrt(program: ExportedProgram, folder: Path, batches: Sequence[Tensor]) -> tuple[dict[str, Any], Any]:

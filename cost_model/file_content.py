@@ -18,22 +18,9 @@ from jetvit.patterns.errors import InputError
 TRUNCATED = "download or copy it again: it ends too early, as after an interrupted download"
 # Modules whose functions the weights of a model have no use for, and an attacker has.
 _DANGEROUS = {
-    *(
-        "os",
-        "posix",
-        "nt",
-        "subprocess",
-        "sys",
-        "shutil",
-        "socket",
-        "importlib",
-        "runpy",
-        "pty",
-        "ctypes",
-        "webbrowser",
-    ),
-    *("urllib", "http", "requests", "pip", "timeit", "code", "pdb", "bdb", "commands", "pickle", "marshal"),
-}
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "importlib", "runpy", "pty", "ctypes", "webbrowser",
+    "urllib", "http", "requests", "pip", "timeit", "code", "pdb", "bdb", "commands", "pickle", "marshal",
+}  # fmt: skip
 _DANGEROUS_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "globals", "breakpoint", "execfile", "apply"}
 _RATIO = 100  # torch stores tensors as they are; what unpacks to so many times its size holds none
 _OPCODES = 1_000_000
@@ -55,7 +42,7 @@ def refuse_unsafe(path: Path) -> None:
     if start == b"PK" and fault is None:
         try:
             fault = _archive_fault(path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, RuntimeError):
+        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
             return  # no archive that any reader takes
     if fault is not None:
         raise InputError(
@@ -166,9 +153,7 @@ def _pickle_ends_early(stream: IO[bytes]) -> bool:
     try:
         for _ in pickletools.genops(stream):
             pass
-    except (
-        ValueError
-    ) as error:  # "pickle exhausted before seeing STOP", "expected 9 bytes in a bytes4, but only 2 remain"
+    except ValueError as error:  # "pickle exhausted before seeing STOP", "expected 9 bytes …, but only 2 remain"
         return "exhausted" in str(error) or "remain" in str(error) or "not enough data" in str(error)
     except Exception:  # the bytes are anyone's
         return False

@@ -50,22 +50,40 @@ def _acquire(lock: Path, shown: str | os.PathLike[str]) -> int | None:
             why = error.strerror or str(error)
             raise InputError(f"cannot write {os.fspath(shown)}", why=why, where=str(lock.parent)) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass  # the run before has removed it meanwhile: once more
-        except BlockingIOError:
+            is_locked = lock_file(descriptor, shown, "wait for that run, or name another output")
+        except InputError:
             os.close(descriptor)
-            raise InputError(
-                f"cannot write {os.fspath(shown)}",
-                why="another run writes to it",
-                do="wait for that run, or name another output",
-            ) from None
-        except OSError:  # a file system without locks
-            log.warning("%s cannot be locked: let no other run write to it", os.fspath(shown))
+            raise
+        if not is_locked:
             os.close(descriptor)
             with suppress(OSError):
                 lock.unlink()
             return None
+        with suppress(FileNotFoundError):  # the run before has removed it meanwhile: once more
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
         os.close(descriptor)
+
+
+def lock_file(descriptor: int, shown: str | os.PathLike[str], do: str) -> bool:
+    """Lock an open file until it is closed, or the process ends, however that ends.
+
+    Args:
+        descriptor: the file.
+        shown: what the run writes, for messages.
+        do: what to do if another run has the lock.
+    Returns:
+        Whether it is locked: not every system has locks. A file system without them is warned of.
+    Raises:
+        InputError: another run has the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"cannot write {os.fspath(shown)}", why="another run writes to it", do=do) from None
+    except OSError:
+        log.warning("%s cannot be locked: let no other run write to it", os.fspath(shown))
+        return False
+    return True

@@ -19,17 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
+from jetvit.cost_model.lock import lock_file
 from jetvit.cost_model.measurement import Machine, Measurement
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.timing import Latency
 from jetvit.cost_model.whole_file import refuse_full_disk
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
-
-try:
-    import fcntl
-except ImportError:  # a system without it has no lock
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +88,8 @@ class TableWriter:
         except OSError as error:
             raise InputError(f"cannot write {self.path}", why=error.strerror or str(error)) from error
         try:
-            self._lock()
+            advice = "wait for that run: two at a time would also disturb each other's latencies"
+            lock_file(self._file, self.path, advice)
             self._schema = SCHEMA
             self.measurements = self._take_up()
         except BaseException:
@@ -133,20 +130,6 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
-        except BlockingIOError:
-            raise InputError(
-                f"cannot write {self.path}",
-                why="another run writes to it",
-                do="wait for that run: two at a time would also disturb each other's latencies",
-            ) from None
-        except OSError:  # a file system without locks
-            log.warning("%s cannot be locked: let no other run write to it", self.path)
 
     def _take_up(self) -> list[Measurement]:
         """What is in the file already; then every line of it is whole."""

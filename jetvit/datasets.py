@@ -19,7 +19,7 @@ from torch import Tensor
 from jetvit.images import ImageFiles, ImageFolder, Look, orientation_of, readable, upright
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
-from jetvit.search.data import Sample, Splits
+from jetvit.search.data import Sample, Splits, evenly_spaced
 from jetvit.search.task import Task
 
 log = logging.getLogger("jetvit.datasets")
@@ -233,10 +233,10 @@ def _limited(
     pool: _Pool, rows: list[int], limit: int | None, kind: str, read: Callable[[Path], Tensor] | None
 ) -> FolderSplit:
     """At most `limit` of the rows, evenly spaced; the number of the others is logged."""
-    count = min(limit or len(rows), len(rows))
-    if count < len(rows):
-        log.info("%d of %s not read: the limit is %d", len(rows) - count, counted(len(rows), "image"), count)
-    return FolderSplit(pool, [rows[i * len(rows) // count] for i in range(count)], kind, read)
+    chosen = [rows[place] for place in evenly_spaced(len(rows), limit or len(rows))]
+    if left_out := len(rows) - len(chosen):
+        log.info("%d of %s not read: the limit is %d", left_out, counted(len(rows), "image"), len(chosen))
+    return FolderSplit(pool, chosen, kind, read)
 
 
 def _divided(pool: _Pool, shares: Sequence[float], select: Collection[str] | None) -> list[list[int]]:

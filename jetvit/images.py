@@ -19,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
+from jetvit.search.data import evenly_spaced
 
 log = logging.getLogger("jetvit.images")
 
@@ -101,13 +103,12 @@ class ImageFiles:
             )
         files, looks = found, dict[Path, Look]()
         while True:
-            count = min(limit or len(files), len(files))
-            chosen = [files[i * len(files) // count] for i in range(count)]
+            chosen = [files[place] for place in evenly_spaced(len(files), limit or len(files))]
             looks |= _look_at([file for file in chosen if file not in looks], also_check)
             faults = {file: look.fault for file, look in looks.items() if look.fault}
             if faults and strict:
                 raise InputError(
-                    f"{_counted(len(faults))} cannot be read",
+                    f"{counted(len(faults), 'image')} cannot be read",
                     why=_listed(path, faults),
                     where=str(path),
                     do="repair or remove them, or leave --strict out to skip them",
@@ -122,15 +123,19 @@ class ImageFiles:
                     do="give a folder of whole image files",
                 )
         if faults:
-            log.warning("skipped %s that cannot be read: %s", _counted(len(faults)), _listed(path, faults))
+            log.warning("skipped %s that cannot be read: %s", counted(len(faults), "image"), _listed(path, faults))
         if animated := {file: f"{look.frames} frames" for file in chosen if (look := looks[file]).frames > 1}:
-            log.warning("only the first frame of %s is read: %s", _counted(len(animated)), _listed(path, animated))
+            log.warning(
+                "only the first frame of %s is read: %s", counted(len(animated), "image"), _listed(path, animated)
+            )
         if transparent := {file: "" for file in chosen if looks[file].alpha}:
             log.warning(
-                "%s with transparency, drawn on white: %s", _counted(len(transparent)), _listed(path, transparent)
+                "%s with transparency, drawn on white: %s",
+                counted(len(transparent), "image"),
+                _listed(path, transparent),
             )
         if left_out := len(files) - len(chosen):
-            log.info("%s of %s not read: the limit is %d", left_out, _counted(len(files)), len(chosen))
+            log.info("%s of %s not read: the limit is %d", left_out, counted(len(files), "image"), len(chosen))
         return cls(path, tuple(chosen), left_out)
 
 
@@ -438,10 +443,6 @@ def _why_no_folder(path: Path) -> str:
         _refuse_loop(path)
         return f"it is a link to {path.readlink()}, which does not exist"
     return "it does not exist"
-
-
-def _counted(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
 
 
 def _listed(folder: Path, facts: Mapping[Path, str]) -> str:

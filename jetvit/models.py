@@ -291,9 +291,8 @@ def _load_factory(
 
 def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
     if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.insert(
-            0, str(Path.cwd())
-        )  # a console script has its own folder there; `python -m jetvit` has this one
+        # A console script has its own folder there; `python -m jetvit` has this one.
+        sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

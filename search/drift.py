@@ -59,8 +59,7 @@ class Drift:
 
     def errors(self, index: int, output: Tensor) -> list[float]:
         """The squared error of each output of one batch against reference `index`, for `count`."""
-        squared = (output.double() - self.references[index].double()).square()
-        return squared.flatten(1).sum(1).tolist()
+        return squared_errors(output, self.references[index])
 
     def count(self, errors: Sequence[float]) -> None:
         """Count the errors of the next batch."""
@@ -74,17 +73,28 @@ class Drift:
     @property
     def total(self) -> float:
         """The drift over the images so far; infinite if an output was not finite."""
-        value = sum(self._errors) / max(sum(self._variations[: len(self._errors)]), 1e-300)
+        return self.of(self._errors)
+
+    def of(self, errors: Sequence[float]) -> float:
+        """The drift of a model with these errors on the first images; infinite if one is not finite."""
+        value = sum(errors) / max(sum(self._variations[: len(errors)]), 1e-300)
         return value if value == value else float("inf")
 
     def _variation(self) -> list[float]:
         if self.places:
-            means = [reference.double().mean(self.places, keepdim=True) for reference in self.references]
-        else:
-            mean = torch.cat(list(self.references)).double().mean(0, keepdim=True)
-            means = [mean] * len(self.references)
-        centred = (ref.double() - mean for ref, mean in zip(self.references, means, strict=True))
-        return [value for each in centred for value in each.square().flatten(1).sum(1).tolist()]
+            return [value for each in self.references for value in variations(each, self.places)]
+        pooled = torch.cat(list(self.references)).double()
+        return squared_errors(pooled, pooled.mean(0, keepdim=True))
+
+
+def squared_errors(output: Tensor, reference: Tensor) -> list[float]:
+    """The squared distance of each image's output from its reference, in double precision."""
+    return (output.double() - reference.double()).square().flatten(1).sum(1).tolist()
+
+
+def variations(reference: Tensor, places: tuple[int, ...]) -> list[float]:
+    """The squared distance of each image's output from its own mean over tokens or pixels."""
+    return squared_errors(reference, reference.double().mean(places, keepdim=True))
 
 
 def agreement(output: Tensor, reference: Tensor) -> list[float]:

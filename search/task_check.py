@@ -25,7 +25,7 @@ from jetvit.passes.pipeline import run_pipeline
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.search.data import Split, collate, filled_up
-from jetvit.search.drift import Drift, check_finite, place_axes
+from jetvit.search.drift import Drift, check_finite, place_axes, squared_errors, variations
 from jetvit.search.exam import Examiner
 from jetvit.search.fixed_grids import refuse_open_grids
 from jetvit.search.reader import Reader, Reading
@@ -213,9 +213,8 @@ class _DriftOfBatches:
         if not places:
             self._pooled.append((output, reference))
             return
-        centred = reference.double() - reference.double().mean(places, keepdim=True)
-        self._error += float((output.double() - reference.double()).square().sum())
-        self._variation += float(centred.square().sum())
+        self._error += sum(squared_errors(output, reference))
+        self._variation += sum(variations(reference, places))
 
     @property
     def total(self) -> float:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 import jetvit
 from jetvit.cost_model import Choice
 from tests.passes.models import plan_of
+from tests.windows import WINDOW, assert_windows, window_bias
 from tests.zoo.case import REPRS, images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, PATCH, SCALE, Attention, TinyViT, sdpa
 from tests.zoo.quick import sweep
-from tests.zoo.sweep_oracle import Tokens, window_mask, windowed
+from tests.zoo.sweep_oracle import Tokens, windowed
 
-GRID, BATCH, WINDOW = (4, 6), 3, (2, 3)
+GRID, BATCH = (4, 6), 3
 TOKENS = 1 + GRID[0] * GRID[1]
-FORBIDDEN = -1e9
 """What the oracle adds to the score of a pair of tokens in different windows."""
 
 
@@ -184,29 +184,12 @@ TEMPERATURES = {
 }
 
 
-def window_bias(extra: int = 1) -> Tensor:
-    """[tokens, tokens]: 0 where two tokens are in one window or one of them is an extra token, else `FORBIDDEN`."""
-    sees = window_mask(Tokens(extra, GRID, 0), WINDOW)
-    return torch.zeros(sees.shape).masked_fill(~sees, FORBIDDEN)
-
-
 def image() -> Tensor:
     return images(BATCH, 3, GRID[0] * PATCH, GRID[1] * PATCH)
 
 
 def check(model: nn.Module, oracle: nn.Module, sites: int) -> None:
-    """The rewrite without a plan is the model, and with windows it is the oracle, on both frontends."""
-    x = image()
-    found = jetvit.find_attention(model, x)
-    assert [site.grid for site in found] == [GRID] * sites, found.rejected
-    plan = plan_of(found, [Choice("window", window=WINDOW)])
-    with torch.no_grad():
-        before, windowed = model(x), oracle(x)
-        assert (before - windowed).norm() > 0.01 * before.norm()
-        torch.testing.assert_close(jetvit.optimize(model, x)(x), before, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(jetvit.optimize(model, x, plan=plan)(x), windowed, rtol=1e-5, atol=1e-5)
-        compiled = torch.compile(model, backend="jetvit", options={"plan": plan, "inner": "eager"})
-        torch.testing.assert_close(compiled(x), windowed, rtol=1e-5, atol=1e-5)
+    assert_windows(model, oracle, image(), GRID, sites)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +201,7 @@ def check(model: nn.Module, oracle: nn.Module, sites: int) -> None:
 )
 def test_forms_that_are_found(product: Callable[..., Tensor]) -> None:
     model = randomize(TinyViT(partial(Attention, product)))
-    oracle = TinyViT(partial(Attention, partial(product, bias=window_bias())))
+    oracle = TinyViT(partial(Attention, partial(product, bias=window_bias(GRID, 1))))
     oracle.load_state_dict(model.state_dict())
     check(model, oracle, sites=2)
 
@@ -227,13 +210,13 @@ def test_forms_that_are_found(product: Callable[..., Tensor]) -> None:
 def test_a_temperature_goes_with_the_queries(name: str) -> None:
     model, oracle = (randomize(TinyViT(TEMPERATURES[name])) for _ in range(2))
     for block in oracle.blocks:
-        block.attn.bias = window_bias()
+        block.attn.bias = window_bias(GRID, 1)
     check(model, oracle, sites=2)
 
 
 def test_channels_in_front() -> None:
     model, oracle = (randomize(Autoencoder()) for _ in range(2))
-    oracle.attention.bias = window_bias(extra=0)
+    oracle.attention.bias = window_bias(GRID)
     check(model, oracle, sites=1)
 
 

@@ -15,7 +15,7 @@ from jetvit.cost_model.optimum import Costs, Rated, Selection, confirmed
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.patterns.wording import counted
 from jetvit.search.choose import HOPELESS, Found, choose
-from jetvit.search.model_latency import LatencySource, WholeLatencies
+from jetvit.search.model_latency import LatencySource, WholeLatencies, latency_record, warn_of_noise
 from jetvit.search.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -113,23 +113,20 @@ def _sure_ms(answer: Answer, full: Answer) -> float:
 class BestPlan:
     """The plan that is returned, with its joint drift, among all that were measured.
 
-    full_ms, plan_ms: whole models. speedup: the ratio of the two, and its 95 % interval; None where the timings are
-    not to be trusted.
+    full_ms, plan_ms: whole models. speedup: the ratio of the two, and its 95 % interval. doubts: reasons to distrust
+    these timings.
     """
 
     plan: Rated
     measured: tuple[Rated, ...]
     full_ms: float
     plan_ms: float
-    speedup: tuple[float, float, float] | None
+    speedup: tuple[float, float, float]
+    doubts: Sequence[str] = ()
 
     def record(self, how: str) -> dict[str, Any]:
         """Entries for the provenance."""
-        return {
-            f"{how}_full_ms": round(self.full_ms, 3),
-            f"{how}_plan_ms": round(self.plan_ms, 3),
-            **({"speedup": [round(value, 4) for value in self.speedup]} if self.speedup is not None else {}),
-        }
+        return latency_record(how, self.full_ms, self.plan_ms, self.speedup, self.doubts)
 
 
 class PlanSearch:
@@ -207,31 +204,27 @@ class PlanSearch:
         """The best plan, or the original where that is faster; says so where the rounds cannot tell them apart."""
         self._log_left_out(candidates, found)
         full_ms = timed.median_ms[0]
-        sure = None if self.source.doubts else (1.0, 1.0, 1.0)
-        unchanged = BestPlan(self.full, found.measured, full_ms, full_ms, sure)
+        doubts = self.source.doubts
+        unchanged = BestPlan(self.full, found.measured, full_ms, full_ms, (1.0, 1.0, 1.0), doubts)
         if best is None or not any(best.selection):
             return unchanged
         index = 1 + [plan.selection for plan in candidates].index(best.selection)
         speedup = timed.speedup(index)
         plan = next(plan for plan in candidates if plan.selection == best.selection)
         how = "measured" if self.source.confirms else "estimated"
-        words = (how, best.latency_ms, full_ms, *speedup)
         if speedup[2] < 1:
             log.warning(
                 "the best plan is slower than the original, %s as a whole (%.4g ms for %.4g ms, a ratio of %.3f, "
                 "95 %% interval %.3f to %.3f): every site stays full",
-                *words,
+                how,
+                best.latency_ms,
+                full_ms,
+                *speedup,
             )
             return unchanged
-        if self.source.doubts:
-            return BestPlan(plan, found.measured, full_ms, best.latency_ms, None)
-        if speedup[1] <= 1:
-            log.warning(
-                "the plan is not faster than the original beyond noise, %s as a whole (%.4g ms for %.4g ms, a ratio of "
-                "%.3f, 95 %% interval %.3f to %.3f)",
-                *words,
-            )
-        return BestPlan(plan, found.measured, full_ms, best.latency_ms, speedup)
+        if not doubts:
+            warn_of_noise(speedup, best.latency_ms, full_ms, how)
+        return BestPlan(plan, found.measured, full_ms, best.latency_ms, speedup, doubts)
 
     def _log_left_out(self, candidates: Sequence[Rated], found: Found) -> None:
         """Log how many plans were not measured further."""

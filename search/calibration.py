@@ -35,7 +35,7 @@ from jetvit.search.best_plan import Budget, Options, PlanSearch
 from jetvit.search.fixed_grids import refuse_open_grids
 from jetvit.search.kept_latencies import KeptLatencies
 from jetvit.search.measurements import Measurements, images_digest, removed_if_refused, resumes
-from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere, attention_shape
+from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere, attention_shape, warn_of_doubts
 from jetvit.search.run_folder import RunFolder, locked_folder, weights_digest
 from jetvit.search.runner import Batch, Output, as_batches
 from jetvit.search.trial import Metric, Progress, Trial, alternatives_of
@@ -201,12 +201,7 @@ def _calibrate(
     drifts["joint_drift_held_out"] = trial.joint(options.choices(best.plan.selection), held_out=True)
     if trial.held_out and drifts["joint_drift_held_out"] > max_drift:
         log.warning("on the held-out images the drift is %.3f, above the bound", drifts["joint_drift_held_out"])
-    if source.doubts:
-        log.warning(
-            "this machine is too busy to time on: %s. The plan's latencies confirm nothing: calibrate again when "
-            "nothing else runs here, or with the latency table of a device",
-            "; ".join(source.doubts),
-        )
+    warn_of_doubts(source.doubts, "calibrate again")
     record = {
         **_environment(sites[0], device),
         **source.record(),
@@ -218,7 +213,6 @@ def _calibrate(
         "budget": None if asked.budget is None else asked.budget.text,
         "confirmed": source.confirms and not source.doubts,
         **best.record("eager" if source.confirms else "estimated"),
-        **({"too_busy": source.doubts} if source.doubts else {}),
         "calibration_seconds": round(kept.seconds, 1),
         **provenance,
     }

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from jetvit.cost_model import FULL
 from jetvit.patterns.errors import PlanError
-from jetvit.search.model_latency import LatencySource
+from jetvit.search.model_latency import MeasuredHere, latency_record
 from jetvit.search.supernet import Path
 
 
@@ -25,9 +27,9 @@ class Confirmation:
     doubts: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: LatencySource, path: Path) -> Confirmation:
-        """Time the model on `path` beside the original."""
-        latencies = source.whole([{name: choice for name, choice in path.items() if choice != FULL}])
+    def of(cls, source: MeasuredHere, path: Path, weights: Mapping[str, Tensor]) -> Confirmation:
+        """Time the model on `path`, with its new and changed weights, beside the original."""
+        latencies = source.whole([{name: choice for name, choice in path.items() if choice != FULL}], weights)
         full_ms, plan_ms = latencies.median_ms
         return cls(full_ms, plan_ms, latencies.speedup(1), tuple(source.doubts))
 
@@ -43,10 +45,10 @@ class Confirmation:
 
     def record(self) -> dict[str, Any]:
         """Entries for the provenance of the plan."""
-        entries = {"eager_full_ms": round(self.full_ms, 3), "eager_plan_ms": round(self.plan_ms, 3)}
-        if self.doubts:
-            return {"confirmed": False, "too_busy": list(self.doubts), **entries}
-        return {"confirmed": True, "speedup": [round(value, 4) for value in self.speedup], **entries}
+        return {
+            "confirmed": not self.doubts,
+            **latency_record("eager", self.full_ms, self.plan_ms, self.speedup, self.doubts),
+        }
 
 
 def refuse_slower(full_ms: float, plan_ms: float, how: str) -> None:

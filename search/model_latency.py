@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import FULL, AttentionShape, Choice, Fingerprint, Latency, Plan, SitePlan, measure_choices
@@ -27,6 +29,8 @@ from jetvit.patterns.site import AttentionSite
 from jetvit.search.runner import Runner
 from jetvit.search.trial import Trial
 from jetvit.search.whole_model import estimate_program, rewritten_for
+
+log = logging.getLogger(__name__)
 
 Chosen = Mapping[str, Choice]
 """Name → choice of the sites that are not full."""
@@ -52,6 +56,41 @@ class WholeLatencies:
     def speedup(self, index: int) -> tuple[float, float, float]:
         """The original's latency over that of the index-th: the median over rounds, and its 95 % interval."""
         return ratio(self.samples_ms[0], self.samples_ms[index])
+
+
+def warn_of_doubts(doubts: Sequence[str], again: str) -> None:
+    """Warn where a device was too busy to time on. again: what to do when nothing else runs there."""
+    if doubts:
+        log.warning(
+            "this machine is too busy to time on: %s. The latencies confirm nothing: %s when nothing else runs here, "
+            "or with the latency table of a device",
+            "; ".join(doubts),
+            again,
+        )
+
+
+def warn_of_noise(speedup: tuple[float, float, float], plan_ms: float, full_ms: float, how: str = "measured") -> None:
+    """Warn where the interval of a speedup holds 1. how: where the latencies come from."""
+    if speedup[1] <= 1:
+        log.warning(
+            "the plan is not faster than the original beyond noise, %s as a whole (%.4g ms for %.4g ms, a ratio of "
+            "%.3f, 95 %% interval %.3f to %.3f)",
+            how,
+            plan_ms,
+            full_ms,
+            *speedup,
+        )
+
+
+def latency_record(
+    how: str, full_ms: float, plan_ms: float, speedup: Sequence[float], doubts: Sequence[str]
+) -> dict[str, Any]:
+    """Entries for the provenance of a plan: the latencies of whole models, and their ratio unless it is doubtful."""
+    return {
+        f"{how}_full_ms": round(full_ms, 3),
+        f"{how}_plan_ms": round(plan_ms, 3),
+        **({"too_busy": list(doubts)} if doubts else {"speedup": [round(value, 4) for value in speedup]}),
+    }
 
 
 class LatencySource(Protocol):
@@ -116,9 +155,12 @@ class MeasuredHere:
             doubts += change_doubts(what, full.median_ms, again.median_ms)
         return measured, doubts
 
-    def whole(self, plans: Sequence[Chosen]) -> WholeLatencies:
-        """The rewritten models on the first batch, in rounds that run all of them in a new order each."""
-        runs = [self._run(self._trial.runner(chosen)) for chosen in ({}, *plans)]
+    def whole(self, plans: Sequence[Chosen], weights: Mapping[str, Tensor] | None = None) -> WholeLatencies:
+        """The rewritten models on the first batch, in rounds that run all of them in a new order each.
+
+        weights: the new and changed weights of the plans, by FQN.
+        """
+        runs = [self._run(self._trial.runner(chosen, weights)) for chosen in ({}, *plans)]
         device = self._trial.references[0].device
         progress = partial(self._trial.report, "timing whole models")
 

@@ -36,7 +36,7 @@ from jetvit.search.data import Split, Splits, evenly_spaced
 from jetvit.search.end_to_end import distil, supernet_distillation, train_head, train_on_task
 from jetvit.search.exam import Exam, Examiner
 from jetvit.search.local_distillation import local_distillation
-from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere
+from jetvit.search.model_latency import FromTable, LatencySource, MeasuredHere, warn_of_doubts, warn_of_noise
 from jetvit.search.path_search import Evaluations, PathSearch, Searched, refuse_tight_budget
 from jetvit.search.paths import Alternatives
 from jetvit.search.processes import Processes, processes_here
@@ -56,6 +56,8 @@ from jetvit.search.train import Progress, Run, refuse_half
 from jetvit.search.trial import Trial
 
 log = logging.getLogger(__name__)
+
+_AGAIN = "search again in a new folder"
 
 # Images of each split whose targets are looked at before the long work.
 _TRIED = 8
@@ -311,23 +313,19 @@ class PostTraining:
         run, path = self.run, found.best.path
         if self.asked.costs is not None or all(choice == FULL for choice in path.values()):
             return None
+        weights = self.net.plan(path).weights  # by all processes: each may hold a part
         kept: Any = run.folder.kept("confirmation") if run.folder is not None else None
         if run.processes.first and kept is None:
-            kept = Confirmation.of(self._source(), path).to_json()
+            kept = Confirmation.of(self._measured_here(), path, weights).to_json()
             if run.folder is not None:
                 run.folder.keep("confirmation", kept)
         told: list[Any] = run.processes.gather([kept] if run.processes.first else [])
         confirmation = Confirmation.from_json(told[0])
-        if confirmation.doubts:
-            _warn_of_doubts(confirmation.doubts)
-        elif confirmation.speedup[2] < 1:
-            refuse_slower(confirmation.full_ms, confirmation.plan_ms, "measured as whole models")
-        elif confirmation.speedup[1] <= 1:
-            log.warning(
-                "the plan is not faster than the original beyond noise, measured as whole models: a ratio of %.3f, "
-                "95 %% interval %.3f to %.3f",
-                *confirmation.speedup,
-            )
+        warn_of_doubts(confirmation.doubts, _AGAIN)
+        if not confirmation.doubts:
+            if confirmation.speedup[2] < 1:
+                refuse_slower(confirmation.full_ms, confirmation.plan_ms, "measured as whole models")
+            warn_of_noise(confirmation.speedup, confirmation.plan_ms, confirmation.full_ms)
         return confirmation
 
     def _train_found(self, found: Searched) -> tuple[Student, dict[str, Exam]]:
@@ -425,7 +423,7 @@ class PostTraining:
             source = self._source()
             every = {site.name: self.alternatives.get(site.name, ()) for site in self.sites}
             found = PathLatency.of(source, every).to_json()
-            _warn_of_doubts(source.doubts)
+            warn_of_doubts(source.doubts, _AGAIN)
             if run.folder is not None and kept is not None and kept != found:
                 raise InputError(
                     "the folder holds another search",
@@ -441,15 +439,21 @@ class PostTraining:
 
     def _source(self) -> LatencySource:
         """Where latencies come from: the table that was given, or this device."""
-        asked = self.asked
-        images = self.example[:1].expand(self.latency_batch, *self.example.shape[1:]).contiguous()
+        if self.asked.costs is None:
+            return self._measured_here()
+        program = export_model(self.model, *self.inputs(self._timed_images()), None)
+        return FromTable(self.asked.costs, program, self.asked.dtype)
+
+    def _measured_here(self) -> MeasuredHere:
+        images = self._timed_images()
         program = export_model(self.model, *self.inputs(images), None)
-        if asked.costs is not None:
-            return FromTable(asked.costs, program, asked.dtype)
         # A trial also compares outputs, in two halves: they have to vary in each.
         calls = [self.inputs(each) for each in (images, images, -images, -images)]
         trial = Trial(program, calls, progress=self.run.progress)
         return MeasuredHere(trial, device_name(self.run.device))
+
+    def _timed_images(self) -> Tensor:
+        return self.example[:1].expand(self.latency_batch, *self.example.shape[1:]).contiguous()
 
     def _config(self, precision: str) -> dict[str, Any]:
         """What has to be the same for a run to be continued."""
@@ -525,15 +529,6 @@ class PostTraining:
         if name in self.net.kept_full:
             return f"full attention: {self.net.kept_full[name]}"
         return f"chosen by {self.task.metric} and latency" if choice != FULL else "full attention was put back here"
-
-
-def _warn_of_doubts(doubts: Sequence[str]) -> None:
-    if doubts:
-        log.warning(
-            "this machine is too busy to time on: %s. The latencies confirm nothing: search again in a new folder when "
-            "nothing else runs here, or with the latency table of a device",
-            "; ".join(doubts),
-        )
 
 
 def where_it_resumes(folder: RunFolder) -> str:

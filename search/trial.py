@@ -102,10 +102,7 @@ class Trial:
                     self.report("trying each choice at each site", done, total)
 
         def drift(site: str, choice: Choice) -> float:
-            collected = self._collector(held_out=False)
-            for index in batches:
-                collected.count(self._kept[alone_key(site, choice, index)])
-            return collected.total
+            return collector.of([error for index in batches for error in self._kept[alone_key(site, choice, index)]])
 
         return {site: {choice: drift(site, choice) for choice in some} for site, some in alternatives.items()}
 
@@ -125,11 +122,15 @@ class Trial:
             collect.count(self._kept[key])
         return collect.total
 
-    def runner(self, chosen: Mapping[str, Choice]) -> Runner:
-        """The model with some of its sites rewritten; the original one for none."""
+    def runner(self, chosen: Mapping[str, Choice], weights: Mapping[str, Tensor] | None = None) -> Runner:
+        """The model with some of its sites rewritten; the original one for none.
+
+        weights: new and changed ones by FQN; linear attention with a convolution needs those of its generator.
+        """
         if not chosen:
             return self.original
-        plan = Plan(tuple(SitePlan(name, choice) for name, choice in chosen.items()), self.fingerprint)
+        entries = tuple(SitePlan(name, choice) for name, choice in chosen.items())
+        plan = Plan(entries, self.fingerprint, weights=weights or {})
         graph = ExportedGraph(self.program)
         run_pipeline(graph, [ApplyPlan(plan), CleanUp()], check=False)
         return Runner(graph.program(), self.output)
@@ -171,5 +172,8 @@ class _MetricMean:
 
     @property
     def total(self) -> float:
-        value = sum(self._values) / len(self._values)
+        return self.of(self._values)
+
+    def of(self, errors: Sequence[float]) -> float:
+        value = sum(errors) / len(errors)
         return value if value == value else math.inf

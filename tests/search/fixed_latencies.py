@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from jetvit.cost_model import AttentionShape, Choice, Latency
+from jetvit.cost_model.rounds import Sampler
 from jetvit.search import model_latency
-from jetvit.search.model_latency import MeasuredHere, WholeLatencies
 
 MS = {"full": 10.0, "window": 4.0, "linear": 3.0}
-REST_MS = 50.0
+FULL_MS, PLAN_MS = 100.0, 80.0
 
 
 @contextmanager
 def fixed_latencies() -> Iterator[None]:
-    """Within it, nothing is timed: full attention takes 10 ms, windows 4, linear attention 3, and all else 50."""
+    """Within it, full attention takes 10 ms, windows 4, linear 3; whole models run, and take 100 and 80 ms."""
 
     def choices(choices: Sequence[Choice], shape: AttentionShape) -> dict[Choice, Latency]:
         return {choice: Latency(*[MS[choice.kind]] * 3, 1) for choice in choices}
 
-    def whole(self: MeasuredHere, plans: Sequence[Mapping[str, Choice]]) -> WholeLatencies:
-        full_ms = REST_MS + MS["full"] * len(self._trial.sites)
-        saved = [sum(MS["full"] - MS[choice.kind] for choice in plan.values()) for plan in ({}, *plans)]
-        return WholeLatencies(tuple((full_ms - ms,) * 5 for ms in saved))
+    def rounds(samplers: Sequence[Sampler], count: int, **_: object) -> list[list[float]]:
+        for sample in samplers:
+            sample()
+        return [[FULL_MS if index == 0 else PLAN_MS] * 5 for index in range(len(samplers))]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_latency, "measure_choices", choices)
-        patch.setattr(MeasuredHere, "whole", whole)
+        patch.setattr(model_latency, "in_rounds", rounds)
         patch.setattr("jetvit.cost_model.steadiness._waited_s", lambda: 0.0)
         yield

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from jetvit.cost_model import FULL, Choice
 from jetvit.cost_model.estimate import Answer
@@ -16,6 +17,7 @@ from jetvit.search.confirm import Confirmation, refuse_slower
 from jetvit.search.model_latency import WholeLatencies
 
 WINDOW = Choice("window", window=(2, 2))
+WEIGHTS: dict[str, Tensor] = {}
 
 
 @dataclass
@@ -27,7 +29,8 @@ class FixedSource:
     confirms: bool = True
     share: float = 1.0
 
-    def whole(self, plans: Sequence[Mapping[str, Choice]]) -> WholeLatencies:
+    def whole(self, plans: Sequence[Mapping[str, Choice]], weights: Mapping[str, Tensor]) -> WholeLatencies:
+        assert weights == WEIGHTS
         assert plans == [{"a": WINDOW}]  # what stays full is no part of a plan to time
         return WholeLatencies(((100.0,) * len(self.plan_ms), self.plan_ms))
 
@@ -39,7 +42,8 @@ class FixedSource:
 
 
 def confirmed(*plan_ms: float, doubts: Sequence[str] = ()) -> Confirmation:
-    return Confirmation.of(FixedSource(plan_ms, list(doubts)), {"a": WINDOW, "b": FULL})
+    source: Any = FixedSource(plan_ms, list(doubts))
+    return Confirmation.of(source, {"a": WINDOW, "b": FULL}, WEIGHTS)
 
 
 def test_the_record_of_a_confirmed_plan() -> None:

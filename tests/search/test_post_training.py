@@ -32,6 +32,7 @@ from jetvit.search.student import Student
 from jetvit.search.task import Task
 from jetvit.search.train import Run
 from tests.passes.models import assert_close
+from tests.search.fixed_latencies import fixed_latencies
 from tests.search.tiny import CONV, FEW, LONG, SIZE, TASKS, WINDOW, Noise, disturb, noise, readers, small, tiny_search
 from tests.zoo.quick import sweep
 
@@ -192,6 +193,16 @@ def test_the_report_of_a_task(name: str, students: Students):
     difference = found["plan"][task.metric] - found["original"][task.metric]
     assert found["plan_minus_original"][0] == pytest.approx(difference, abs=2e-5)
     assert {"original", "plan", "random"} <= record["select"].keys()
+
+
+def test_a_path_with_convolutions_is_timed_with_its_weights():
+    with fixed_latencies():
+        plan = tiny_search(choices=(CONV,), costs=None, max_full=0)
+    made = plan.provenance
+    assert {site.choice for site in plan.sites} == {CONV}
+    assert made["confirmed"] is True
+    assert made["speedup"] == [1.25, 1.25, 1.25]
+    assert (made["eager_full_ms"], made["eager_plan_ms"]) == (100.0, 80.0)
 
 
 @pytest.mark.parametrize("max_full", sweep([0, 1, 2], quick=[0, 1]))

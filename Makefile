@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models,onnx,openvino,search,test]'
 	@touch $@
 
-demo: $(STAMP)  ## the whole search on a CPU in some ten minutes on two cores: find, search, train, rewrite, compile, compare
+demo: $(STAMP)  ## the whole search on a CPU in three to ten minutes on two cores: find, search, train, rewrite, compile, compare
 	$(BIN)/jetvit demo --force
 
 # Triton's interpreter takes the place of its compiler for a whole process: the kernels get one of their own.

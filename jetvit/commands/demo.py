@@ -1,4 +1,4 @@
-"""Show the whole search on a CPU, in some ten minutes on two cores."""
+"""Show the whole search on a CPU, in three to ten minutes on two cores."""
 
 from __future__ import annotations
 

@@ -260,6 +260,13 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
         is_learned = "input" not in walk.sources.get(walk.view.resolve(core.q.node), ())
         if ax.rank_of(tokens[0]) <= 0 and is_static(count) and is_learned:
             reason = _cross_attention(count, other, "learned ")
+        elif sides_mixed := _mixed({"q": tokens[0], name: axis}):
+            reason = f"a matrix product mixes tokens: each row of {' and '.join(sides_mixed)} is a sum over all of them"
+        elif heads := _folded_heads(tokens[0], axis):
+            reason = (
+                f"grouped-query attention: {counted(heads, 'head')} of q stand on its axis of tokens. "
+                "Give the heads of q and of the result an axis of their own"
+            )
         elif is_static(count) and is_static(other) and count != other:
             reason = _cross_attention(count, other)
         elif lost := _lost(ax.uncut(tokens[0])) or _lost(ax.uncut(axis)):
@@ -279,6 +286,19 @@ def _check_self_attention(core: Core, walk: LayoutWalk, tokens: list[Axis]) -> N
 def _cross_attention(queries: Size, tokens: Size, kind: str = "") -> str:
     attend = counted(queries, f"{kind}query attends", f"{kind}queries attend")
     return f"cross attention: {attend} to {counted(tokens, 'token')}"
+
+
+def _mixed(sides: dict[str, Axis]) -> list[str]:
+    """The operands whose tokens a matrix product made, unless another operand's tokens are of no map either."""
+    made = [name for name, axis in sides.items() if axis and all(map(is_head, axis))]
+    return made if all(name in made or ax.is_of_a_map(axis) for name, axis in sides.items()) else []
+
+
+def _folded_heads(queries: Axis, keys: Axis) -> Size:
+    """How many heads stand beside the tokens of `keys` on the axis of the queries' tokens; 0 if that is not so."""
+    heads = tuple(atom for atom in queries if is_head(atom))
+    rest = tuple(atom for atom in queries if not is_head(atom))
+    return ax.axis_size(heads) if heads and rest and _same_tokens(rest, keys) else 0
 
 
 def _lost(axis: Axis) -> str:

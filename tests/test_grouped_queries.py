@@ -253,6 +253,12 @@ def temperatures_of_the_keys_heads(q: Tensor, k: Tensor, v: Tensor, bias: Bias) 
     return ((q @ k.unsqueeze(2).mT * factor + bias).softmax(dim=-1) @ v.unsqueeze(2)).flatten(1, 2)
 
 
+def groups_among_the_tokens(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+    """The queries of a group are more rows of the same product: all heads that share k stand on the axis of tokens."""
+    folded = q.unflatten(1, (KV_HEADS, GROUPS)).flatten(2, 3)
+    return attention(folded, k, v).unflatten(2, (GROUPS, -1)).flatten(1, 2)
+
+
 OF_ITS_OWN = "grouped-query attention: q has 6 heads, k has 2 of its own"
 REFUSED = {
     only_keys_are_shared: OF_ITS_OWN,
@@ -260,6 +266,8 @@ REFUSED = {
     every_head_by_every_head: "batch and heads of q, k and v do not stand in the same order",
     temperatures_of_the_keys_heads: "the attention scores are multiplied by a tensor that goes along some of the axes "
     "of batch or heads",
+    groups_among_the_tokens: "grouped-query attention: 3 heads of q stand on its axis of tokens. Give the heads of q and "
+    "of the result an axis of their own",
 }
 
 

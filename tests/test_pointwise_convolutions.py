@@ -158,5 +158,5 @@ def test_other_convolutions_are_refused() -> None:
     shorter = partial(Row, tokens_first, kernel_size=2)
     assert reasons(randomize(shorter()), image()) == ["unknown token grid: it was lost at aten.conv1d.default (conv1d)"]
     assert reasons(randomize(TokensAsChannels()), image()) == [
-        "cross attention: k comes from another token sequence than q"
+        "a matrix product mixes tokens: each row of q and k is a sum over all of them"
     ]

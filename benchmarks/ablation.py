@@ -36,14 +36,14 @@ from benchmarks.local_distillation import (
 )
 from benchmarks.results import default_path
 from jetvit.cost_model import Choice
-from jetvit.cost_model.rounds import in_rounds, ratio, sampler
-from jetvit.models import load_model
-from jetvit.passes.capture import export_model
-from jetvit.search.local_distillation import local_distillation
-from jetvit.search.pictures import draw_curves
-from jetvit.search.stream import Stream
-from jetvit.search.supernet import Supernet
-from jetvit.search.train import Run, Schedule
+from jetvit.cost_model.measuring.rounds import in_rounds, ratio, sampler
+from jetvit.models.load import load_model
+from jetvit.passes.frontends.capture import export_model
+from jetvit.search.data.stream import Stream
+from jetvit.search.post_training.local_distillation import local_distillation
+from jetvit.search.post_training.pictures import draw_curves
+from jetvit.search.post_training.supernet import Supernet
+from jetvit.search.post_training.train import Run, Schedule
 
 COLUMNS = (
     *("design", "inherited", "steps", "miou", "low", "high", "pixel_accuracy", "drift", "local_loss"),

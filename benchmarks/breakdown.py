@@ -37,9 +37,9 @@ from benchmarks.end_to_end_variants import Subject as Model
 from benchmarks.gpu.campaign import Campaign, Cost, Step, campaign_of
 from benchmarks.kernel_timing import ceilings
 from benchmarks.results import default_path
-from jetvit.cost_model.graph_operations import graph_operations
-from jetvit.cost_model.operation import ATTENTIONS
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.files.whole_file import write_whole
+from jetvit.cost_model.measuring.graph_operations import graph_operations
+from jetvit.cost_model.measuring.operation import ATTENTIONS
 from jetvit.kernels.cuda_graph import captured
 
 HYBRID, COMPILED = "hybrid 2 FA", "compiled"

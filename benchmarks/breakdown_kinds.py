@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, Shape, Size, build, pixels
 from benchmarks.kernel_shapes import Ceilings
-from jetvit.cost_model.operation import ELEMENT_BYTES, Operation
+from jetvit.cost_model.measuring.operation import ELEMENT_BYTES, Operation
 
 FULL, LINEAR, WINDOW = "full attention", "linear attention", "window attention"
 PRODUCT, CONVOLUTION, NORM, POINTWISE = "matrix product", "convolution", "norm", "pointwise"

@@ -30,7 +30,7 @@ from benchmarks.breakdown_kinds import (
     PRODUCT,
     WINDOW,
 )
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.files.whole_file import write_whole
 
 # Mixers in warm colours, products in blue, what only moves data in grey: the same in all pictures.
 _COLOURS = {

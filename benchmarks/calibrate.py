@@ -20,8 +20,9 @@ from typing import Any
 from benchmarks.results import default_path, environment, write
 from jetvit.bench import bench
 from jetvit.cost_model import Choice, Plan, SitePlan
-from jetvit.images import ImageFolder
-from jetvit.models import LoadedModel, load_model
+from jetvit.models.images import ImageFolder
+from jetvit.models.load import load_model
+from jetvit.models.loaded import LoadedModel
 from jetvit.search import calibrate, check_plan
 
 MODEL = "timm:vit_tiny_patch16_224"

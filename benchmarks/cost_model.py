@@ -25,15 +25,15 @@ import numpy as np
 from benchmarks.cost_model_gemm import errors
 from benchmarks.cost_model_plot import plot
 from benchmarks.results import default_path, environment, write_table
-from jetvit.cost_model.conformal import MIN_ROWS
-from jetvit.cost_model.device_costs import latest
-from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
-from jetvit.cost_model.measurement import Measurement
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.predictor import by_kernel
-from jetvit.cost_model.roofline import Device
-from jetvit.cost_model.sweep import MLP_RATIO, MODELS, SMALL_MODELS, ModelShape
-from jetvit.cost_model.table import read_table
+from jetvit.cost_model.measuring.measurement import Measurement
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.sweep import MLP_RATIO, MODELS, SMALL_MODELS, ModelShape
+from jetvit.cost_model.measuring.table import read_table
+from jetvit.cost_model.predicting.conformal import MIN_ROWS
+from jetvit.cost_model.predicting.device_costs import latest
+from jetvit.cost_model.predicting.kernel_model import KernelModel, calibrate_kernel
+from jetvit.cost_model.predicting.predictor import by_kernel
+from jetvit.cost_model.predicting.roofline import Device
 
 PARTS = 5
 COLUMNS = ("experiment", "op", "test_rows", "mape_pct", "median_ape_pct", "spearman")
@@ -165,7 +165,7 @@ def noise(measurements: Sequence[Measurement]) -> Iterator[dict[str, Any]]:
 
 def default_table() -> Path:
     """The table that comes with the package for this device."""
-    from jetvit.cost_model import table
+    from jetvit.cost_model.measuring import table
 
     return sorted((Path(table.__file__).parent / "data").glob("*.csv"))[0]
 

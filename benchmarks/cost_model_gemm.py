@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import default_path, environment, write_table
-from jetvit.cost_model.kernel_model import KernelModel, calibrate_kernel
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.roofline import Device
-from jetvit.cost_model.trees import Forest
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.predicting.kernel_model import KernelModel, calibrate_kernel
+from jetvit.cost_model.predicting.roofline import Device
+from jetvit.cost_model.predicting.trees import Forest
 
 DEVICE = Device("NVIDIA H100", 132)  # What the table was measured on.
 CURVE, SEEDS, TEST_ROWS = (100, 200, 500, 1500), 3, 4000

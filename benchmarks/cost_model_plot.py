@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jetvit.cost_model.operation import OPS
+from jetvit.cost_model.measuring.operation import OPS
 
 _TITLES = {
     "in range": "rows at random",

@@ -23,7 +23,7 @@ from benchmarks.end_to_end_variants import ANCHOR, Ready, Subject, Variant, make
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.kernel_group import Row, assert_device, failure
 from benchmarks.kernel_rows import Table
-from jetvit.cost_model.rounds import in_rounds, ratio
+from jetvit.cost_model.measuring.rounds import in_rounds, ratio
 
 KEY = ("device", "torch", "triton", "code", "model", "size", "batch", "variant", "dtype")
 # difference: from the same function in eager mode, of the norm. peak_memory_gb: the variant's weights and the most that

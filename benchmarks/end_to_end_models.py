@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.timing import generator_shapes
-from jetvit.passes.apply_plan import generator_names
-from jetvit.passes.plain_outputs import with_plain_outputs
+from jetvit.cost_model.measuring.timing import generator_shapes
+from jetvit.models.torchvision_shim import ensure_torchvision
+from jetvit.passes.rewrites.apply_plan import generator_names
+from jetvit.passes.targets.plain_outputs import with_plain_outputs
 from jetvit.patterns.site import AttentionSite
-from jetvit.torchvision_shim import ensure_torchvision
 
 Size = tuple[int, int]
 

@@ -25,10 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jetvit
 from benchmarks.end_to_end_models import Shape, mixed_plan
 from benchmarks.end_to_end_plain import in_plain_pytorch
-from jetvit.cost_model.rounds import Sampler, sampler
+from jetvit.cost_model.measuring.rounds import Sampler, sampler
 from jetvit.kernels.cuda_graph import captured
-from jetvit.passes.capture import export_model
-from jetvit.passes.differences import tensors
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.differences import tensors
 
 Call = Callable[[], object]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.results import default_path, environment, write
-from jetvit.passes.capture import capture
+from jetvit.models.torchvision_shim import ensure_torchvision
+from jetvit.passes.frontends.capture import capture
 from jetvit.patterns.find import find_sites
-from jetvit.torchvision_shim import ensure_torchvision
 
 DEPTHS = (5, 10, 20, 40)
 ROUNDS = 5

@@ -36,7 +36,7 @@ from triton.compiler import ASTSource
 from benchmarks import fake_hopper
 from benchmarks.end_to_end_models import MODELS, dinov3, mixed_plan
 from benchmarks.sm90 import TARGET, cannot_compile, read_resources
-from jetvit.passes.capture import capture, capture_dynamo
+from jetvit.passes.frontends.capture import capture, capture_dynamo
 from jetvit.passes.pipeline import passes, run_pipeline
 
 FRONTENDS = ("export", "dynamo", "aoti")

@@ -26,7 +26,7 @@ import triton
 from benchmarks.kernel_shapes import Problem, problems
 from benchmarks.results import RESULTS, environment, write_table
 from benchmarks.sm90 import MULTIPROCESSORS, Resources, cannot_compile, compile_variant, variant_of
-from jetvit.cost_model.timing import generator_shapes
+from jetvit.cost_model.measuring.timing import generator_shapes
 from jetvit.kernels.launch import Launch, record_launches
 from jetvit.kernels.linear_attention.triton_launch import linear_attention_triton
 from jetvit.kernels.window_attention.triton_launch import window_attention_triton

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_shapes import Problem
-from jetvit.cost_model.timing import generator_shapes
+from jetvit.cost_model.measuring.timing import generator_shapes
 
 
 @dataclass(frozen=True)

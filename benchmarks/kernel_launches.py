@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetvit.cost_model.timing import generator_shapes
+from jetvit.cost_model.measuring.timing import generator_shapes
 from jetvit.kernels.full_attention.triton_launch import rotate
 from jetvit.kernels.launch import Launch, record_launches
 from jetvit.kernels.linear_attention.triton_launch import (

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jetvit.cost_model import sweep
-from jetvit.cost_model.operation import Operation
+from jetvit.cost_model.measuring import sweep
+from jetvit.cost_model.measuring.operation import Operation
 
 # The largest comes last, so that a short run has all others.
 _ORDER = ("DINOv3-B", "DINOv3-L", "DepthAnythingV2-L", "DepthAnythingV2-G", "DINOv3-7B")

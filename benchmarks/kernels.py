@@ -33,7 +33,7 @@ from benchmarks.kernel_rows import COLUMNS, KEY, Table, code_of_kernels
 from benchmarks.kernel_shapes import Problem, problems
 from benchmarks.kernel_timing import ceilings
 from benchmarks.results import default_path, environment
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name
 
 CHECK_COLUMNS = (
     *("check", "status", "reason", "error", "limit", "max_error"),

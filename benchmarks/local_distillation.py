@@ -27,18 +27,19 @@ from torch import Tensor, nn
 
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import Choice
-from jetvit.images import ImageFolder
-from jetvit.models import LoadedModel, load_model
-from jetvit.passes.capture import export_model
-from jetvit.search.data import Sample
-from jetvit.search.drift import Drift
-from jetvit.search.local_distillation import local_distillation
-from jetvit.search.metrics import Confusion, mean_iou
-from jetvit.search.processes import Processes
-from jetvit.search.statistics import interval
-from jetvit.search.stream import Stream
-from jetvit.search.supernet import Supernet
-from jetvit.search.train import Run, Schedule
+from jetvit.models.images import ImageFolder
+from jetvit.models.load import load_model
+from jetvit.models.loaded import LoadedModel
+from jetvit.passes.frontends.capture import export_model
+from jetvit.search.data.processes import Processes
+from jetvit.search.data.splits import Sample
+from jetvit.search.data.stream import Stream
+from jetvit.search.post_training.local_distillation import local_distillation
+from jetvit.search.post_training.statistics import interval
+from jetvit.search.post_training.supernet import Supernet
+from jetvit.search.post_training.train import Run, Schedule
+from jetvit.search.tasks.drift import Drift
+from jetvit.search.tasks.metrics import Confusion, mean_iou
 
 MODEL = "timm:vit_tiny_patch16_224"
 SIZE, PATCH_SIZE, CLASSES = (352, 480), 16, 11

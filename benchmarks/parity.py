@@ -24,23 +24,23 @@ from torch.export import ExportedProgram
 from benchmarks.local_distillation import NO_DATA
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.device_costs import DeviceCosts, find_table
-from jetvit.images import parse_size
-from jetvit.models import load_model
-from jetvit.passes.capture import export_model
-from jetvit.passes.graph import ExportedGraph
+from jetvit.cost_model.predicting.device_costs import DeviceCosts, find_table
+from jetvit.models.images import parse_size
+from jetvit.models.load import load_model
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.patterns.find import find_sites
-from jetvit.search.data import Splits
-from jetvit.search.end_to_end import train_head, train_on_task
-from jetvit.search.post_training import search
-from jetvit.search.reader import Reader
-from jetvit.search.recipe import Recipe
-from jetvit.search.run_folder import RunFolder
-from jetvit.search.stream import Stream
-from jetvit.search.student import Student
-from jetvit.search.taps import Taps, blocks_of, evenly
-from jetvit.search.task import Task
-from jetvit.search.train import Run, Schedule
+from jetvit.search.calibration.run_folder import RunFolder
+from jetvit.search.data.splits import Splits
+from jetvit.search.data.stream import Stream
+from jetvit.search.post_training.end_to_end import train_head, train_on_task
+from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.recipe import Recipe
+from jetvit.search.post_training.search import search
+from jetvit.search.post_training.student import Student
+from jetvit.search.post_training.train import Run, Schedule
+from jetvit.search.tasks.taps import Taps, blocks_of, evenly
+from jetvit.search.tasks.task import Task
 
 MODEL = "timm:vit_tiny_patch16_224"
 CHOICES = (Choice("linear", conv_size=3), Choice("window", window=(8, 8)))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jetvit.small_vit import Attention
+from jetvit.demo.small_vit import Attention
 
 PATCH_SIZE = 16
 

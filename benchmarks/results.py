@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from jetvit import __version__
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.rounds import in_rounds, ratio, sampler
-from jetvit.passes.capture import export_model
-from jetvit.passes.differences import tensors
+from jetvit.cost_model.measuring.rounds import in_rounds, ratio, sampler
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.differences import tensors
 from jetvit.patterns.site import AttentionSite
 
 SIZE = (704, 960)

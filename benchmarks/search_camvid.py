@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.parity import run_benchmark
-from jetvit.datasets import read_splits
-from jetvit.search.data import Splits
-from jetvit.search.segmentation import Segmentation
-from jetvit.search.task import Task
+from jetvit.models.datasets import read_splits
+from jetvit.search.data.splits import Splits
+from jetvit.search.tasks.segmentation import Segmentation
+from jetvit.search.tasks.task import Task
 
 SIZE, CLASSES = (352, 480), 11
 

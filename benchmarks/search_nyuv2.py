@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.parity import run_benchmark
-from jetvit.datasets import read_splits
-from jetvit.search.data import Splits
-from jetvit.search.depth import Depth
-from jetvit.search.task import Task
+from jetvit.models.datasets import read_splits
+from jetvit.search.data.splits import Splits
+from jetvit.search.tasks.depth import Depth
+from jetvit.search.tasks.task import Task
 
 SIZE = (288, 384)
 # The usual crop, rows 45 to 471 and columns 41 to 601 of 480×640, for targets of half that size.

@@ -40,13 +40,13 @@ from benchmarks.runtimes import COLUMNS as SPEED_COLUMNS
 from benchmarks.runtimes import ROUNDS, drawn_plan, installed_runtimes
 from benchmarks.runtimes import rows as speed
 from jetvit.cost_model import Choice, Plan
-from jetvit.models import load_model
-from jetvit.passes.capture import export_model
-from jetvit.passes.differences import tensors
-from jetvit.passes.plain_outputs import with_plain_outputs
-from jetvit.passes.tensorrt import prepare, uncovered
+from jetvit.models.load import load_model
+from jetvit.models.torchvision_shim import ensure_torchvision
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.differences import tensors
+from jetvit.passes.targets.plain_outputs import with_plain_outputs
+from jetvit.passes.targets.tensorrt import prepare, uncovered
 from jetvit.patterns.site import AttentionSite
-from jetvit.torchvision_shim import ensure_torchvision
 
 CHOICES = (
     *(Choice("linear", conv_size=3), Choice("window", window=(8, 8)), Choice("full")),

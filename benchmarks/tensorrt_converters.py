@@ -2,11 +2,11 @@
 
 The wheel is Python source: every converter is registered by a decorator, the decomposition groups are set literals, the
 plugin generator asks for the type of each argument in turn. All of that is read off the syntax trees, so no GPU and no
-TensorRT is needed, and nothing of the wheel runs. What comes out are names: `jetvit.passes.tensorrt` proves with them
-that every operator of a prepared graph has a converter.
+TensorRT is needed, and nothing of the wheel runs. What comes out are names: `jetvit.passes.targets.tensorrt` proves
+with them that every operator of a prepared graph has a converter.
 
     pip download --no-deps torch-tensorrt
-    python -m benchmarks.tensorrt_converters torch_tensorrt-*.whl -o passes/tensorrt/converters.json
+    python -m benchmarks.tensorrt_converters torch_tensorrt-*.whl -o passes/targets/tensorrt/converters.json
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Trees = dict[str, ast.Module]
 
 
 def read_wheel(path: Path) -> dict[str, Any]:
-    """The document that `passes/tensorrt/converters.json` holds, from a wheel of Torch-TensorRT.
+    """The document that `passes/targets/tensorrt/converters.json` holds, from a wheel of Torch-TensorRT.
 
     Raises:
         ValueError: the file is no wheel of Torch-TensorRT, or of one that is built otherwise.

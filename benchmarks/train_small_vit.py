@@ -1,4 +1,4 @@
-"""Train the small Vision Transformer of `jetvit.small_vit` from scratch on rendered rooms, and write its weights.
+"""Train the small Vision Transformer of `jetvit.demo.small_vit` from scratch on rendered rooms, and write its weights.
 
     python -m benchmarks.train_small_vit [--minutes M | --steps N N N] [--seed S] [--start FILE] [-o FILE]
 
@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jetvit import __version__
-from jetvit.scenes import CLASSES, FARTHEST, NEAREST, SceneSplit, render
-from jetvit.search.metrics import DepthMetric, DepthScores
-from jetvit.small_vit import PATCH_SIZE, WEIGHTS, SmallViT, load_small_vit
+from jetvit.demo.scenes import CLASSES, FARTHEST, NEAREST, SceneSplit, render
+from jetvit.demo.small_vit import PATCH_SIZE, WEIGHTS, SmallViT, load_small_vit
+from jetvit.search.tasks.metrics import DepthMetric, DepthScores
 
 HELD_OUT_SEED = 0
 WARM_UP = 50  # steps

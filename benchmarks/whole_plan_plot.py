@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from jetvit.cost_model.estimate import Estimate
-from jetvit.cost_model.runs import Mode, WholeRun
+from jetvit.cost_model.measuring.runs import Mode, WholeRun
+from jetvit.cost_model.predicting.estimate import Estimate
 
 Rated = Sequence[tuple[WholeRun, Estimate]]
 Losses = Callable[[Sequence[Sequence[str]], int], np.ndarray]

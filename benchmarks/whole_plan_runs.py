@@ -19,12 +19,12 @@ from torch.export import ExportedProgram, export
 from benchmarks.plain_vit import PlainViT
 from jetvit.api import find_attention, optimize
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.graph_operations import graph_operations
-from jetvit.cost_model.measurement import Machine
-from jetvit.cost_model.rounds import Run, Sampler, in_rounds, sampler
-from jetvit.cost_model.runs import Mode, WholeRun
-from jetvit.cost_model.timing import generator_shapes, summary
-from jetvit.passes.apply_plan import generator_names
+from jetvit.cost_model.measuring.graph_operations import graph_operations
+from jetvit.cost_model.measuring.measurement import Machine
+from jetvit.cost_model.measuring.rounds import Run, Sampler, in_rounds, sampler
+from jetvit.cost_model.measuring.runs import Mode, WholeRun
+from jetvit.cost_model.measuring.timing import generator_shapes, summary
+from jetvit.passes.rewrites.apply_plan import generator_names
 from jetvit.patterns.site import Sites
 
 CHOICES = {

@@ -32,11 +32,10 @@ from benchmarks.results import default_path, environment, write_table
 from benchmarks.whole_plan_plot import plot
 from benchmarks.whole_plan_runs import CHOICES, CPU_GROUPS, GPU_GROUPS, measure_group
 from jetvit import __version__
-from jetvit.cost_model.device_costs import DeviceCosts, fit_overheads
-from jetvit.cost_model.estimate import Estimate, estimate
-from jetvit.cost_model.measurement import this_machine
-from jetvit.cost_model.runs import Mode, WholeRun, append_runs, read_runs, runs_path
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.runs import Mode, WholeRun, append_runs, read_runs, runs_path
+from jetvit.cost_model.predicting.device_costs import DeviceCosts, fit_overheads
+from jetvit.cost_model.predicting.estimate import Estimate, estimate
 
 PLANS, PASSES = 32, 15
 COMPILED_PLANS = 10

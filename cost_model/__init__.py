@@ -1,6 +1,7 @@
 """What each choice costs, and the `Plan` that records which choice was made at every attention site."""
 
-from jetvit.cost_model.base_weights import (
+from jetvit.cost_model.measuring.timing import AttentionShape, Latency, measure_choices, time_choice
+from jetvit.cost_model.plans.base_weights import (
     base_record,
     base_warning,
     check_base,
@@ -8,13 +9,12 @@ from jetvit.cost_model.base_weights import (
     sample_base,
     sample_tensor,
 )
-from jetvit.cost_model.choice import FULL, Choice
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.fingerprint import Fingerprint, SiteShape
-from jetvit.cost_model.names import NameMatch, match_names
-from jetvit.cost_model.plan import FrontPoint, Measured, Plan, SitePlan
-from jetvit.cost_model.renaming import renamed_matches
-from jetvit.cost_model.timing import AttentionShape, Latency, measure_choices, time_choice
+from jetvit.cost_model.plans.choice import FULL, Choice
+from jetvit.cost_model.plans.fingerprint import Fingerprint, SiteShape
+from jetvit.cost_model.plans.names import NameMatch, match_names
+from jetvit.cost_model.plans.plan import FrontPoint, Measured, Plan, SitePlan
+from jetvit.cost_model.plans.renaming import renamed_matches
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
 
 __all__ = [
     "FULL",

@@ -12,10 +12,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jetvit.cost_model import Plan
-from jetvit.passes.calling import signature_of
-from jetvit.passes.capture import capture
-from jetvit.passes.emit import OptimizedModule
-from jetvit.passes.open_sizes import export_sizes
+from jetvit.passes.frontends.calling import signature_of
+from jetvit.passes.frontends.capture import capture
+from jetvit.passes.frontends.emit import OptimizedModule
+from jetvit.passes.frontends.open_sizes import export_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites

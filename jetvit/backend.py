@@ -24,14 +24,14 @@ from torch.fx import GraphModule
 from jetvit import kernels, torch_private
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.handed_on import Results, hand_on, learn
-from jetvit.passes.capture import capture_dynamo
-from jetvit.passes.graph import DynamoGraph
+from jetvit.dynamo.handed_on import Results, hand_on, learn
+from jetvit.dynamo.parameter_guards import Compiled, for_each_set_of_weights, tie
+from jetvit.dynamo.whole_calls import watch
+from jetvit.passes.frontends.capture import capture_dynamo
+from jetvit.passes.graph.rewritable import DynamoGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import CaptureError, InputError
 from jetvit.patterns.wording import operator_name
-from jetvit.tied import Compiled, for_each_set_of_weights, tie
-from jetvit.whole_calls import watch
 
 log = logging.getLogger(__name__)
 TENSORRT = ("tensorrt", "torch_tensorrt")
@@ -190,8 +190,8 @@ def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGrap
     Raises:
         InputError: Torch-TensorRT is missing, a mode, or a setting that it does not know.
     """
-    from jetvit.passes.tensorrt.compiler import check_backend_settings, register, require_tensorrt
-    from jetvit.passes.tensorrt.prepare import lower
+    from jetvit.passes.targets.tensorrt.compiler import check_backend_settings, register, require_tensorrt
+    from jetvit.passes.targets.tensorrt.prepare import lower
 
     _refuse_mode(mode, options.inner)
     library = require_tensorrt()

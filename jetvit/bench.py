@@ -23,18 +23,18 @@ import jetvit
 from jetvit.api import find_attention, load_plan, optimize
 from jetvit.bench_predictions import Predictions, digits, predict
 from jetvit.cost_model import Plan
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio, sampler
-from jetvit.cost_model.runs import Mode
-from jetvit.cost_model.steadiness import sample_doubts, steadily
-from jetvit.cost_model.timing import summary
-from jetvit.passes.capture import export_model
-from jetvit.passes.differences import tensors
-from jetvit.passes.plan_checks import rewritten_choice
+from jetvit.cost_model.measuring.measurement import device_name
+from jetvit.cost_model.measuring.rounds import MIN_ROUNDS, Run, Sampler, in_rounds, ratio, sampler
+from jetvit.cost_model.measuring.runs import Mode
+from jetvit.cost_model.measuring.steadiness import sample_doubts, steadily
+from jetvit.cost_model.measuring.timing import summary
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.differences import tensors
+from jetvit.passes.rewrites.plan_checks import rewritten_choice
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.site import Sites
 from jetvit.patterns.wording import counted
-from jetvit.search.calibration import device_name
 
 SCHEMA_VERSION = 1
 EAGER, COMPILED, JETVIT = "eager, full", "compiled, full", "compiled, jetvit"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.latencies import UnknownLatency
-from jetvit.cost_model.runs import Mode
-from jetvit.search.whole_model import estimate_program, refuse_open_sizes
+from jetvit.cost_model.measuring.runs import Mode
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.cost_model.predicting.latencies import UnknownLatency
+from jetvit.search.calibration.whole_model import estimate_program, refuse_open_sizes
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,19 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.cost_model.whole_file import stream_for_cpp
+from jetvit.cost_model.files.whole_file import stream_for_cpp
 from jetvit.files import atomic_files, require_space, writable
 from jetvit.loading import load
-from jetvit.models import reason
-from jetvit.passes.capture import capture
-from jetvit.passes.differences import copied, differ, largest_error, tensors, with_own_buffers
-from jetvit.passes.emit import OptimizedModule
-from jetvit.passes.fixed_sizes import fixed_sizes
-from jetvit.passes.open_sizes import export_sizes
+from jetvit.models.loaded import reason
+from jetvit.passes.frontends.capture import capture
+from jetvit.passes.frontends.differences import copied, differ, largest_error, tensors, with_own_buffers
+from jetvit.passes.frontends.emit import OptimizedModule
+from jetvit.passes.frontends.fixed_sizes import fixed_sizes
+from jetvit.passes.frontends.open_sizes import export_sizes
 from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.passes.plain_outputs import plain_program, with_plain_outputs
-from jetvit.passes.signature import dense, order_of
-from jetvit.passes.to_aoti import require_compiler, write_aoti
+from jetvit.passes.targets.aoti import require_compiler, write_aoti
+from jetvit.passes.targets.plain_outputs import plain_program, with_plain_outputs
+from jetvit.passes.targets.signature import dense, order_of
 from jetvit.patterns.errors import InputError, RewriteError
 from jetvit.torch_private import pytree
 
@@ -275,14 +275,14 @@ def _write_pt2(program: ExportedProgram, path: Path) -> None:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, **options: Any) -> None:
-    from jetvit.passes.to_onnx.export import onnx_model
-    from jetvit.passes.to_onnx.write import write_onnx
+    from jetvit.passes.targets.onnx.export import onnx_model
+    from jetvit.passes.targets.onnx.write import write_onnx
 
     write_onnx(onnx_model(program, **options), path)
 
 
 def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> None:
-    from jetvit.passes.tensorrt.compiler import write_tensorrt
+    from jetvit.passes.targets.tensorrt.compiler import write_tensorrt
 
     write_tensorrt(program, path, **options)
 
@@ -300,7 +300,7 @@ def _read(path: Path, program: ExportedProgram, custom_ops: bool = False, **opti
 
 
 def _read_tensorrt(path: Path, program: ExportedProgram, **options: Any) -> str:
-    from jetvit.passes.tensorrt.compiler import require_tensorrt
+    from jetvit.passes.targets.tensorrt.compiler import require_tensorrt
 
     require_tensorrt().load(str(path))
     return "it was only read; compare it with the model on images of your own"
@@ -345,10 +345,10 @@ def _require(target: str) -> None:
     if target == "aoti":
         require_compiler()
     if target == "onnx":
-        from jetvit.passes.to_onnx.export import require_onnx
+        from jetvit.passes.targets.onnx.export import require_onnx
 
         require_onnx()
     if target == "tensorrt":
-        from jetvit.passes.tensorrt.compiler import require_tensorrt
+        from jetvit.passes.targets.tensorrt.compiler import require_tensorrt
 
         require_tensorrt()

@@ -28,8 +28,8 @@ from torch.export.pt2_archive.constants import (
     WEIGHTS_DIR,
 )
 
-from jetvit.cost_model.file_content import refuse_unsafe, repair
-from jetvit.cost_model.whole_file import move_together, refuse_full_disk
+from jetvit.cost_model.files.file_content import refuse_unsafe, repair
+from jetvit.cost_model.files.whole_file import move_together, refuse_full_disk
 from jetvit.patterns.errors import DiskFullError, InputError
 from jetvit.torch_private import PT2ArchiveReader
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from jetvit.files import load_exported
-from jetvit.passes.signature import KEY, Axis, Bound, Signature, TensorInput
-from jetvit.passes.to_aoti import read_signature
-from jetvit.passes.to_onnx.convention import OPERATORS
+from jetvit.passes.targets.aoti import read_signature
+from jetvit.passes.targets.onnx.convention import OPERATORS
+from jetvit.passes.targets.signature import KEY, Axis, Bound, Signature, TensorInput
 from jetvit.patterns.errors import InputError
 from jetvit.torch_private import aoti_load_package
 
@@ -174,7 +174,7 @@ def _open_program(path: Path) -> LoadedModel:
 
 
 def _open_tensorrt(path: Path) -> LoadedModel:
-    from jetvit.passes.tensorrt.compiler import require_tensorrt
+    from jetvit.passes.targets.tensorrt.compiler import require_tensorrt
 
     return _as_model(path, "tensorrt", require_tensorrt().load(str(path)))
 

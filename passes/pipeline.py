@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jetvit.cost_model import Plan
-from jetvit.passes.apply_plan import ApplyPlan
-from jetvit.passes.base import Pass
-from jetvit.passes.clean_up import CleanUp
-from jetvit.passes.fold_constants import FoldConstants
-from jetvit.passes.fuse_attention import FuseAttention
-from jetvit.passes.graph import RewritableGraph
-from jetvit.passes.merge_projections import MergeProjections
-from jetvit.passes.normalize import Normalize
-from jetvit.passes.result_strides import keep_result_strides
-from jetvit.passes.straighten_views import StraightenViews
-from jetvit.passes.verify import Verification
+from jetvit.passes.graph.base import Pass
+from jetvit.passes.graph.rewritable import RewritableGraph
+from jetvit.passes.graph.verify import Verification
+from jetvit.passes.rewrites.apply_plan import ApplyPlan
+from jetvit.passes.rewrites.clean_up import CleanUp
+from jetvit.passes.rewrites.fold_constants import FoldConstants
+from jetvit.passes.rewrites.fuse_attention import FuseAttention
+from jetvit.passes.rewrites.merge_projections import MergeProjections
+from jetvit.passes.rewrites.normalize import Normalize
+from jetvit.passes.rewrites.result_strides import keep_result_strides
+from jetvit.passes.rewrites.straighten_views import StraightenViews
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.token_grid import has_hints
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
 
-if TYPE_CHECKING:
-    from jetvit.patterns.known_axes import Known
+from jetvit.patterns.tokens import Known
 
 
 @dataclass

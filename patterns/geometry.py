@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch.fx import Node
 
@@ -24,25 +24,12 @@ from jetvit.patterns.leading import (
 )
 from jetvit.patterns.site import UNKNOWN_GRID, Factor, Layout, Operand
 from jetvit.patterns.sizes import Size, is_one, is_static, same
+from jetvit.patterns.tokens import Tokens
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.patterns.wording import counted
 
 _MOST_UNKNOWN_TOKENS = 16
 """Tokens beside a grid of which only is known that they are of no image: a CLS token that was made from something."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """An axis of extra tokens, a grid in row-major order, and extra tokens again; `origin` is what made the grid."""
-
-    before: Size
-    grid: tuple[Size, Size]
-    after: Size
-    origin: str = field(default="", compare=False)
-
-    def sizes(self) -> tuple[Size, ...]:
-        """All numbers that it is made of."""
-        return self.before, *self.grid, self.after
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ that need no graph: `describe` reads them off the axes of a result, `axes_of` gi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from torch.fx import Node
 
@@ -17,24 +16,9 @@ from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.core import Refused
-from jetvit.patterns.geometry import Tokens, grid_axis, read_tokens
+from jetvit.patterns.geometry import grid_axis, read_tokens
 from jetvit.patterns.sizes import Size, same
-
-
-@dataclass(frozen=True)
-class Side:
-    """An axis of rows, or of columns, of a two-dimensional map; `kind` is "row" or "col"."""
-
-    kind: str
-    size: Size
-
-    def sizes(self) -> tuple[Size, ...]:
-        """All numbers that it is made of."""
-        return (self.size,)
-
-
-Known = tuple[Tokens | Side | None, ...]
-"""What is known of each axis of a tensor."""
+from jetvit.patterns.tokens import Known, MapSide, Tokens
 
 
 def describe(axes: Axes, node: Node) -> Known | None:
@@ -43,9 +27,9 @@ def describe(axes: Axes, node: Node) -> Known | None:
     return known if any(each is not None for each in known) else None
 
 
-def _describe(axis: Axis, node: Node) -> Tokens | Side | None:
+def _describe(axis: Axis, node: Node) -> Tokens | MapSide | None:
     if len(axis) == 1 and axis[0].kind in ("row", "col") and axis[0].segments is None and axis[0].cut is None:
-        return Side(axis[0].kind, axis[0].size) if axis[0].pieces is None or axis[0].pieces[1] == 0 else None
+        return MapSide(axis[0].kind, axis[0].size) if axis[0].pieces is None or axis[0].pieces[1] == 0 else None
     try:
         return read_tokens(axis, node)
     except Refused:
@@ -55,10 +39,10 @@ def _describe(axis: Axis, node: Node) -> Tokens | Side | None:
 def evaluate(known: Known, number: Callable[[Size], int]) -> Known:
     """The same with all sizes as numbers."""
 
-    def fixed(each: Tokens | Side | None) -> Tokens | Side | None:
+    def fixed(each: Tokens | MapSide | None) -> Tokens | MapSide | None:
         if isinstance(each, Tokens):
             return Tokens(number(each.before), (number(each.grid[0]), number(each.grid[1])), number(each.after))
-        return None if each is None else Side(each.kind, number(each.size))
+        return None if each is None else MapSide(each.kind, number(each.size))
 
     return tuple(map(fixed, known))
 
@@ -76,10 +60,10 @@ def axes_of(known: Known, sizes: Sequence[Size], name: str) -> Axes:
     )
 
 
-def _axis(known: Tokens | Side | None, size: Size, entry: tuple[str, int]) -> Axis | None:
+def _axis(known: Tokens | MapSide | None, size: Size, entry: tuple[str, int]) -> Axis | None:
     if known is None:
         return None
-    if isinstance(known, Side):
+    if isinstance(known, MapSide):
         return (Atom(size, known.kind, entry=entry),) if same(size, known.size) else None
     height, width = known.grid
     return grid_axis(known, entry) if same(size, known.before + height * width + known.after) else None

@@ -15,9 +15,10 @@ from jetvit.patterns import axes as ax
 from jetvit.patterns.calls import shape, traced_value
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.core import Refused
-from jetvit.patterns.geometry import Tokens, grid_axis, read_tokens
+from jetvit.patterns.geometry import grid_axis, read_tokens
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same_sizes
+from jetvit.patterns.tokens import Tokens
 from jetvit.patterns.walk import LayoutWalk, Value, rule
 from jetvit.patterns.wording import counted
 

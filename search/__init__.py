@@ -1,17 +1,17 @@
 """Choosing a plan: training-free calibration, post-training search, and the check of a plan on new images."""
 
-from jetvit.search.calibration import calibrate
-from jetvit.search.check import CheckReport, check_plan
-from jetvit.search.data import Sample, Split, Splits
-from jetvit.search.depth import Depth
-from jetvit.search.drift import Drift, agreement
-from jetvit.search.features import Features
-from jetvit.search.post_training import search
-from jetvit.search.recipe import Recipe
-from jetvit.search.segmentation import Segmentation
-from jetvit.search.task import Task
-from jetvit.search.task_check import TaskReport, check_task
-from jetvit.search.train import Schedule
+from jetvit.search.calibration.calibrate import calibrate
+from jetvit.search.calibration.check import CheckReport, check_plan
+from jetvit.search.data.splits import Sample, Split, Splits
+from jetvit.search.post_training.recipe import Recipe
+from jetvit.search.post_training.search import search
+from jetvit.search.post_training.task_check import TaskReport, check_task
+from jetvit.search.post_training.train import Schedule
+from jetvit.search.tasks.depth import Depth
+from jetvit.search.tasks.drift import Drift, agreement
+from jetvit.search.tasks.features import Features
+from jetvit.search.tasks.segmentation import Segmentation
+from jetvit.search.tasks.task import Task
 
 __all__ = [
     "CheckReport",

@@ -19,8 +19,8 @@ from torch import nn
 
 import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan, projection_weights, sample_base
-from jetvit.cost_model.table import TableWriter
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.cost_model.measuring.table import TableWriter
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.cost_model.tables import MACHINE, measurement
 from tests.zoo.case import images
 

@@ -266,8 +266,8 @@ REFUSED = {
     every_head_by_every_head: "batch and heads of q, k and v do not stand in the same order",
     temperatures_of_the_keys_heads: "the attention scores are multiplied by a tensor that goes along some of the axes "
     "of batch or heads",
-    groups_among_the_tokens: "grouped-query attention: 3 heads of q stand on its axis of tokens. Give the heads of q and "
-    "of the result an axis of their own",
+    groups_among_the_tokens: "grouped-query attention: 3 heads of q stand on its axis of tokens. "
+    "Give the heads of q and of the result an axis of their own",
 }
 
 

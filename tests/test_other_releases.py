@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import jetvit
 from jetvit.cost_model import Plan
-from jetvit.cost_model.table import read_table
+from jetvit.cost_model.measuring.table import read_table
 from jetvit.files import load_exported
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.cost_model.tables import measurement
 from tests.release_files import write
 from tests.zoo.quick import sweep

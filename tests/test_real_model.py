@@ -9,10 +9,10 @@ import pytest
 
 import jetvit
 from jetvit.cost_model import Choice, Plan, SitePlan
-from jetvit.images import ImageFolder
-from jetvit.models import load_model
+from jetvit.models.images import ImageFolder
+from jetvit.models.load import load_model
+from jetvit.models.torchvision_shim import ensure_torchvision
 from jetvit.search import check_plan
-from jetvit.torchvision_shim import ensure_torchvision
 
 SIZE = (224, 320)
 

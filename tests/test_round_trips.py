@@ -16,12 +16,12 @@ from torch.export import ExportedProgram
 
 import jetvit
 from jetvit.cost_model import Choice
-from jetvit.passes.capture import export_model
-from jetvit.passes.differences import tensors
-from jetvit.passes.from_onnx import read_onnx
-from jetvit.passes.plain_outputs import with_plain_outputs
-from jetvit.passes.to_onnx.export import onnx_model
-from jetvit.passes.to_onnx.write import write_onnx
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.differences import tensors
+from jetvit.passes.frontends.onnx import read_onnx
+from jetvit.passes.targets.onnx.export import onnx_model
+from jetvit.passes.targets.onnx.write import write_onnx
+from jetvit.passes.targets.plain_outputs import with_plain_outputs
 from jetvit.patterns import InputError
 from tests.passes.plans import with_kernels
 from tests.zoo import CASES, found

@@ -18,10 +18,10 @@ from torch.fx import GraphModule, Node
 
 import jetvit
 from jetvit.cost_model import Choice
-from jetvit.passes.capture import capture_dynamo, export_model
-from jetvit.passes.fuse_attention import FuseAttention
-from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.frontends.capture import capture_dynamo, export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.patterns.regions import GraphView
 from tests.passes.models import LINEAR, WINDOW, assert_close, aten, exported, plan_of, planned, sites_of
 from tests.patterns.roads import no_fast_path

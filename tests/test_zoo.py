@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jetvit.passes.differences import tensors
+from jetvit.passes.frontends.differences import tensors
 from tests.zoo import CASES, Case, found, refused
 from tests.zoo.quick import sweep
 

@@ -21,7 +21,7 @@ import jetvit.patterns
 from benchmarks.gpu.archive import CACHES
 from benchmarks.kernel_rows import code_of
 from benchmarks.results import environment
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name
 
 _SHORTEST_SLICE_S = 30.0
 

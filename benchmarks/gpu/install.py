@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.gpu.archive import CACHES, UnsafeArchive, unpack
 from benchmarks.gpu.processes import ROOT
 from benchmarks.results import RESULTS, folder_of_device
-from jetvit.cost_model.measurement import Machine
-from jetvit.cost_model.table import read_table
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.files.whole_file import write_whole
+from jetvit.cost_model.measuring.measurement import Machine
+from jetvit.cost_model.measuring.table import read_table
 from jetvit.patterns.errors import InputError
 
 TABLES = ROOT / "cost_model" / "data"

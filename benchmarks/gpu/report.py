@@ -11,8 +11,8 @@ from benchmarks.end_to_end_table import end_to_end_lines
 from benchmarks.gpu.journal import FAILURES, Event, Journal
 from benchmarks.kernel_rows import newest, read_rows
 from benchmarks.report import kernel_lines
-from jetvit.cost_model.table import read_table
-from jetvit.cost_model.whole_file import write_whole
+from jetvit.cost_model.files.whole_file import write_whole
+from jetvit.cost_model.measuring.table import read_table
 
 Row = Mapping[str, str]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from benchmarks.gpu.campaign import Campaign, Cost, Skipped, Step, TimeOver
 from benchmarks.gpu.processes import Task, run_together
 from jetvit import __version__
-from jetvit.cost_model.measurement import this_machine
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name, this_machine
 
 _NEEDED = ("vit_tiny_patch16_224.safetensors", "camvid/train/images", "camvid/val/images")
 _SEEDS, _SIZE, _BATCH = 3, "704x960", 8

@@ -6,12 +6,11 @@ from benchmarks import breakdown, end_to_end
 from benchmarks.gpu import kernel_steps, model_steps, operator_tests, search_step
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
 from jetvit import __version__
-from jetvit.cost_model import sweep
-from jetvit.cost_model.measure import measure_all
-from jetvit.cost_model.measurement import this_machine
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.table import TableWriter
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring import sweep
+from jetvit.cost_model.measuring.measure import measure_all
+from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.table import TableWriter
 
 _SWEEP_S = 240.0  # of one run at most
 _PASSES, _DRY_OPERATIONS = 3, 6

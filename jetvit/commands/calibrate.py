@@ -18,7 +18,7 @@ from jetvit.cost_model import Plan
 from jetvit.explain import explain
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search import calibrate
-from jetvit.search.measurements import remove_measurements
+from jetvit.search.calibration.measurements import remove_measurements
 
 LIMIT = 16
 DESCRIPTION = """\

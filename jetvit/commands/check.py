@@ -30,7 +30,7 @@ from jetvit.commands.tasks import (
     value_text,
 )
 from jetvit.cost_model import Plan
-from jetvit.datasets import find_test_files, read_test_split
+from jetvit.models.datasets import find_test_files, read_test_split
 from jetvit.patterns.wording import counted
 from jetvit.search import TaskReport, check_plan, check_task
 

@@ -10,8 +10,8 @@ from typing import Any
 from jetvit.bench import COMPILED, JETVIT
 from jetvit.commands.outputs import add_force_option, refuse_existing
 from jetvit.commands.progress import progress_bar
-from jetvit.cost_model.lock import locked
-from jetvit.demo import SIZE, run_demo
+from jetvit.cost_model.files.lock import locked
+from jetvit.demo.walkthrough import SIZE, run_demo
 from jetvit.patterns.wording import counted
 
 FILES = ("plan", "report.html", "sites.png", "training.png", "full_blocks.png", "trade_off.png")
@@ -23,7 +23,7 @@ compiled and compared, in speed and in δ1 on rooms that neither has seen. All n
 EPILOG = """\
 example:
   jetvit demo
-  jetvit explain jetvit.small_vit:load_small_vit --size 256x256 --plan out/demo/plan"""
+  jetvit explain jetvit.demo.small_vit:load_small_vit --size 256x256 --plan out/demo/plan"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

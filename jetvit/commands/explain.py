@@ -14,9 +14,10 @@ from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.commands.subject import load_subject
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.explain import Report, explain
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.explain import explain
 from jetvit.files import atomic_path
+from jetvit.report.report import Report
 
 DESCRIPTION = """\
 List every attention of a model: which can be rewritten, and why the others cannot, with the line of their source.

@@ -38,7 +38,7 @@ or without jetvit.load:
   onnx       import onnxruntime; session = onnxruntime.InferenceSession("fast.onnx")
              import openvino; model = openvino.compile_model("fast.onnx")
   tensorrt   import torch_tensorrt; model = torch_tensorrt.load("fast.pt2").module()
-             (with --plugins, after jetvit.passes.tensorrt.compiler.register())"""
+             (with --plugins, after jetvit.passes.targets.tensorrt.compiler.register())"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from jetvit.commands.outputs import add_force_option, output_file
-from jetvit.cost_model.device_costs import digest, find_table, latest, predictor_path
-from jetvit.cost_model.latencies import fit_predictor
-from jetvit.cost_model.measurement import Measurement
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.predictor import Predictor
-from jetvit.cost_model.roofline import kernel_of
-from jetvit.cost_model.table import read_table
+from jetvit.cost_model.measuring.measurement import Measurement
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.table import read_table
+from jetvit.cost_model.predicting.device_costs import digest, find_table, latest, predictor_path
+from jetvit.cost_model.predicting.latencies import fit_predictor
+from jetvit.cost_model.predicting.predictor import Predictor
+from jetvit.cost_model.predicting.roofline import kernel_of
 from jetvit.files import atomic_path
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted

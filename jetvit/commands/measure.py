@@ -15,15 +15,14 @@ import torch
 
 import jetvit
 from jetvit.commands.options import DTYPES, above_zero, at_least, height_by_width
-from jetvit.cost_model.measure import Outcome, Progress, measure_all
-from jetvit.cost_model.measurement import Machine, this_machine
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
-from jetvit.cost_model.table import TableWriter, read_table
-from jetvit.models import refuse_missing
+from jetvit.cost_model.measuring.measure import Outcome, Progress, measure_all
+from jetvit.cost_model.measuring.measurement import Machine, device_name, this_machine
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
+from jetvit.cost_model.measuring.table import TableWriter, read_table
+from jetvit.models.loaded import refuse_missing
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
-from jetvit.search.calibration import device_name
 
 SECONDS_EACH = 1.0  # of a measurement, its data and its warm-up, as a rule
 ALL_MODELS = SMALL_MODELS | MODELS

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from jetvit.images import parse_size
+from jetvit.models.images import parse_size
 from jetvit.patterns.errors import InputError
-from jetvit.search.best_plan import Budget
+from jetvit.search.calibration.best_plan import Budget
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -117,7 +117,7 @@ def above_zero(what: str, advice: str) -> Any:
 
 
 def latency_budget(text: str) -> str:
-    """A type for argparse: a bound on the latency of a model, as `jetvit.search.best_plan.Budget` reads it."""
+    """A type for argparse: a bound on the latency of a model, as `Budget` of `best_plan.py` reads it."""
     try:
         return Budget.parse(text).text
     except InputError as error:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jetvit.cost_model.lock import locked
-from jetvit.cost_model.plan_file import PLAN_FILE, PLAN_FILES
+from jetvit.cost_model.files.lock import locked
+from jetvit.cost_model.plans.plan_file import PLAN_FILE, PLAN_FILES
 from jetvit.files import writable
 from jetvit.patterns.errors import InputError
 

@@ -15,12 +15,12 @@ from jetvit.commands.outputs import output_file
 from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
 from jetvit.exporting import ExportJob
-from jetvit.passes.apply_plan import ApplyPlan
-from jetvit.passes.capture import capture, export_model
-from jetvit.passes.clean_up import CleanUp
-from jetvit.passes.normalize import Normalize
+from jetvit.passes.frontends.capture import capture, export_model
 from jetvit.passes.pipeline import PassRecord, passes, run_pipeline
-from jetvit.passes.plain_outputs import with_plain_outputs
+from jetvit.passes.rewrites.apply_plan import ApplyPlan
+from jetvit.passes.rewrites.clean_up import CleanUp
+from jetvit.passes.rewrites.normalize import Normalize
+from jetvit.passes.targets.plain_outputs import with_plain_outputs
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites

@@ -37,16 +37,16 @@ from jetvit.commands.tasks import (
     value_text,
 )
 from jetvit.cost_model import Choice, Plan
-from jetvit.cost_model.lock import locked
-from jetvit.cost_model.plan_file import PLAN_FILE
-from jetvit.cost_model.whole_file import write_whole
-from jetvit.datasets import find_split_files, read_splits
+from jetvit.cost_model.files.lock import locked
+from jetvit.cost_model.files.whole_file import write_whole
+from jetvit.cost_model.plans.plan_file import PLAN_FILE
+from jetvit.models.datasets import find_split_files, read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.patterns.wording import counted
 from jetvit.search import Recipe, search
-from jetvit.search.pictures import draw
-from jetvit.search.processes import Processes, processes_here
-from jetvit.search.recipe import CHOICES
+from jetvit.search.data.processes import Processes, processes_here
+from jetvit.search.post_training.pictures import draw
+from jetvit.search.post_training.recipe import CHOICES
 
 DESCRIPTION = """\
 Convert most attentions of a model to linear and window attention, and train the model to yield what it yields now:

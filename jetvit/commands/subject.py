@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 
 from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
-from jetvit.hf_models import find_hub_model
-from jetvit.images import (
+from jetvit.models.huggingface import find_hub_model
+from jetvit.models.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageFiles,
@@ -25,9 +25,10 @@ from jetvit.images import (
     normalise,
     synthetic_images,
 )
-from jetvit.models import LoadedModel, load_model, parse_model_args
-from jetvit.passes.capture import capture
-from jetvit.passes.open_sizes import Spelling, export_open
+from jetvit.models.load import load_model, parse_model_args
+from jetvit.models.loaded import LoadedModel
+from jetvit.passes.frontends.capture import capture
+from jetvit.passes.frontends.open_sizes import Spelling, export_open
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.wording import counted
@@ -65,7 +66,7 @@ class Subject:
         """Export a module that is called as this model is, with batch, height and width open.
 
         Raises:
-            CaptureError: as `jetvit.passes.open_sizes.export_open`.
+            CaptureError: as `jetvit.passes.frontends.open_sizes.export_open`.
         """
         args, kwargs = self.example()
         return export_open(

@@ -9,9 +9,8 @@ import torch
 
 import jetvit
 from jetvit.commands.subject import note
-from jetvit.cost_model.device_costs import DeviceCosts, find_table, shipped_tables, stored_predictor
-from jetvit.cost_model.measurement import this_machine
-from jetvit.search.calibration import device_name
+from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.predicting.device_costs import DeviceCosts, find_table, shipped_tables, stored_predictor
 
 
 def add_table_option(parser: argparse.ArgumentParser, text: str) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.ablation import DESIGNS, _latency, linear, main
 from benchmarks.plain_vit import PlainViT
-from jetvit.passes.capture import export_model
-from jetvit.search.supernet import Supernet
+from jetvit.passes.frontends.capture import export_model
+from jetvit.search.post_training.supernet import Supernet
 
 
 def test_every_design_has_a_name_of_its_own():

@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Held, Rows, held_out, main, noise, summary
-from jetvit.cost_model.measurement import Machine, Measurement
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.roofline import Device
-from jetvit.cost_model.sweep import SMALL_MODELS, operations
-from jetvit.cost_model.table import TableWriter, read_table
-from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.measuring.measurement import Machine, Measurement
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.sweep import SMALL_MODELS, operations
+from jetvit.cost_model.measuring.table import TableWriter, read_table
+from jetvit.cost_model.measuring.timing import Latency
+from jetvit.cost_model.predicting.roofline import Device
 
 MACHINE = Machine("Test CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")
 

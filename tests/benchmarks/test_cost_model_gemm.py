@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import cost_model_gemm
 from benchmarks.cost_model_gemm import COLUMNS, DEVICE, PROVENANCE, main, read_table, summary
-from jetvit.cost_model import trees
-from jetvit.cost_model.kernel_model import KernelModel
+from jetvit.cost_model.predicting import trees
+from jetvit.cost_model.predicting.kernel_model import KernelModel
 
 LAYERS = {"a": [(64, 64), (128, 64)], "b": [(128, 64), (256, 128)], "c": [(512, 128), (64, 256)]}
 

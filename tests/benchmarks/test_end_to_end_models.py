@@ -7,8 +7,8 @@ import torch
 
 import jetvit
 from benchmarks.end_to_end_models import MODELS, PAPER_SIZE, SIZES, build, mixed_plan, pixels, shape_of
-from jetvit.passes.differences import tensors
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
+from jetvit.passes.frontends.differences import tensors
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

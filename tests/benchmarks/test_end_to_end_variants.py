@@ -26,7 +26,7 @@ from benchmarks.end_to_end_variants import (
     make_ready,
     release,
 )
-from jetvit.cost_model.timing import generator_shapes
+from jetvit.cost_model.measuring.timing import generator_shapes
 from jetvit.kernels.full_attention.reference import full_attention_reference
 from jetvit.kernels.linear_attention.reference import linear_attention_reference
 from jetvit.kernels.window_attention.reference import window_attention_reference

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import parity, search_camvid, search_nyuv2
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.fingerprint import SiteShape
+from jetvit.cost_model.plans.fingerprint import SiteShape
 
 NAMES = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
 

@@ -13,7 +13,7 @@ from benchmarks.report import runtimes_table
 from benchmarks.results import RESULTS
 from benchmarks.runtimes import CHOICES, COLUMNS, FULL_BLOCKS, rows, two_full_blocks
 from benchmarks.targets import vit_tiny
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 
 
 def timm_vit() -> nn.Module:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tensorrt_converters import main, read_wheel
-from jetvit.passes.tensorrt.converters import FILE, release
+from jetvit.passes.targets.tensorrt.converters import FILE, release
 
 CONVERTERS = """
 import operator, torch, no_such_module

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from benchmarks import train_small_vit as program
 from benchmarks.train_small_vit import Stage, Trainer, depth_loss, main, steps_within, train
-from jetvit.scenes import render
-from jetvit.small_vit import SmallViT
+from jetvit.demo.scenes import render
+from jetvit.demo.small_vit import SmallViT
 
 STAGES = (Stage(16, 2, 0.5), Stage(24, 1, 0.25), Stage(32, 1, 0.25))
 

@@ -16,11 +16,11 @@ from benchmarks import whole_plans
 from benchmarks.whole_plan_plot import undominated
 from benchmarks.whole_plan_runs import CHOICES, Group, measure_group, sample_plans
 from benchmarks.whole_plans import made_up_losses, main, predict, regrets
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.measurement import Measurement
-from jetvit.cost_model.runs import WholeRun, append_runs, read_runs, runs_path
-from jetvit.cost_model.table import TableWriter
-from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.measuring.measurement import Measurement
+from jetvit.cost_model.measuring.runs import WholeRun, append_runs, read_runs, runs_path
+from jetvit.cost_model.measuring.table import TableWriter
+from jetvit.cost_model.measuring.timing import Latency
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
 from tests.cost_model.tables import MACHINE, NOW
 
 GROUPS = [

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from jetvit.cost_model.operation import ATTENTIONS, OPS, Operation
-from jetvit.cost_model.roofline import Device
+from jetvit.cost_model.measuring.operation import ATTENTIONS, OPS, Operation
+from jetvit.cost_model.predicting.roofline import Device
 
 DEVICE = Device("made up", 20)
 

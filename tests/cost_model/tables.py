@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from jetvit.cost_model.measurement import Machine, Measurement
-from jetvit.cost_model.operation import ATTENTIONS, ELEMENT_BYTES, OPS, Operation
-from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.measuring.measurement import Machine, Measurement
+from jetvit.cost_model.measuring.operation import ATTENTIONS, ELEMENT_BYTES, OPS, Operation
+from jetvit.cost_model.measuring.timing import Latency
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS
 
 MACHINE = Machine("Some CPU", 2, "", "", "2.13.0", "3.9.0", "0.1.0")

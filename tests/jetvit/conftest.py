@@ -23,7 +23,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a shrunk HuggingFace model into a fresh folder: hf_folder("Dinov2", max_shard_size=…)."""
-    from jetvit.torchvision_shim import ensure_torchvision
+    from jetvit.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     transformers = pytest.importorskip("transformers")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import cast
 
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.estimate import Answer, Overheads
-from jetvit.cost_model.latencies import Latencies, UnknownLatency
-from jetvit.cost_model.measurement import Machine
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.runs import Mode
+from jetvit.cost_model.measuring.measurement import Machine
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.runs import Mode
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.cost_model.predicting.estimate import Answer, Overheads
+from jetvit.cost_model.predicting.latencies import Latencies, UnknownLatency
 from tests.cost_model.tables import MACHINE
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, bench
-from jetvit.cost_model import steadiness
-from jetvit.cost_model.estimate import Overheads
+from jetvit.cost_model.measuring import steadiness
+from jetvit.cost_model.predicting.estimate import Overheads
 from jetvit.patterns.errors import InputError, JetvitError
 from tests.jetvit.costs import made_up_costs
 from tests.zoo import CASES

@@ -11,8 +11,8 @@ import torch
 from jetvit.bench import COMPILED, EAGER, JETVIT, BenchResult, Column
 from jetvit.bench_predictions import Predictions, predict
 from jetvit.cost_model import Choice
-from jetvit.cost_model.device_costs import DeviceCosts
-from jetvit.cost_model.estimate import Overheads
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.cost_model.predicting.estimate import Overheads
 from tests.jetvit.costs import made_up_costs
 from tests.passes.models import plan_of, sites_of
 from tests.zoo import CASES

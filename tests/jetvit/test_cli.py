@@ -24,12 +24,12 @@ from jetvit.cli import main
 from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
-from jetvit.images import ImageFiles, synthetic_images
-from jetvit.models import load_model
+from jetvit.models.images import ImageFiles, synthetic_images
+from jetvit.models.load import load_model
 from jetvit.patterns.errors import InputError
-from jetvit.search import model_latency
-from jetvit.search.trial import Trial
-from tests.search.test_calibration import device_costs, on_gpu
+from jetvit.search.calibration import model_latency
+from jetvit.search.calibration.trial import Trial
+from tests.search.calibration.test_calibrate import device_costs, on_gpu
 from tests.zoo import CASES
 from tests.zoo.quick import sweep
 

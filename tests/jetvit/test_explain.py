@@ -14,14 +14,15 @@ from torch import nn
 
 from jetvit.api import optimize
 from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Measured, Plan, SitePlan, base_record, sample_base
-from jetvit.explain import Report, explain
-from jetvit.passes.capture import capture
+from jetvit.explain import explain
+from jetvit.passes.frontends.capture import capture
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
-from jetvit.report_rows import MeasuredChoice
-from jetvit.report_text import WIDTH, common_prefix
-from jetvit.report_words import shorten
+from jetvit.report.report import Report
+from jetvit.report.rows import MeasuredChoice
+from jetvit.report.text import WIDTH, common_prefix
+from jetvit.report.words import shorten
 from tests.zoo import CASES
 
 WINDOW, LINEAR = Choice("window", window=(2, 3)), Choice("linear")

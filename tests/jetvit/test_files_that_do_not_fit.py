@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from jetvit.cost_model.whole_file import refuse_full_disk, stream_for_cpp
+from jetvit.cost_model.files.whole_file import refuse_full_disk, stream_for_cpp
 from jetvit.files import require_space
 from jetvit.patterns.errors import DiskFullError
-from jetvit.search.run_folder import RunFolder
+from jetvit.search.calibration.run_folder import RunFolder
 from tests.jetvit.test_cli import ROOT, SIZE, TINY, Run, pictures, plan, refused, run  # noqa: F401
 
 HERE = "tests.jetvit.test_files_that_do_not_fit"

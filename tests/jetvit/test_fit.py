@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from jetvit.cli import main
-from jetvit.cost_model.device_costs import DeviceCosts, digest, stored_predictor
-from jetvit.cost_model.measurement import Machine, Measurement
-from jetvit.cost_model.operation import Operation
-from jetvit.cost_model.table import TableWriter
-from jetvit.cost_model.timing import Latency
+from jetvit.cost_model.measuring.measurement import Machine, Measurement
+from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.table import TableWriter
+from jetvit.cost_model.measuring.timing import Latency
+from jetvit.cost_model.predicting.device_costs import DeviceCosts, digest, stored_predictor
 from tests.cost_model.tables import MACHINE, NOW, measurement
 
 

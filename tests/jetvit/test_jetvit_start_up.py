@@ -58,7 +58,7 @@ def test_each_summary_is_that_of_the_commands_file(name: str) -> None:
 
 def test_a_public_name_is_no_module_of_the_same_name() -> None:
     code = (
-        "import jetvit.search.best_plan, jetvit.explain, jetvit.search as room\n"
+        "import jetvit.search.calibration.best_plan, jetvit.explain, jetvit.search as room\n"
         "assert all(callable(getattr(jetvit, name)) or name[0].isupper() for name in jetvit.__all__)\n"
         "from jetvit import search\n"
         "assert search is jetvit.search and search.__name__ == 'search'\n"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import jetvit
-from jetvit.passes.signature import KEY, Signature
-from jetvit.passes.to_aoti import read_signature
-from jetvit.passes.to_onnx import onnx_model, write_onnx
+from jetvit.passes.targets.aoti import read_signature
+from jetvit.passes.targets.onnx import onnx_model, write_onnx
+from jetvit.passes.targets.signature import KEY, Signature
 from jetvit.patterns import InputError
 from jetvit.torch_private import aot_compile, package_pt2
 from tests.passes.models import LINEAR, WINDOW, exported, plan_of, planned
@@ -361,7 +361,7 @@ def test_engines_of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         jetvit.load(path)
     program = torch.export.export(MODEL, (IMAGE,))
     library = SimpleNamespace(load=lambda path: program)
-    monkeypatch.setattr("jetvit.passes.tensorrt.compiler.require_tensorrt", lambda: library)
+    monkeypatch.setattr("jetvit.passes.targets.tensorrt.compiler.require_tensorrt", lambda: library)
     model = jetvit.load(path)
     assert model.kind == "tensorrt"
     torch.testing.assert_close(model(IMAGE), MODEL(IMAGE), rtol=0, atol=1e-5)

@@ -16,10 +16,10 @@ import torch
 
 from jetvit.cli import main
 from jetvit.commands import measure as command
-from jetvit.cost_model.measure import Outcome, measure_operation
-from jetvit.cost_model.operation import OPS, Operation
-from jetvit.cost_model.sweep import SMALL_MODELS, operations
-from jetvit.cost_model.table import read_table
+from jetvit.cost_model.measuring.measure import Outcome, measure_operation
+from jetvit.cost_model.measuring.operation import OPS, Operation
+from jetvit.cost_model.measuring.sweep import SMALL_MODELS, operations
+from jetvit.cost_model.measuring.table import read_table
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--models", "ViT-Ti", "--sizes", "64x96,128x192", "--passes", "1")
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 PROGRAM = """
 import signal, sys, jetvit.cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
-from jetvit.cost_model.measure import measure_operation
+from jetvit.cost_model.measuring.measure import measure_operation
 measure_operation.__kwdefaults__["time_limit_s"] = float(sys.argv.pop(1))
 sys.exit(jetvit.cli.main(sys.argv[1:]))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jetvit.cost_model import Plan
-from jetvit.cost_model.lock import locked
+from jetvit.cost_model.files.lock import locked
 from tests.jetvit.test_cli import SIZE, TINY, Run, pictures, plan, refused, run  # noqa: F401
 
 # Refused before the model is loaded: there is no such model.

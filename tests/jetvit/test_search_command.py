@@ -20,11 +20,11 @@ from torch import nn
 from jetvit.api import find_attention
 from jetvit.cli import main
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.cost_model.lock import locked
+from jetvit.cost_model.files.lock import locked
 from jetvit.files import load_exported
-from jetvit.images import synthetic_images
-from jetvit.models import load_model
-from jetvit.search.train import Training
+from jetvit.models.images import synthetic_images
+from jetvit.models.load import load_model
+from jetvit.search.post_training.train import Training
 from tests.passes.models import assert_close
 from tests.search.fixed_latencies import fixed_latencies
 

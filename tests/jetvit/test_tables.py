@@ -10,10 +10,9 @@ import torch
 
 import jetvit
 from jetvit.commands import tables
-from jetvit.cost_model.measurement import this_machine
-from jetvit.cost_model.table import TableWriter
+from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.table import TableWriter
 from jetvit.patterns.errors import InputError
-from jetvit.search.calibration import device_name
 from tests.cost_model.tables import measurement
 
 CPU = torch.device("cpu")

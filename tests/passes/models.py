@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.kernels import linear_attention, window_attention
-from jetvit.passes.capture import export_model
-from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns import AttentionSite, Sites, find_sites
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import jetvit
 from jetvit.cost_model import Choice, Plan
-from jetvit.passes.capture import export_model
+from jetvit.passes.frontends.capture import export_model
 from jetvit.patterns import AttentionSite
 from tests.passes.models import Inputs, plan_of
 from tests.zoo import CASES

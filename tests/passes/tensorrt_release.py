@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch._dynamo.backends import registry
 
-from jetvit.passes.tensorrt import plugins
-from jetvit.passes.tensorrt.converters import Signature, release
+from jetvit.passes.targets.tensorrt import plugins
+from jetvit.passes.targets.tensorrt.converters import Signature, release
 
 
 class Input:

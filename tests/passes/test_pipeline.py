@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan
-from jetvit.passes.capture import export_model
-from jetvit.passes.emit import OptimizedModule
-from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.frontends.emit import OptimizedModule
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns import CaptureError, PlanError, Sites
 from tests.passes.models import (

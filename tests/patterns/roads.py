@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from jetvit.passes.capture import capture, capture_dynamo
-from jetvit.passes.graph import RewritableGraph
+from jetvit.passes.frontends.capture import capture, capture_dynamo
+from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns import AttentionSite, Layout, Operand, Sites, find_sites
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from jetvit.patterns.sizes import Size

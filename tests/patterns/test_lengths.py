@@ -7,7 +7,7 @@ import sympy
 import torch
 from torch.export import Dim
 
-from jetvit.passes.capture import export_model
+from jetvit.passes.frontends.capture import export_model
 from jetvit.patterns.lengths import Lengths, product, quotient, total
 
 A, B = sympy.symbols("a b", positive=True, integer=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from jetvit.passes.capture import export_model
-from jetvit.passes.graph import ExportedGraph
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.storage import relies_on_strides, storage, written
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import jetvit
-from jetvit.passes.capture import export_model
+from jetvit.passes.frontends.capture import export_model
 from jetvit.patterns.token_grid import TOKEN_GRID
 from tests.passes.models import ROADS, WINDOW, assert_close, by_road, compiled, nodes_of, plan_of, sites_of
 from tests.zoo.case import images, randomize

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetvit
-from jetvit.passes.capture import capture
+from jetvit.passes.frontends.capture import capture
 from jetvit.patterns.find import find_sites
 from tests.passes.models import assert_close, by_road, plan_of, planned
 from tests.zoo.case import images, randomize

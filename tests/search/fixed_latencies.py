@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from jetvit.cost_model import AttentionShape, Choice, Latency
-from jetvit.cost_model.rounds import Sampler
-from jetvit.search import model_latency
+from jetvit.cost_model.measuring.rounds import Sampler
+from jetvit.search.calibration import model_latency
 
 MS = {"full": 10.0, "window": 4.0, "linear": 3.0}
 FULL_MS, PLAN_MS = 100.0, 80.0
@@ -30,5 +30,5 @@ def fixed_latencies() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_latency, "measure_choices", choices)
         patch.setattr(model_latency, "in_rounds", rounds)
-        patch.setattr("jetvit.cost_model.steadiness._waited_s", lambda: 0.0)
+        patch.setattr("jetvit.cost_model.measuring.steadiness._waited_s", lambda: 0.0)
         yield

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from benchmarks.plain_vit import PlainViT
 from jetvit.cost_model import Choice, Plan
-from jetvit.passes.capture import export_model
-from jetvit.search.data import Sample, Splits
-from jetvit.search.depth import Depth
-from jetvit.search.features import Features
-from jetvit.search.post_training import search
-from jetvit.search.processes import Processes
-from jetvit.search.reader import Reader
-from jetvit.search.recipe import Recipe
-from jetvit.search.segmentation import Segmentation
-from jetvit.search.supernet import Supernet
-from jetvit.search.taps import Taps
-from jetvit.search.task import Task
-from jetvit.search.train import Schedule
+from jetvit.passes.frontends.capture import export_model
+from jetvit.search.data.processes import Processes
+from jetvit.search.data.splits import Sample, Splits
+from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.recipe import Recipe
+from jetvit.search.post_training.search import search
+from jetvit.search.post_training.supernet import Supernet
+from jetvit.search.post_training.train import Schedule
+from jetvit.search.tasks.depth import Depth
+from jetvit.search.tasks.features import Features
+from jetvit.search.tasks.segmentation import Segmentation
+from jetvit.search.tasks.taps import Taps
+from jetvit.search.tasks.task import Task
 from tests.jetvit.costs import made_up_costs
 
 LINEAR, CONV = Choice("linear"), Choice("linear", conv_size=3)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from jetvit.versions import installed, numbers
 from tests.zoo.case import Case, grid_of, image_inputs, randomize
 

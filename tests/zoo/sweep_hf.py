@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.zoo.case import Inputs, image_inputs, images, randomize
 from tests.zoo.sweep import Entry
 from tests.zoo.sweep_oracle import Size

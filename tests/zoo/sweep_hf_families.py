@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.zoo.case import Inputs, images, randomize
 from tests.zoo.sweep import Entry
 from tests.zoo.sweep_hf import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.zoo.case import Inputs, images, randomize
 from tests.zoo.sweep import Entry
 from tests.zoo.sweep_hf import (

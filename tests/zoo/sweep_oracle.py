@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jetvit.passes.differences import tensors_by_name
+from jetvit.passes.frontends.differences import tensors_by_name
 
 Size = tuple[int, int]
 _sdpa, _softmax = F.scaled_dot_product_attention, Tensor.softmax

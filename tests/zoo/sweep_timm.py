@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from jetvit.torchvision_shim import ensure_torchvision
+from jetvit.models.torchvision_shim import ensure_torchvision
 from tests.zoo.case import image_inputs, randomize
 from tests.zoo.sweep import Entry
 from tests.zoo.sweep_oracle import Size

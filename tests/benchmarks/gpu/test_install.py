@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.gpu.archive import write_archive
 from benchmarks.gpu.install import install
-from jetvit.cost_model.device_costs import predictor_path
-from jetvit.cost_model.table import TableWriter, read_table
+from jetvit.cost_model.measuring.table import TableWriter, read_table
+from jetvit.cost_model.predicting.device_costs import predictor_path
 from tests.cost_model.tables import GPU, measurement
 
 MACHINE = replace(GPU, device="NVIDIA H200")

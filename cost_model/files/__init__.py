@@ -1,0 +1,1 @@
+"""Files that other people may have written: locked, checked before use, and written as a whole."""

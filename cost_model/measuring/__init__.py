@@ -1,0 +1,1 @@
+"""Measured latencies: operations, the sweep over them, the table of a device, and whole-model runs."""

@@ -1,0 +1,1 @@
+"""Load what a user names: models, their weights, images and labelled datasets."""

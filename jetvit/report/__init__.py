@@ -1,0 +1,1 @@
+"""The report of `jetvit explain`: its rows, and how text, page and plots show them."""

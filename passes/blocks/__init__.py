@@ -1,1 +1,0 @@
-"""The replacement blocks as modules."""

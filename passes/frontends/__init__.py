@@ -1,0 +1,1 @@
+"""Capture: a model, a Dynamo graph or an ONNX file becomes a pre-dispatch ATen graph."""

@@ -1,0 +1,1 @@
+"""The editable graph, and the operations that change it safely."""

@@ -1,0 +1,1 @@
+"""The passes that rewrite a captured graph, one a file."""

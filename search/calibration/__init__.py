@@ -1,0 +1,1 @@
+"""Calibration: a plan without training, from measured drift and latency."""

@@ -1,0 +1,288 @@
+"""`calibrate`: a plan without training, from measured drift and measured latency.
+
+Every site × every window is tried alone on real images, each choice has its latency, measured at its true shape on the
+present device or read from the table of another one, and whole plans are measured until the best within the bounds is
+found. Half of the images choose, the other half tell what the choice is worth. Linear attention is not tried: it is
+another function of the same weights, and needs training.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record, projection_weights
+from jetvit.cost_model.measuring.measurement import device_name
+from jetvit.cost_model.predicting.device_costs import DeviceCosts
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
+from jetvit.patterns.errors import InputError, JetvitError
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import AttentionSite, Sites
+from jetvit.patterns.wording import counted
+from jetvit.search.calibration.best_plan import Budget, Options, PlanSearch
+from jetvit.search.calibration.fixed_grids import refuse_open_grids
+from jetvit.search.calibration.kept_latencies import KeptLatencies
+from jetvit.search.calibration.measurements import Measurements, images_digest, removed_if_refused, resumes
+from jetvit.search.calibration.model_latency import (
+    FromTable,
+    LatencySource,
+    MeasuredHere,
+    attention_shape,
+    warn_of_doubts,
+)
+from jetvit.search.calibration.run_folder import RunFolder, locked_folder, weights_digest
+from jetvit.search.calibration.runner import Batch, Output, as_batches
+from jetvit.search.calibration.trial import Metric, Progress, Trial, alternatives_of
+
+log = logging.getLogger(__name__)
+
+WINDOWS = (8, 16, 32)
+
+
+def calibrate(
+    model: nn.Module | ExportedProgram,
+    batches: Sequence[Any],
+    max_drift: float = 0.35,
+    budget: float | str | None = None,
+    output: Output = None,
+    *,
+    metric: Metric | None = None,
+    choices: Sequence[Choice] | None = None,
+    costs: DeviceCosts | None = None,
+    dtype: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    dynamic: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Make a training-free plan for a model, from images of the size that it will be used at.
+
+    The best few plans are timed as whole models before one of them is returned, and the log warns if the rounds cannot
+    tell it from the original; one that is slower than the original is not returned. With `costs` nothing is timed.
+
+    Args:
+        model: a module in eval mode, or an exported program.
+        batches: [B, 3, H, W] tensors of one shape, or (args, kwargs) pairs. With two or more, every second one is held
+            out of the choice.
+        max_drift: the bound on the drift of the model's output over the choosing images; see
+            `jetvit.search.tasks.drift`.
+        budget: a bound on the model's latency: 0 to 1 is a share of the original's, "5ms" is absolute. The plan is then
+            the one of least drift within both bounds.
+        output: which tensor of the result to compare: a number, a key, a function of the result; by default the first
+            floating-point one.
+        metric: another measure of harm than drift, called as metric(output, reference) on each batch, lower is better,
+            averaged over batches; `max_drift` bounds it.
+        choices: what a site may become besides full attention; windows of 8, 16 and 32 tokens by default.
+        costs: the latencies of the device that the plan is for, if that is another one than the model is on now.
+        dtype: of the model on that device, "float32", "float16" or "bfloat16"; by default what it has here.
+        kwargs: keyword arguments for every batch.
+        dynamic_shapes: as `torch.export.export` takes them; the token grid must stay fixed.
+        dynamic: refused, for drift and latency are measured at one image size. A plan that is made at one size fits the
+            model that `optimize` and `export` capture with `dynamic=True`.
+        folder: keeps every measurement as it is made. The same call resumes a calibration that was killed, and makes
+            the same plan.
+        provenance: more entries for the plan's record.
+        progress: called with a description, the steps done, and their number.
+    Returns:
+        A plan with every measurement in it. All sites stay full if nothing faster stays within the bound.
+    Raises:
+        InputError: `dynamic`, no images, images of different shapes, an output that is not finite, a budget that is
+            none, an attention whose latency `costs` does not know, a folder of another calibration or one that another
+            run uses.
+        JetvitError: the model has no full attention that can be rewritten.
+        PlanError: no plan meets the budget.
+    """
+    if dynamic:
+        raise InputError(
+            "calibrate does not take dynamic=True",
+            why="it measures drift and latency, which are those of one image size",
+            do="calibrate with images of the size that matters most; the plan fits the model that jetvit.optimize and "
+            "jetvit.export capture with dynamic=True",
+        )
+    if not max_drift >= 0:
+        raise InputError(f"max_drift is {max_drift}", do="give a number of 0 or more")
+    bound = None if budget is None else Budget.parse(budget)
+    if dtype is not None and costs is None:
+        raise InputError("a dtype without costs", do="give both, or load the model in that dtype")
+    pairs = as_batches(batches, kwargs)
+    program = export_model(model, *pairs[0], dynamic_shapes)
+    asked = CalibrationRequest(
+        program,
+        pairs,
+        max_drift,
+        bound,
+        output,
+        metric,
+        tuple(choices) if choices is not None else tuple(_window(side) for side in WINDOWS),
+        costs,
+        dtype,
+    )
+    with locked_folder(folder, "calibration") if folder is not None else nullcontext():
+        return _calibrate(asked, folder, provenance or {}, progress)
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """The arguments of `calibrate` that determine its plan."""
+
+    program: ExportedProgram
+    pairs: list[Batch]
+    max_drift: float
+    budget: Budget | None
+    output: Output
+    metric: Metric | None
+    choices: tuple[Choice, ...]
+    costs: DeviceCosts | None
+    dtype: str | None
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the measure of harm."""
+        return "drift" if self.metric is None else _name_of(self.metric)
+
+    def config(self, sites: Sites, device: str, table: Any) -> dict[str, Any]:
+        """What has to be the same for a calibration to resume."""
+        return {
+            "sites": [site.to_json() for site in Fingerprint.of(sites).sites],
+            "weights": weights_digest(self.program.state_dict),
+            "images": images_digest(self.pairs),
+            "batches": len(self.pairs),
+            "max_drift": self.max_drift,
+            "budget": None if self.budget is None else self.budget.text,
+            "output": self.output if isinstance(self.output, int | str | None) else _name_of(self.output),
+            "metric": self.metric_name,
+            "choices": [choice.label for choice in self.choices],
+            "latencies_of": device if self.costs is None else str(self.costs.machine),
+            "table": table,
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def _calibrate(
+    asked: CalibrationRequest,
+    folder: str | os.PathLike[str] | None,
+    provenance: Mapping[str, Any],
+    progress: Progress | None,
+) -> Plan:
+    program, pairs, metric, costs, max_drift = asked.program, asked.pairs, asked.metric, asked.costs, asked.max_drift
+    sites = find_sites(ExportedGraph(program))
+    _check_sites(sites)
+    device = device_name(sites[0].out.node.meta["val"].device)
+    run: RunFolder | None = None
+    if folder is not None:
+        table = None
+        if costs is not None:
+            known = FromTable(costs, program, asked.dtype).alone(alternatives_of(sites, asked.choices))
+            table = hashlib.sha256(repr(known).encode()).hexdigest()
+        run = RunFolder(folder, asked.config(sites, device, table), work="calibration")
+    kept = Measurements(run)
+    with removed_if_refused(run):
+        trial = Trial(program, pairs, asked.output, metric, progress, kept)
+    alternatives = trial.alternatives(asked.choices)
+    if run is not None and run.resumed:
+        log.info("%s", resumes(run, kept, sum(map(len, alternatives.values())) * len(trial.selection)))
+    _log_left_out(sites, asked.choices, alternatives)
+    source: LatencySource = (
+        KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, asked.dtype)
+    )
+    answers = source.alone(alternatives)
+    options = Options.of(alternatives, answers, trial.alone(alternatives))
+    best = PlanSearch(trial, source, options, max_drift, asked.budget).best()
+    drifts = {"joint_drift_selection": best.plan.loss}
+    drifts["joint_drift_held_out"] = trial.joint(options.choices(best.plan.selection), held_out=True)
+    if trial.held_out and drifts["joint_drift_held_out"] > max_drift:
+        log.warning("on the held-out images the drift is %.3f, above the bound", drifts["joint_drift_held_out"])
+    warn_of_doubts(source.doubts, "calibrate again")
+    record = {
+        **_environment(sites[0], device),
+        **source.record(),
+        "images_selection": trial.images(held_out=False),
+        "images_held_out": trial.images(held_out=True),
+        **{name: value for name, value in drifts.items() if math.isfinite(value)},
+        "metric": asked.metric_name,
+        "max_drift": max_drift,
+        "budget": None if asked.budget is None else asked.budget.text,
+        "confirmed": source.confirms and not source.doubts,
+        **best.record("eager" if source.confirms else "estimated"),
+        "calibration_seconds": round(kept.seconds, 1),
+        **provenance,
+    }
+    return Plan(
+        sites=tuple(options.site_plan(index, number) for index, number in enumerate(best.plan.selection)),
+        fingerprint=Fingerprint.of(sites),
+        provenance=record,
+        size=_image_size(pairs[0]),
+        base=base_record(projection_weights(sites, program.state_dict)),
+        front=tuple(
+            FrontPoint(sum(map(bool, each.selection)), each.loss, options.attention_ms(each.selection))
+            for each in sorted(best.measured, key=lambda each: -each.latency_ms)
+            if math.isfinite(each.loss)
+        ),
+    )
+
+
+def _check_sites(sites: Sites) -> None:
+    if not sites:
+        reasons = "; ".join(str(rejection) for rejection in sites.rejected[:3]) or "there is no attention in the graph"
+        raise JetvitError(
+            "the model has no full attention that can be rewritten", why=reasons, do="see jetvit.explain for all of it"
+        )
+    refuse_open_grids(sites, "calibration")
+
+
+def _log_left_out(sites: Sites, choices: Sequence[Choice], alternatives: Mapping[str, Sequence[Choice]]) -> None:
+    """Log which attentions and which choices are not tried, with their numbers."""
+    if sites.rejected:
+        reasons = "; ".join(str(rejection) for rejection in sites.rejected[:3])
+        more = f"; and {len(sites.rejected) - 3} more" if len(sites.rejected) > 3 else ""
+        log.info("%s cannot be rewritten: %s%s", counted(len(sites.rejected), "attention"), reasons, more)
+    untried = {choice: sum(choice not in some for some in alternatives.values()) for choice in choices}
+    named = [
+        f"{choice.label} at {count} of {counted(len(sites), 'attention')}" for choice, count in untried.items() if count
+    ]
+    if named:
+        log.info("not tried, because the window holds the whole grid: %s", ", ".join(named))
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _window(side: int) -> Choice:
+    return Choice("window", window=(side, side))
+
+
+def _environment(site: AttentionSite, device: str) -> dict[str, Any]:
+    return {
+        "made_by": "calibrate",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(site.dtype).removeprefix("torch."),
+        "grid": [int(size) for size in site.grid],
+        "batch": attention_shape(site).batch,
+    }
+
+
+def _image_size(batch: Batch) -> tuple[int, int] | None:
+    for value in (*batch[0], *batch[1].values()):
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return int(value.shape[-2]), int(value.shape[-1])
+    return None

@@ -1,0 +1,1 @@
+"""Post-training attention search: distil, score, select and train the choices of every site."""

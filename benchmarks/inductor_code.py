@@ -37,7 +37,7 @@ from benchmarks import fake_hopper
 from benchmarks.end_to_end_models import MODELS, dinov3, mixed_plan
 from benchmarks.sm90 import TARGET, cannot_compile, read_resources
 from jetvit.passes.frontends.capture import capture, capture_dynamo
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 
 FRONTENDS = ("export", "dynamo", "aoti")
 KERNELS = ("kv_partials", "kv_state", "generate_taps", "mix", "attend_windows", "combine_extra", "rotate")
@@ -74,16 +74,16 @@ def rewritten(frontend: str) -> tuple[GraphModule, list[Tensor]]:
     model, images = small_model(), torch.randn(1, 3, IMAGE, IMAGE, dtype=torch.bfloat16)
     plan = mixed_plan(jetvit.find_attention(model, images), full=(3,), window=8)
     # As on a GPU: full attention becomes an operator, too.
-    chosen = passes(plan, partial=True, operator=True)
+    options = RewriteOptions(partial=True, operator=True)
     if frontend != "dynamo":
         graph = capture(model, (images,))
-        run_pipeline(graph, chosen)
+        rewrite(graph, plan, options)
         return graph.program().module(check_guards=False), [images]
     caught: list[tuple[GraphModule, list[Tensor]]] = []
 
     def backend(gm: GraphModule, inputs: Sequence[Tensor]) -> Any:
         dynamo = capture_dynamo(gm, inputs)
-        run_pipeline(dynamo, chosen)
+        rewrite(dynamo, plan, options)
         caught.append((dynamo.module, list(inputs)))
         return gm
 

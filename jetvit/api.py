@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,7 @@ from jetvit.passes.frontends.calling import signature_of
 from jetvit.passes.frontends.capture import capture
 from jetvit.passes.frontends.emit import OptimizedModule
 from jetvit.passes.frontends.open_sizes import export_sizes
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
@@ -56,6 +56,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     dynamic: bool = False,
+    disable: Sequence[str] = (),
     dump: str | os.PathLike[str] | None = None,
 ) -> ModelOrProgram:
     """Rewrite a model for inference; without a plan only exact rewrites are made.
@@ -70,21 +71,22 @@ def optimize(
         dynamic_shapes: as `torch.export.export` takes them; a size that is left open must be at least 2 in the inputs.
         dynamic: leave batch, height and width of the images open, whatever the size of the example; the model is then
             called with one tensor of images, [batch, channel, height, width]. Not together with `dynamic_shapes`.
+        disable: names of passes to leave out, such as "merge-projections"; `jetvit.passes.pipeline.PASSES` lists all.
         dump: a folder that gets the graph before the first pass and after each that fired.
     Returns:
         A module for a module, a validated ExportedProgram for a program. A program without attention comes back itself.
     Raises:
         CaptureError: torch.export cannot capture the model.
-        InputError: `dynamic` does not fit the other arguments.
+        InputError: `dynamic` does not fit the other arguments, or there is no such pass.
         PlanError: the plan does not fit the model.
     """
     plan = load_plan(plan)
-    graph = capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic))
-    records = run_pipeline(graph, passes(plan), Path(dump) if dump is not None else None)
+    options = RewriteOptions(disable=tuple(disable), dump=Path(dump) if dump is not None else None)
+    rewritten = rewrite(capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic)), plan, options)
     if isinstance(model, ExportedProgram):
-        return cast(ModelOrProgram, graph.program() if any(record.fired for record in records) else model)
+        return cast(ModelOrProgram, rewritten.graph.program() if rewritten.changed else model)
     signature = model.signature if isinstance(model, OptimizedModule) else signature_of(model)
-    return cast(ModelOrProgram, OptimizedModule(graph.program(), signature))
+    return cast(ModelOrProgram, OptimizedModule(rewritten.graph.program(), signature))
 
 
 def load_plan(plan: Plan | str | os.PathLike[str] | None) -> Plan | None:

@@ -29,7 +29,7 @@ from jetvit.dynamo.parameter_guards import Compiled, for_each_set_of_weights, ti
 from jetvit.dynamo.whole_calls import watch
 from jetvit.passes.frontends.capture import capture_dynamo
 from jetvit.passes.graph.rewritable import DynamoGraph
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.patterns.errors import CaptureError, InputError
 from jetvit.patterns.wording import operator_name
 
@@ -50,6 +50,7 @@ class BackendOptions:
         where a graph break makes blocks share their code.
     partial: what happens where an attention that the plan changes is in a graph and cannot be rewritten there, because
         the token grid is lost for instance: "raise", or "warn" and compute full attention.
+    disable: names of passes to leave out, such as ["merge-projections"].
     """
 
     plan: Any = None
@@ -57,6 +58,11 @@ class BackendOptions:
     inner_options: Mapping[str, Any] = field(default_factory=dict)
     freeze: bool = False
     partial: str = "raise"
+    disable: Sequence[str] = ()
+
+    def rewriting(self) -> RewriteOptions:
+        """How a graph is rewritten under these options; raises InputError for a pass that there is not."""
+        return RewriteOptions(disable=tuple(self.disable), partial=True, skip_refused=self.partial == "warn")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:
@@ -111,16 +117,15 @@ def jetvit(
     if plan is not None:
         learn(graph, example_inputs)
         results = Results(graph)
-    records = run_pipeline(graph, passes(plan, partial=True, skip_refused=parsed.partial == "warn"))
+    rewritten = rewrite(graph, plan, parsed.rewriting())
     if tensorrt is not None:
         compiled = tensorrt(graph, example_inputs)
     else:
-        rewritten = any(record.fired for record in records)
-        compiled = _compile_inner(graph.module if rewritten else gm, example_inputs, parsed, mode)
+        compiled = _compile_inner(graph.module if rewritten.changed else gm, example_inputs, parsed, mode)
     if results is not None:
         compiled = hand_on(compiled, graph, results)
     if plan is not None:
-        compiled = watch(compiled, plan, records, only_warn=parsed.partial == "warn")
+        compiled = watch(compiled, plan, rewritten.records, only_warn=parsed.partial == "warn")
     if plan is not None and plan.weights:
         return tie(compiled, graph, "the plan's weights belong")
     if parsed.freeze:

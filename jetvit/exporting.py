@@ -27,7 +27,7 @@ from jetvit.passes.frontends.differences import copied, differ, largest_error, t
 from jetvit.passes.frontends.emit import OptimizedModule
 from jetvit.passes.frontends.fixed_sizes import fixed_sizes
 from jetvit.passes.frontends.open_sizes import export_sizes
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.passes.targets.aoti import require_compiler, write_aoti
 from jetvit.passes.targets.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.targets.signature import dense, order_of
@@ -53,6 +53,7 @@ def export(
     functions: bool = False,
     plugins: bool = False,
     max_shapes: Mapping[str, Sequence[int]] | None = None,
+    disable: Sequence[str] = (),
 ) -> Path:
     """Rewrite a model for inference and write it as a file; without a plan only exact rewrites are made.
 
@@ -82,6 +83,7 @@ def export(
             operators. The graph is shorter, and OpenVINO does not load it.
         plugins: tensorrt: the operators of jetvit run as plugins.
         max_shapes: tensorrt: the largest shape of an input by its name, where sizes are open without a bound.
+        disable: names of passes to leave out, as for `jetvit.optimize`.
     Returns:
         The path.
     Raises:
@@ -109,7 +111,7 @@ def export(
         lambda value: dense(value, order_of(value)) if isinstance(value, Tensor) else value, (args, dict(kwargs or {}))
     )
     graph = capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic))
-    run_pipeline(graph, passes(plan))
+    rewrite(graph, plan, RewriteOptions(disable=tuple(disable)))
     job.write(graph.program(), (args, kwargs) if dynamic and tensors((args, kwargs)) else None)
     return Path(path)
 

@@ -20,8 +20,7 @@ import jetvit
 from jetvit.cost_model import Choice
 from jetvit.passes.frontends.capture import capture_dynamo, export_model
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.passes.rewrites.fuse_attention import FuseAttention
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.patterns.regions import GraphView
 from tests.passes.models import LINEAR, WINDOW, assert_close, aten, exported, plan_of, planned, sites_of
 from tests.patterns.roads import no_fast_path
@@ -200,7 +199,7 @@ def test_the_operator_for_full_attention(name: str) -> None:
     """It takes the place of SDPA without a plan, with the same contract, and gives what the eager model gives."""
     model, inputs, program = exported(name)
     graph = ExportedGraph(program)
-    run_pipeline(graph, [FuseAttention(True) if isinstance(each, FuseAttention) else each for each in passes()])
+    rewrite(graph, options=RewriteOptions(operator=True))
     check(graph.module, name, "export", one_product=True, sites=CASES[name].sites)
     assert_close(graph.program().module()(*inputs[0], **inputs[1]), model(*inputs[0], **inputs[1]))
 
@@ -240,7 +239,7 @@ def backend(graphs: list[GraphModule], plan: jetvit.Plan, freeze: bool) -> Calla
 
     def compile_(gm: GraphModule, inputs: list[Tensor]) -> GraphModule:
         graph = capture_dynamo(gm, inputs, freeze)
-        run_pipeline(graph, passes(plan, partial=True))
+        rewrite(graph, plan, RewriteOptions(partial=True))
         graphs.append(graph.module)
         return graph.module
 

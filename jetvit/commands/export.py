@@ -7,7 +7,7 @@ import re
 
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option
-from jetvit.commands.rewriting import rewrite_and_write
+from jetvit.commands.rewriting import add_rewrite_options, rewrite_and_write
 from jetvit.exporting import TARGETS, ExportJob
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", metavar="FILE", required=True, help="the file to write; it ends in .onnx for onnx, else in .pt2"
     )
     add_force_option(parser)
-    parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
+    add_rewrite_options(parser)
     parser.add_argument(
         "--opset", type=int, choices=(18, 23), help="onnx: version of the standard operators (default: 18)"
     )

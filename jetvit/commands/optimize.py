@@ -6,7 +6,7 @@ import argparse
 
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option
-from jetvit.commands.rewriting import rewrite_and_write
+from jetvit.commands.rewriting import add_rewrite_options, rewrite_and_write
 from jetvit.exporting import ExportJob
 from jetvit.patterns.errors import InputError
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `jetvit optimize`."""
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the .pt2 or .onnx file to write")
     add_force_option(parser)
-    parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
+    add_rewrite_options(parser)
     parser.add_argument(
         "--functions",
         action="store_true",

@@ -16,33 +16,44 @@ from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
 from jetvit.exporting import ExportJob
 from jetvit.passes.frontends.capture import capture, export_model
-from jetvit.passes.pipeline import PassRecord, passes, run_pipeline
+from jetvit.passes.pipeline import PASSES, PassRecord, RewriteOptions, rewrite
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.clean_up import CleanUp
 from jetvit.passes.rewrites.normalize import Normalize
 from jetvit.passes.targets.plain_outputs import with_plain_outputs
 from jetvit.patterns.errors import InputError
-from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
 from jetvit.patterns.wording import counted
+
+
+def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the model is rewritten."""
+    parser.add_argument("--plan", metavar="PLAN", help="the folder of a plan, or its plan.json")
+    parser.add_argument(
+        "--disable",
+        metavar="PASS",
+        action="append",
+        default=[],
+        help=f"leave out a pass; may be given several times. The passes, in their order: {', '.join(PASSES)}",
+    )
 
 
 def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]:
     """Rewrite the model that the arguments name and write the file; lines that say what was done, after it is there.
 
-    `args` are those of `add_model_options`, with --dynamic, `plan` and `force`. The file is compared with the rewritten
-    program on one batch of drawn pictures.
+    `args` are those of `add_model_options`, with --dynamic, of `add_rewrite_options`, and `force`. The file is compared
+    with the rewritten program on one batch of drawn pictures.
     """
     plan = load_plan(args.plan)
+    options = RewriteOptions(disable=tuple(args.disable))
     job.check_place()  # a model may take minutes to load
     _refuse_the_model_itself(args.model, job)
     with output_file(job.path, args.force):
         subject = load_subject(args)
         graph = capture(_program(subject, args.dynamic))
-        sites = find_sites(graph)
-        records = run_pipeline(graph, passes(plan))
+        rewritten = rewrite(graph, plan, options)
         written = job.write(graph.program(), subject.example())
-    yield from _summary(plan, sites, records)
+    yield from _summary(plan, rewritten.sites, rewritten.records)
     if written.error is None:
         yield f"the file was not run here: {written.why_not_run}"
     else:

@@ -99,9 +99,7 @@ class HubModel:
         if _constants().HF_HUB_OFFLINE:
             self._refuse("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so that nothing is downloaded", missing)
         try:
-            # A download that fails is repeated by huggingface_hub for up to a minute; this request fails at once.
-            url = hub.hf_hub_url(self.repository, CONFIG, revision=self.revision)
-            hub.get_hf_file_metadata(url, timeout=TIMEOUT_S)
+            _reach(hub.hf_hub_url(self.repository, CONFIG, revision=self.revision))
             self._get(CONFIG)  # again where it is in the cache, for the branch may be at another commit by now
             for name in PROCESSORS:
                 if self._has(name):
@@ -219,6 +217,12 @@ def _unreachable(error: Exception) -> str:
 def _status(error: BaseException) -> int | None:
     code = getattr(getattr(error, "response", None), "status_code", None)
     return code if isinstance(code, int) else None
+
+
+def _reach(url: str) -> None:
+    """Ask for a file's headers once: a download that fails is repeated by huggingface_hub for up to a minute."""
+    utils = _hub().utils
+    utils.hf_raise_for_status(utils.get_session().head(url, headers=utils.build_hf_headers(), timeout=TIMEOUT_S))
 
 
 def _hub() -> Any:

@@ -21,7 +21,10 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 
 from jetvit.passes.graph.fresh_constants import spell_out_constants
+from jetvit.passes.graph.regions import submodules
 from jetvit.patterns.captured import CapturedGraph
+from jetvit.patterns.find import find_sites
+from jetvit.patterns.site import Sites
 from jetvit.torch_private import FakeTensorMode, detect_fake_mode, enable_python_dispatcher, pytree
 
 
@@ -34,6 +37,17 @@ class RewritableGraph(CapturedGraph):
     """
 
     owns_weights: bool
+    _sites: Sites | None = None
+    _read_at: tuple[Any, list[Any]] = (None, [])
+
+    def sites(self) -> Sites:
+        """Find the attention of the graph as it is now; an unchanged graph is not searched again."""
+        calls = [part for node in _all_nodes(self.module) for part in (node, node.target, node.args, node.kwargs)]
+        known, seen = self._read_at
+        same = known is self.known and len(seen) == len(calls) and all(map(operator.is_, seen, calls))
+        if self._sites is None or not same:
+            self._sites, self._read_at = find_sites(self), (self.known, calls)
+        return self._sites
 
     def tensor(self, node: Node) -> torch.Tensor | None:
         """The value of a parameter, buffer or constant, where the graph owns it."""
@@ -65,6 +79,12 @@ class RewritableGraph(CapturedGraph):
     def fake(self, tensor: torch.Tensor) -> torch.Tensor:
         """The shape, dtype and device of a tensor, without its values."""
         return self.fake_mode.from_tensor(tensor.detach(), static_shapes=True)
+
+
+def _all_nodes(module: GraphModule) -> Iterator[Node]:
+    """The nodes of a graph and of its regions; a call that is edited gets other `args` or `kwargs`."""
+    for each in submodules(module):
+        yield from each.graph.nodes
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from jetvit.passes.rewrites.plan_checks import (
 )
 from jetvit.passes.rewrites.rope import OperatorOperands
 from jetvit.patterns.errors import PlanError
-from jetvit.patterns.find import find_sites
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 
@@ -55,7 +54,7 @@ class ApplyPlan:
     name: ClassVar[str] = "apply-plan"
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
-        sites = find_sites(graph)
+        sites = graph.sites()
         if sites.rewritten:
             check_same_plan(self.plan, sites, graph)
             return PassResult(notes=("the plan was applied before",), planned=self.plan.fingerprint.names)

@@ -20,7 +20,6 @@ from jetvit.passes.graph.operands import Operands
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.passes.rewrites.rope import OperatorOperands
 from jetvit.patterns.calls import argument, shape
-from jetvit.patterns.find import find_sites
 from jetvit.patterns.operators import SDPA
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
@@ -39,7 +38,7 @@ class FuseAttention:
 
     def __call__(self, graph: RewritableGraph) -> PassResult:
         fired = 0
-        for site in find_sites(graph):
+        for site in graph.sites():
             if site.form == "operator":
                 continue
             if self._is_for_operator(site):

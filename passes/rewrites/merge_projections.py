@@ -18,7 +18,6 @@ from jetvit.passes.graph.insertion import Insertion
 from jetvit.passes.graph.layouts import relax_views
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns.cores import operator_core
-from jetvit.patterns.find import find_sites
 from jetvit.patterns.names import module_name
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
@@ -42,7 +41,7 @@ class MergeProjections:
     def __call__(self, graph: RewritableGraph) -> PassResult:
         if not graph.owns_weights:
             return PassResult()
-        sites = find_sites(graph)
+        sites = graph.sites()
         projections = [site.projections for site in sites]
         view = GraphView(graph.module, graph.ambient_autocast)
         projections += [

@@ -24,7 +24,6 @@ from jetvit.passes.rewrites.chains import chain_to, follow
 from jetvit.passes.rewrites.strided import Strided
 from jetvit.patterns.calls import shape
 from jetvit.patterns.errors import RewriteError
-from jetvit.patterns.find import find_sites
 from jetvit.patterns.operators import CASTS, SDPA
 from jetvit.patterns.projections import LAYOUTS
 from jetvit.patterns.regions import GraphView
@@ -46,7 +45,7 @@ class StraightenViews:
     def __call__(self, graph: RewritableGraph) -> PassResult:
         for module in submodules(graph.module):
             drop_dead_code(module.graph)  # what an attention left behind still reads its operands
-        sites = find_sites(graph)
+        sites = graph.sites()
         fired = 0
         for node in [each.node for each in sites.rewritten] + [site.out.node for site in sites]:
             if _is_operator(node):

@@ -11,8 +11,7 @@ from torch.export import ExportedProgram
 
 from jetvit.cost_model import Plan
 from jetvit.passes.frontends.capture import export_model
-from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import rewrite_program
 from jetvit.search.calibration.runner import Output, Runner, as_batches
 from jetvit.search.tasks.drift import Drift, agreement, check_finite, place_axes
 
@@ -54,9 +53,7 @@ def check_plan(
     pairs = as_batches(batches, kwargs)
     program = export_model(model, *pairs[0])
     original = Runner(program, output)
-    graph = ExportedGraph(program)
-    run_pipeline(graph, passes(plan))
-    rewritten = Runner(graph.program(), output)
+    rewritten = Runner(rewrite_program(program, plan), output)
     references, outputs = [], []
     for index, batch in enumerate(pairs):
         references.append(check_finite(original.run(batch), f"the model's output on batch {index}"))

@@ -10,11 +10,7 @@ from torch.export import ExportedProgram
 
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import run_pipeline
-from jetvit.passes.rewrites.apply_plan import ApplyPlan
-from jetvit.passes.rewrites.clean_up import CleanUp
-from jetvit.passes.rewrites.fuse_attention import FuseAttention
-from jetvit.passes.rewrites.normalize import Normalize
+from jetvit.passes.pipeline import RewriteOptions, rewrite_program
 from jetvit.passes.rewrites.plan_checks import covers
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
@@ -24,6 +20,8 @@ from jetvit.search.tasks.drift import Drift, check_finite, place_axes
 
 Metric = Callable[[Tensor, Tensor], float]
 Progress = Callable[[str, int, int], None]
+_ONE_OPERATOR_A_SITE = RewriteOptions(disable=("straighten-views", "merge-projections", "fold-constants"))
+"""Weights keep their names, which a plan asks for."""
 
 
 class Trial:
@@ -51,9 +49,7 @@ class Trial:
         progress: Progress | None = None,
         measurements: Measurements | None = None,
     ):
-        base = ExportedGraph(program)
-        run_pipeline(base, [Normalize(), FuseAttention(), CleanUp()])
-        self.program = base.program()
+        self.program = rewrite_program(program, options=_ONE_OPERATOR_A_SITE)
         self.sites = find_sites(ExportedGraph(self.program))
         self.fingerprint = Fingerprint.of(self.sites)
         self.metric, self.output = metric, output
@@ -131,9 +127,7 @@ class Trial:
             return self.original
         entries = tuple(SitePlan(name, choice) for name, choice in chosen.items())
         plan = Plan(entries, self.fingerprint, weights=weights or {})
-        graph = ExportedGraph(self.program)
-        run_pipeline(graph, [ApplyPlan(plan), CleanUp()], check=False)
-        return Runner(graph.program(), self.output)
+        return Runner(rewrite_program(self.program, plan, RewriteOptions(exact=False, check=False)), self.output)
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell whoever waits."""

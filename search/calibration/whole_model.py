@@ -15,8 +15,7 @@ from jetvit.cost_model.measuring.runs import Mode
 from jetvit.cost_model.predicting.device_costs import DeviceCosts
 from jetvit.cost_model.predicting.estimate import Estimate
 from jetvit.cost_model.predicting.latencies import UnknownLatency
-from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, rewrite_program
 from jetvit.patterns.sizes import is_static
 
 
@@ -25,9 +24,7 @@ def rewritten_for(program: ExportedProgram, plan: Plan | None, costs: DeviceCost
 
     A GPU gets operators that a CPU does not. Raises PlanError where the plan does not fit.
     """
-    graph = ExportedGraph(program)
-    run_pipeline(graph, passes(plan, operator=bool(costs.machine.cuda)), check=False)
-    return graph.program()
+    return rewrite_program(program, plan, RewriteOptions(operator=bool(costs.machine.cuda), check=False))
 
 
 def estimate_program(

@@ -12,11 +12,7 @@ from torch.fx import GraphModule
 
 from jetvit.cost_model import Plan, projection_weights, sample_base
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import run_pipeline
-from jetvit.passes.rewrites.apply_plan import ApplyPlan
-from jetvit.passes.rewrites.clean_up import CleanUp
-from jetvit.passes.rewrites.normalize import Normalize
-from jetvit.patterns.find import find_sites
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.search.post_training.paths import path_key
 from jetvit.search.post_training.shards import whole
 from jetvit.torch_private import set_state
@@ -36,8 +32,8 @@ class Student:
         self._plan = plan
         self._base = {name: value.detach() for name, value in program.state_dict.items()}
         graph = ExportedGraph(program)
-        self._projections = projection_weights(find_sites(graph), self._base)
-        run_pipeline(graph, [Normalize(), ApplyPlan(plan), CleanUp()])
+        self._projections = projection_weights(graph.sites(), self._base)
+        rewrite(graph, plan, RewriteOptions(exact=False))
         self._rewritten = graph.program()
         self.model: GraphModule = self._rewritten.module(check_guards=False)
         _make_trainable(self.model)

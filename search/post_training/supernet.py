@@ -19,10 +19,8 @@ from jetvit.cost_model import FULL, Choice, Fingerprint, Plan, SitePlan, project
 from jetvit.cost_model.measuring.timing import generator_shapes
 from jetvit.passes.graph.regions import drop_dead_code
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import run_pipeline
-from jetvit.passes.rewrites.apply_plan import ApplyPlan, generator_names
-from jetvit.passes.rewrites.clean_up import CleanUp
-from jetvit.passes.rewrites.normalize import Normalize
+from jetvit.passes.pipeline import RewriteOptions, rewrite_program
+from jetvit.passes.rewrites.apply_plan import generator_names
 from jetvit.passes.rewrites.plan_checks import covers
 from jetvit.patterns.errors import JetvitError
 from jetvit.patterns.find import find_sites
@@ -111,9 +109,7 @@ class Supernet(nn.Module):
         inherit: bool = True,
     ):
         super().__init__()
-        graph = ExportedGraph(program)
-        run_pipeline(graph, [Normalize(), CleanUp()])
-        self.program = graph.program()
+        self.program = rewrite_program(program, options=RewriteOptions(exact=False))
         self.sites = find_sites(ExportedGraph(self.program))
         self.fingerprint = Fingerprint.of(self.sites)
         self.kept_full: dict[str, str] = {}
@@ -243,9 +239,7 @@ class Supernet(nn.Module):
             if choice.conv_size:
                 weights |= _new_generator(site, choice.conv_size, generator, dynamic)
         plan = Plan(tuple(SitePlan(site.name, choice) for site in sites), self.fingerprint, weights=weights)
-        graph = ExportedGraph(self.program)
-        run_pipeline(graph, [ApplyPlan(plan), CleanUp()], check=False)
-        return graph.program()
+        return rewrite_program(self.program, plan, RewriteOptions(exact=False, check=False))
 
 
 def _copy(value: object) -> object:

@@ -18,10 +18,7 @@ from torch.export import ExportedProgram
 from jetvit.cost_model import Plan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import run_pipeline
-from jetvit.passes.rewrites.apply_plan import ApplyPlan
-from jetvit.passes.rewrites.clean_up import CleanUp
-from jetvit.passes.rewrites.normalize import Normalize
+from jetvit.passes.pipeline import RewriteOptions, rewrite_program
 from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.search.calibration.fixed_grids import refuse_open_grids
@@ -105,8 +102,9 @@ def check_task(
     images = filled_up(collate([data[place] for place in range(min(batch, len(data)))])[0], batch)
     tensor = next((each for each in model.parameters() if each.is_floating_point()), images)
     call: Inputs = inputs or (lambda some: ((some.to(tensor.device, tensor.dtype),), dict(kwargs or {})))
-    program = _with_passes(export_model(model, *call(images)), None)
-    rewritten = _with_passes(program, plan)
+    plan_alone = RewriteOptions(exact=False)
+    program = rewrite_program(export_model(model, *call(images)), options=plan_alone)
+    rewritten = rewrite_program(program, plan, plan_alone)
     sites = find_sites(ExportedGraph(program))
     if not sites:
         raise JetvitError("the model has no full attention", do="see jetvit.explain")
@@ -187,12 +185,6 @@ def _head_of(
     else:
         made = task.head(channels) if head is None else load_head(head, task, channels)
     return made.to(device).requires_grad_(False).eval()
-
-
-def _with_passes(program: ExportedProgram, plan: Plan | None) -> ExportedProgram:
-    graph = ExportedGraph(program)
-    run_pipeline(graph, [Normalize(), *([] if plan is None else [ApplyPlan(plan)]), CleanUp()])
-    return graph.program()
 
 
 @dataclass

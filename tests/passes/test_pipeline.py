@@ -22,8 +22,9 @@ from jetvit.cost_model import Choice, Fingerprint, Plan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.frontends.emit import OptimizedModule
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.patterns import CaptureError, PlanError, Sites
+from jetvit.passes.pipeline import PASSES, RewriteOptions, passes, run_pipeline
+from jetvit.passes.pipeline import rewrite as rewrite_graph
+from jetvit.patterns import CaptureError, InputError, PlanError, Sites
 from tests.passes.models import (
     FULL,
     LINEAR,
@@ -370,6 +371,40 @@ def test_dumps_and_records(tmp_path: Path) -> None:
     assert files[1:] == [f"{i}-{record.name}.txt" for i, record in enumerate(records, start=1) if record.fired]
     assert "softmax" in (tmp_path / "dump" / "0-captured.txt").read_text()
     assert "jetvit.window_attention" in (tmp_path / "dump" / files[-1]).read_text()
+
+
+# --- passes that are left out -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if name != "apply-plan"])
+def test_a_pass_that_is_left_out_does_not_run(name: str) -> None:
+    model, inputs, program = exported("separate_unfused")
+    plan = plan_of(jetvit.find_attention(program), [WINDOW, FULL])
+    rewritten = rewrite_graph(ExportedGraph(program), plan, RewriteOptions(disable=(name,)))
+    assert [record.name for record in rewritten.records] == [each for each in PASSES if each != name]
+    expected = planned(program, inputs, plan)
+    assert_close(call(rewritten.graph.program().module(), inputs), expected)
+    assert_close(
+        call(jetvit.optimize(model, *inputs[0], kwargs=inputs[1], plan=plan, disable=[name]), inputs), expected
+    )
+    assert_close(call(compiled(model, plan=plan, disable=[name]), inputs), expected)
+
+
+def test_weights_keep_their_names_without_exact_rewrites() -> None:
+    _, _, program = exported("separate_unfused")
+    plan = plan_of(jetvit.find_attention(program), [WINDOW, FULL])
+    rewritten = rewrite_graph(ExportedGraph(program), plan, RewriteOptions(exact=False))
+    assert [record.name for record in rewritten.records] == ["normalize", "apply-plan", "clean-up"]
+    assert rewritten.graph.program().state_dict.keys() == program.state_dict.keys()
+
+
+@pytest.mark.parametrize("call_it", [jetvit.optimize, partial(jetvit.export, path="unwritten.pt2")])
+def test_a_pass_that_is_not_there_is_refused(call_it: Any) -> None:
+    program = exported("sdpa")[2]
+    with pytest.raises(InputError, match=r"no pass 'merge-projection'(.|\n)*did you mean 'merge-projections'"):
+        call_it(program, disable=["merge-projection"])
+    with pytest.raises(InputError, match=r"the pass apply-plan cannot be left out(.|\n)*give no plan"):
+        call_it(program, disable=["apply-plan"])
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------

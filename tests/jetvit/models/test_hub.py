@@ -57,7 +57,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-    def metadata(self, url: str, **options: Any) -> None:
+    def reach(self, url: str) -> None:
         self.asked.append(url.rpartition("/")[2])
         if self.error is not None:
             raise self.error
@@ -78,7 +78,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hf_folder: Callable[.
     cache = Cache(tmp_path / "hub", model)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "get_hf_file_metadata", cache.metadata)
+    monkeypatch.setattr("jetvit.models.hub._reach", cache.reach)
     monkeypatch.setattr(hub, "hf_hub_download", cache.download)
     monkeypatch.chdir(tmp_path)
 

@@ -147,7 +147,10 @@ def test_fields_that_export_puts_in_another_order_are_compared_by_name() -> None
             output.pooler_output = x.mean(1)  # before hidden_states in the class
             return output
 
-    found = jetvit.optimize(SetsAFieldLater().eval(), X)(X)
+    model = SetsAFieldLater().eval()
+    if "pooler_output" not in model(X):
+        pytest.skip("this transformers leaves fields that are set later out of its outputs")
+    found = jetvit.optimize(model, X)(X)
     assert torch.equal(found.pooler_output, X.mean(1))
 
 

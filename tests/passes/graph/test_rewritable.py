@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import jetvit
 from jetvit.passes.frontends.capture import capture_dynamo, export_model
+from jetvit.passes.graph import rewritable
 from jetvit.passes.graph.rewritable import DynamoGraph, ExportedGraph
+from jetvit.patterns import find_sites
 from tests.passes.models import assert_close, aten, exported, nodes_of, plan_of, rewrite
 from tests.zoo import CASES
 from tests.zoo.case import images
@@ -142,3 +144,25 @@ def test_a_replaced_tensor_is_the_programs_alone() -> None:
     graph.replace_tensor(node, nn.Parameter(model.norm.bias.detach() + 1))
     assert_close(graph.program().module()(IMAGE), model(IMAGE) + 1)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_sites_are_searched_again_after_an_edit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[object] = []
+    monkeypatch.setattr(rewritable, "find_sites", lambda graph: searches.append(graph) or find_sites(graph))
+    graph = ExportedGraph(exported("sdpa")[2])
+    sites = graph.sites()
+    assert graph.sites() is sites
+    assert len(searches) == 1
+    first = sites[0].out.node
+    first.replace_all_uses_with(first.args[0])
+    assert [site.name for site in graph.sites()] == [site.name for site in sites[1:]]
+    assert len(searches) == 2
+
+
+def test_sites_in_a_region_are_searched_again_after_an_edit_there() -> None:
+    graph = ExportedGraph(exported("autocast_attention")[2])
+    before = graph.sites()
+    node = before[0].out.node
+    assert node.graph is not graph.module.graph
+    node.replace_all_uses_with(node.args[0])
+    assert len(graph.sites()) == len(before) - 1

@@ -25,8 +25,7 @@ from jetvit.cost_model.predicting.estimate import Overheads
 from jetvit.cost_model.predicting.latencies import Latencies
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
-from jetvit.passes.rewrites.fuse_attention import FuseAttention
+from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.patterns.errors import InputError, JetvitError, PlanError
 from jetvit.search import calibrate as calibrate_module_function
 from jetvit.search import check_plan
@@ -362,7 +361,7 @@ def device_costs(
     """A table of an H100 with every operation of the model in bf16, before and after `WINDOWS`, and nothing else."""
     program = export_model(model, *batch)
     graph = ExportedGraph(program)
-    run_pipeline(graph, [FuseAttention(True) if isinstance(each, FuseAttention) else each for each in passes()])
+    rewrite(graph, options=RewriteOptions(operator=True))
     found = {replace(each, dtype="bfloat16").key for each in graph_operations(graph.module).counted}
     for site, choice in product(jetvit.find_attention(program), (FULL, *WINDOWS)):
         found.add(site_operation(site, choice, gpu=True, dtype="bfloat16").key)

@@ -19,7 +19,7 @@ from jetvit.passes.targets.onnx.convention import (
 )
 from jetvit.passes.targets.onnx.functions import add_functions
 from jetvit.patterns.errors import InputError
-from tests.passes.targets.onnx.test_operators import call_of, one_node
+from tests.passes.targets.onnx.test_functions import call_of, one_node
 
 ir = pytest.importorskip("onnx_ir")
 

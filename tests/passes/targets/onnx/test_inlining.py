@@ -23,7 +23,7 @@ from jetvit.passes.targets.onnx.inlining import RECORD, inline_calls, restore_ca
 from jetvit.patterns.errors import PlanError
 from tests.passes.models import FULL, LINEAR, WINDOW, exported, planned
 from tests.passes.plans import with_kernels
-from tests.passes.targets.onnx.test_operators import call_of, one_node, run
+from tests.passes.targets.onnx.test_functions import call_of, one_node, run
 
 ir = pytest.importorskip("onnx_ir")
 COMPUTED = ("grid_h", "grid_w")

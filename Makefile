@@ -57,6 +57,7 @@ bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchm
 	$(BIN)/python -m benchmarks.find_sites
 	$(BIN)/python -m benchmarks.targets
 	$(BIN)/python -m benchmarks.calibrate
+	$(BIN)/python -m benchmarks.drift_cost
 	$(BIN)/python -m benchmarks.cost_model
 	$(BIN)/python -m benchmarks.whole_plans
 	$(BIN)/python -m benchmarks.local_distillation

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drift_cost_table import drift_cost_lines
 from benchmarks.end_to_end_table import end_to_end_lines
 from benchmarks.kernel_goals import GOAL_SIZE, Comparison, comparisons
 from benchmarks.kernel_rows import newest as rows_of_one_device
@@ -63,6 +64,11 @@ def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
                 f"({bench['ratio_low']:.2f}–{bench['ratio_high']:.2f}) | {drift} |"
             )
     return "\n".join([*lines, "", *_sources(results)])
+
+
+def drift_cost_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
+    """The metrics of two tasks by the drift of training-free plans, the table of one device after the other."""
+    return _by_device(drift_cost_lines, results)
 
 
 def local_distillation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
@@ -291,6 +297,7 @@ def _goals(comparison: Comparison) -> str:
 
 TABLES: dict[str, Callable[[list[tuple[Path, dict[str, Any]]]], str]] = {
     "calibrate": calibrate_table,
+    "drift_cost": drift_cost_table,
     "find_sites": find_sites_table,
     "targets": targets_table,
     "runtimes": runtimes_table,

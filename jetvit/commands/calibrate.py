@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the folder that keeps the measurements (default: PLAN.run, which is removed once the plan is written)",
     )
     parser.add_argument(
-        "--max-drift", type=_drift, default=0.35, metavar="D", help="the largest drift allowed (default: 0.35)"
+        "--max-drift",
+        type=_drift,
+        default=0.35,
+        metavar="D",
+        help='the largest drift allowed (default: 0.35). The table "What drift costs" in the README shows what drift '
+        "takes from two tasks",
     )
     parser.add_argument(
         "--budget",

@@ -29,8 +29,7 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
             show that nothing is not inferior.
         margin: by how much the plan's metric may be below another's, and still count as not inferior.
     """
-    films = len(set(groups)) < len(groups) and any(groups)
-    run = max(1, min(_RUN, len(groups) // 2)) if films else 1
+    run = bootstrap_run(groups)
     # Of a few runs every draw is nearly the same, and an interval far too narrow to show anything.
     enough = len(groups) >= _RUNS * run
 
@@ -51,6 +50,16 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
             found[f"non_inferior_to_{name}"] = enough and non_inferior(difference, margin)
     found["margin"] = margin
     return found
+
+
+def bootstrap_run(groups: Sequence[str]) -> int:
+    """Return how many images in a row each draw of an interval takes: 10 for frames of films, 1 for unrelated images.
+
+    Args:
+        groups: the film of each image; "" where it is unknown.
+    """
+    films = len(set(groups)) < len(groups) and any(groups)
+    return max(1, min(_RUN, len(groups) // 2)) if films else 1
 
 
 def _digits(value: float) -> float | None:

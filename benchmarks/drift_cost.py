@@ -33,23 +33,23 @@ from benchmarks.local_distillation import MODEL, NO_DATA
 from benchmarks.parity import Say
 from benchmarks.results import default_path, environment, write_table
 from jetvit.cost_model import FULL, Choice, Fingerprint, Plan, SitePlan
-from jetvit.models import load_model
-from jetvit.passes.capture import export_model
-from jetvit.passes.graph import ExportedGraph
+from jetvit.models.load import load_model
+from jetvit.passes.frontends.capture import export_model
+from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.patterns.find import find_sites
-from jetvit.search.data import Splits, collate, evenly_spaced, filled_up
-from jetvit.search.drift import Drift, place_axes
-from jetvit.search.end_to_end import train_head
-from jetvit.search.reader import Reader
-from jetvit.search.recipe import Recipe
-from jetvit.search.report import bootstrap_run
-from jetvit.search.runner import Runner, pick
-from jetvit.search.statistics import Difference, paired
-from jetvit.search.student import Student
-from jetvit.search.taps import Taps, task_blocks
-from jetvit.search.task import Task
-from jetvit.search.train import Run
-from jetvit.search.trial import Trial
+from jetvit.search.calibration.runner import Runner, pick
+from jetvit.search.calibration.trial import Trial
+from jetvit.search.data.splits import Splits, collate, evenly_spaced, filled_up
+from jetvit.search.post_training.end_to_end import train_head
+from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.recipe import Recipe
+from jetvit.search.post_training.report import bootstrap_run
+from jetvit.search.post_training.statistics import Difference, paired
+from jetvit.search.post_training.student import Student
+from jetvit.search.post_training.train import Run
+from jetvit.search.tasks.drift import Drift, place_axes
+from jetvit.search.tasks.taps import Taps, task_blocks
+from jetvit.search.tasks.task import Task
 
 BATCH = 2
 # Half of them choose the plans, as in `jetvit calibrate`.

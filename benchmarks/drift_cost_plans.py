@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.drift_cost_table import BANDS, LINEAR, ORDERED, RANDOM, in_band
 from jetvit.cost_model import Choice
-from jetvit.search.data import evenly_spaced
-from jetvit.search.trial import Trial
+from jetvit.search.calibration.trial import Trial
+from jetvit.search.data.splits import evenly_spaced
 
 WINDOWS = tuple(Choice("window", window=(side, side)) for side in (4, 8, 12, 16))
 MOST_LINEAR = 3

@@ -25,11 +25,8 @@ import jetvit
 from jetvit.commands import COMMANDS
 from jetvit.versions import warn_of_untested
 
-_TELLING = (
-    "jetvit.search",
-    "jetvit.models.images",
-    "jetvit.models.datasets",
-)  # loggers whose information is shown as notes
+# The loggers whose information is shown as notes.
+_TELLING = ("jetvit.search", "jetvit.models.images", "jetvit.models.datasets")
 EPILOG = """\
 MODEL is one of
   hf:DIR               a local HuggingFace folder: config.json and its weights
@@ -142,7 +139,7 @@ def _log_to(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setLevel(logging.INFO)
     handler.setFormatter(_Lines("%(message)s"))
-    handler.addFilter(lambda record: record.name != "jetvit.models.load")
+    handler.addFilter(lambda record: record.name not in ("jetvit.models.load", "jetvit.models.factory"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_TELLING))
     logger = logging.getLogger("jetvit")
     logger.addHandler(handler)

@@ -14,10 +14,10 @@ from benchmarks.drift_cost_plans import Candidate, candidates, spread
 from benchmarks.drift_cost_plot import local_mean, plot
 from benchmarks.drift_cost_table import BANDS, LINEAR, ORDERED, RANDOM, drift_cost_lines
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.passes.capture import export_model
+from jetvit.passes.frontends.capture import export_model
 from jetvit.search import check_plan, check_task
-from jetvit.search.train import Run
-from jetvit.search.trial import Trial
+from jetvit.search.calibration.trial import Trial
+from jetvit.search.post_training.train import Run
 from tests.search.tiny import FEW, SIZE, TASKS, WINDOW, noise, plain, small
 
 

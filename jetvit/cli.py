@@ -165,6 +165,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.refuse(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the choices: releases of Python word this in several ways."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(map(str, action.choices))}")
+
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
@@ -189,7 +194,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         _refuse_unknown_options(command, words[at:])
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        args.parser.refuse(f"what is {unknown[0]!r}?")
+        args.parser.refuse(f"{args.parser.prog} takes no further word, and {unknown[0]!r} is one")
     return args
 
 

@@ -22,6 +22,7 @@ from torch.export.passes import move_to_device_pass
 
 from jetvit.files import load_exported
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 from jetvit.torchvision_shim import ensure_torchvision
 from jetvit.weights import copy_weights, read_weights, resample_pos_embed, strip_prefixes
 
@@ -29,6 +30,7 @@ log = logging.getLogger("jetvit.models")
 
 SEED = 0  # of random weights, so that runs repeat
 FORMS = "hf:DIR, hf:ORG/NAME, timm:NAME, pkg.module:factory, or a .pt2 or .onnx file"
+DEVICES = "use cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"{device!r} is no device", why=reason(error), do="use cpu, cuda or cuda:N") from error
+        raise InputError(f"{device!r} is no device", why="torch knows none of that name", do=DEVICES) from error
     refuse_missing(target)
     return target
 
@@ -172,7 +174,7 @@ def refuse_missing(device: torch.device) -> None:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"the device {device} is not there",
-            why=f"torch sees {torch.cuda.device_count()} CUDA devices",
+            why=f"torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
             do="use --device cpu, or a torch built for this machine's GPU",
         )
 
@@ -274,7 +276,8 @@ def _load_factory(
             f"{spec} raised an error",
             why=reason(error),
             where=_place(error),
-            do=f"check the function and its arguments ({', '.join(args) or 'none were given'})",
+            do=f"check the function and its arguments ({', '.join(args) or 'none were given'}), which are given as "
+            "--model-arg KEY=VALUE",
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -301,14 +304,21 @@ def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
             f"cannot import {module_name}",
             why=reason(error),
             where="" if absent else _place(error),
-            do="go to the folder that holds it, or put it on PYTHONPATH"
+            do="go to the folder that holds it, or put it on PYTHONPATH; `jetvit --help` lists the forms of MODEL"
             if absent
             else "fix the module so that it imports",
         ) from error
     found: Any = module
     for part in factory_name.split("."):
         found = getattr(found, part, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise InputError(
+            f"{module_name}:{factory_name} is no function",
+            why=f"it is of type {type(found).__name__}",
+            where=str(getattr(module, "__file__", "")),
+            do="name a function or class that returns the model",
+        )
+    if found is None:
         close = difflib.get_close_matches(factory_name, [n for n in dir(module) if callable(getattr(module, n))], n=3)
         raise InputError(
             f"{module_name} has no function {factory_name}",

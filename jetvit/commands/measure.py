@@ -20,7 +20,7 @@ from jetvit.cost_model.measurement import Machine, this_machine
 from jetvit.cost_model.operation import Operation
 from jetvit.cost_model.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
 from jetvit.cost_model.table import TableWriter, read_table
-from jetvit.models import refuse_missing
+from jetvit.models import DEVICES, refuse_missing
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.calibration import device_name
@@ -186,7 +186,7 @@ def _device(text: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"{text!r} is no device that can be measured", do="use cpu, cuda or cuda:N")
+        raise InputError(f"{text!r} is no device that can be measured", do=DEVICES)
     refuse_missing(device)
     return device
 

@@ -11,6 +11,7 @@ import jetvit
 from jetvit.commands.subject import note
 from jetvit.cost_model.device_costs import DeviceCosts, find_table, shipped_tables, stored_predictor
 from jetvit.cost_model.measurement import this_machine
+from jetvit.cost_model.table import read_table
 from jetvit.search.calibration import device_name
 
 
@@ -29,7 +30,7 @@ def load_table(name: str) -> DeviceCosts:
         InputError: there is none, or it cannot be read.
     """
     path = find_table(name)
-    if stored_predictor(path) is None:
+    if stored_predictor(path) is None and read_table(path):
         note(f"{path} has no predictor of its rows: one is fitted, which takes a while; `jetvit fit` keeps it")
     return DeviceCosts.load(path)
 

@@ -113,7 +113,7 @@ def test_what_was_skipped_and_left_is_said(
         (["--models", "ViT-Ti,ViT-XL"], "'ViT-XL' is no model of the sweep: ViT-Ti, DINOv3-S, DINOv3-B", 2),
         (["--sizes", "512"], "'512' is no image size", 2),
         (["--batch", "1,0"], "'0' is no whole number of 1 or more", 2),
-        (["--dtype", "float8"], "invalid choice: 'float8'", 2),
+        (["--dtype", "float8"], "'float8' is none of float32, bfloat16, float16", 2),
         (["--device", "gpu"], "'gpu' is no device that can be measured", 1),
         (["--device", "meta"], "'meta' is no device that can be measured", 1),
         (["--device", "cuda:99"], "the device cuda:99 is not there", 1),

@@ -151,7 +151,19 @@ class OneSize(nn.Module):
 def test_help_lists_the_commands_that_exist(run: Run):
     outcome = run("--help")
     assert outcome.status == 0
-    for command in ("explain", "calibrate", "search", "check", "optimize", "export", "bench", "measure", "fit", "demo"):
+    for command in (
+        "explain",
+        "calibrate",
+        "search",
+        "check",
+        "optimize",
+        "export",
+        "bench",
+        "measure",
+        "fit",
+        "completion",
+        "demo",
+    ):
         assert f"\n  {command} " in outcome.out
         text = run(command, "--help").out
         assert f"usage: jetvit {command}" in text

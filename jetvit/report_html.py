@@ -54,11 +54,10 @@ svg * { stroke-linejoin: round; stroke-linecap: butt }
 svg text { font-family: "DejaVu Sans", Verdana, sans-serif !important }
 table { border-collapse: collapse; font-size: .875rem }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-thead th { white-space: nowrap }
-.words { min-width: 18rem }
-tbody th { color: var(--ink); font-weight: 600; white-space: nowrap }
-tbody th.words { white-space: normal; overflow-wrap: anywhere }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+th, td { white-space: nowrap }
+.words { min-width: 18rem; white-space: normal; overflow-wrap: anywhere }
+tbody th { color: var(--ink); font-weight: 600 }
+.number { text-align: right; font-variant-numeric: tabular-nums }
 .refused { color: var(--alarm) }
 """
 _MAP = (
@@ -157,7 +156,7 @@ def _sites(report: Report) -> Iterable[str]:
         if row.status == "refused":
             where = f"node {row.node}" + (f", {row.source}" if row.source else "")
             reason = f'<span class="refused">refused:</span> {_text(row.reason)}<br>{_text(where)}'
-            rows.append(f'{first}<td colspan="{len(titles) - 2}">{reason}</td>')
+            rows.append(f'{first}<td class="words" colspan="{len(titles) - 2}">{reason}</td>')
             continue
         cells = zip(titles[2:], _values(row), strict=True)
         rows.append(first + "".join(_cell(value, "td", kinds[title]) for title, value in cells))
@@ -207,8 +206,10 @@ def _table(head: str, rows: Iterable[str]) -> str:
 
 
 def _name(name: str) -> str:
-    """The first cell of a row: a long name is broken into lines."""
-    return _cell(name, "th", "words" if len(name) > _LONG_NAME else "", ' scope="row"')
+    """The first cell of a row: a long name is broken into lines, behind its dots."""
+    if len(name) <= _LONG_NAME:
+        return _cell(name, "th", "", ' scope="row"')
+    return f'<th class="words" scope="row">{_text(name).replace(".", ".<wbr>")}</th>'
 
 
 def _cell(value: object, tag: str, kind: str, attributes: str = "") -> str:

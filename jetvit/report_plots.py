@@ -54,7 +54,7 @@ _CELL_WIDTH, _CELL_HEIGHT, _BAR = 1.1, 0.28, 0.14  # inches
 _LOWEST, _HIGHEST = 1e-4, 1.0  # the same colours in every report; what lies outside takes the colour of the end
 _TICKS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _COLOURS, _NORM = colormaps["viridis_r"], LogNorm(_LOWEST, _HIGHEST, clip=True)
-_NAME_WIDTH = 36
+_NAME_WIDTH = 24
 _STRIP = 12  # sites a line: what a phone shows
 _LABELS = 10  # points of a front that carry their number
 

@@ -19,7 +19,7 @@ from jetvit.report_html import page
 from jetvit.report_plan import NOTHING_MEASURED, PlanSummary
 from jetvit.report_rows import MeasuredChoice, SiteRow
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 EVIL = "<script>alert('$x^2$ & \"quotes\"')</script>"
 
 

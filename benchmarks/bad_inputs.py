@@ -94,17 +94,17 @@ class Refusal:
 
 
 def explain(what: str, *words: str) -> BadInput:
-    """`jetvit explain` of a good model."""
+    """Return a `jetvit explain` of a good model."""
     return BadInput(what, ("explain", MODEL, *words))
 
 
 def calibrate(what: str, *words: str) -> BadInput:
-    """`jetvit calibrate` of a good model."""
+    """Return a `jetvit calibrate` of a good model."""
     return BadInput(what, ("calibrate", MODEL, *SIZE, *words))
 
 
 def of_model(what: str, model: str, *words: str) -> BadInput:
-    """`jetvit explain` of another model."""
+    """Return a `jetvit explain` of another model."""
     return BadInput(what, ("explain", model, *words))
 
 

@@ -86,7 +86,7 @@ class BenchResult:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     def conclusions(self) -> list[str]:
-        """The ratio in words, and whether it counts."""
+        """Return lines that say the ratio, and whether it counts."""
         interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
         lines = [f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
         if self.doubts:

@@ -64,12 +64,12 @@ class DemoResult:
     result: BenchResult
 
     def what_delta1_is(self) -> str:
-        """What the metric is, and on how many rooms it was taken."""
+        """Say what δ1 is, and on how many rooms it was taken."""
         rooms = counted(self.plan.provenance["images_test"], "test room")
         return f"δ1, the share of pixels whose depth is right within a factor of 1.25, on {rooms}"
 
     def delta1_rows(self) -> list[tuple[str, str]]:
-        """δ1 of the three models."""
+        """Return the names of the three models, and δ1 of each."""
         test = self.plan.provenance["test"]
         return [
             ("original", f"{test['original']['delta1']:.3f}"),
@@ -78,12 +78,12 @@ class DemoResult:
         ]
 
     def difference(self) -> str:
-        """δ1 of the plan minus that of the original, and its interval."""
+        """Return δ1 of the plan minus that of the original, with its interval."""
         mean, low, high = self.plan.provenance["test"]["plan_minus_original"]
         return f"{mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
 
     def verdict(self) -> str:
-        """What may be said of the difference."""
+        """Say what the difference shows."""
         test = self.plan.provenance["test"]
         margin = f"the margin of {test['margin']:g}"
         if test["non_inferior_to_original"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jetvit.bench_predictions import digits
+from jetvit.cost_model.whole_file import refuse_full_disk, write_whole
 from jetvit.explain import Report
 from jetvit.patterns.wording import counted
 from jetvit.report_html import document, report_parts, table
@@ -68,7 +70,10 @@ def draw_rooms(path: Path, images: Tensor, panels: Sequence[tuple[str, Tensor]])
             axes.set_axis_off()
     for axes, title in zip(rows[0], ["image", *(title for title, _ in panels)], strict=True):
         axes.set_title(title, fontsize=11)
-    figure.savefig(path, format="png")
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    with refuse_full_disk(path):
+        write_whole(path, data.getvalue())
 
 
 def _summary(demo: DemoResult) -> Iterator[str]:

@@ -85,25 +85,30 @@ class BenchResult:
         """The result as JSON can hold it, with every sample."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
+    def conclusions(self) -> list[str]:
+        """Return lines that say the ratio, and whether it counts."""
+        interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
+        lines = [f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
+        if self.doubts:
+            lines += ["This machine is too busy to time on:", *(f"  {doubt}" for doubt in self.doubts)]
+            lines.append("None of these numbers counts: run it again when nothing else runs here.")
+        elif self.ratio_low <= 1 <= self.ratio_high:
+            lines.append("That is no difference that these rounds can tell apart.")
+        return lines
+
     def __str__(self) -> str:
         """A table of the columns, the ratio, and what was measured."""
         where = self.environment
         predicted = self.predictions.columns if self.predictions is not None else {}
         titles = f"  {'predicted ms':>24}  {'off by':>8}" if predicted else ""
-        lines = [f"{'':<18}{'median ms':>10}  {'quartiles ms':>19}  {'images/s':>9}{titles}"]
+        lines = [f"{'':<18}{'latency ms':>10}  {'quartiles ms':>19}  {'images/s':>9}{titles}"]
         for each in self.columns:
             quartiles = f"{digits(each.q25_ms)} – {digits(each.q75_ms)}"
             line = f"{each.name:<18}{digits(each.median_ms):>10}  {quartiles:>19}  {digits(each.images_per_s):>9}"
             if (guess := predicted.get(each.name)) is not None:
                 line += f"  {guess!s:>24}  {f'{100 * guess.deviation:+.1f} %':>8}"
             lines.append(line)
-        interval = f"{self.ratio_low:.2f} – {self.ratio_high:.2f}"
-        lines += ["", f"compiled full ÷ compiled jetvit: {self.ratio:.2f}× (95 % interval {interval})"]
-        if self.doubts:
-            lines += ["This machine is too busy to time on:", *(f"  {doubt}" for doubt in self.doubts)]
-            lines.append("None of these numbers counts: run it again when nothing else runs here.")
-        elif self.ratio_low <= 1 <= self.ratio_high:
-            lines.append("That is no difference that these rounds can tell apart.")
+        lines += ["", *self.conclusions()]
         if self.predictions is not None:
             lines += self.predictions.lines(self.ratio, where["torch"])
         counts = ", ".join(f"{count} {label}" for label, count in self.choices.items())

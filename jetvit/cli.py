@@ -47,6 +47,7 @@ example: from a model to a faster file
 `jetvit search` takes the place of calibrate and trains: see its --help.
 
 `jetvit COMMAND --help` says more about each. No model at hand? Run `jetvit demo`.
+Completion in bash, zsh and fish: see `jetvit completion --help`.
 """
 
 
@@ -157,6 +158,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,  # type: ignore[arg-type]
         )
+        self.commands: dict[str, Parser] = {}
 
     def refuse(self, what: str, do: str = "") -> NoReturn:
         """Say what is wrong and leave with status 2."""
@@ -166,17 +168,35 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.refuse(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the choices: releases of Python word this in several ways."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(map(str, action.choices))}")
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+
+def parser_of_all_commands() -> Parser:
+    """Return the parser with the arguments of every command, which imports them all, and torch."""
+    parser = _parser()
+    _add_commands(parser, COMMANDS, "the command")
+    return parser
+
+
+def _parser() -> Parser:
+    """The parser without commands."""
     parser = Parser(
         prog="jetvit",
         usage="jetvit COMMAND …",
         description="Rewrite full attention in Vision Transformers into window and linear attention.\n\ncommands:\n"
-        + "\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items()),
+        + "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items()),
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"jetvit {jetvit.__version__}")
     _add_debug_option(parser, default=False)
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     first = next((word for word in words if not word.startswith("-")), None)
     if first is None and not {"-h", "--help", "--version"} & set(words):
@@ -185,24 +205,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if first is not None and first not in COMMANDS:
         parser.refuse(f"there is no command {first!r}", _nearest(first, COMMANDS))
     if first is not None:
-        command, at = _add_command(parser, first), words.index(first) + 1
+        _add_commands(parser, [first], argparse.SUPPRESS)  # the description lists the commands
+        command, at = parser.commands[first], words.index(first) + 1
         words[at:] = _with_negative_values(command, words[at:])
         _refuse_unknown_options(command, words[at:])
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        args.parser.refuse(f"what is {unknown[0]!r}?")
+        args.parser.refuse(f"{args.parser.prog} takes no further word, and {unknown[0]!r} is one")
     return args
 
 
-def _add_command(parser: Parser, name: str) -> Parser:
-    """Add the arguments of one command: `jetvit --help` and `--version` import none, and so no torch."""
-    module = importlib.import_module(f"jetvit.commands.{name}")
-    subparsers = parser.add_subparsers(help=argparse.SUPPRESS, parser_class=Parser, prog="jetvit")
-    command = subparsers.add_parser(name, description=module.DESCRIPTION, epilog=module.EPILOG)
-    module.add_arguments(command)
-    _add_debug_option(command)
-    command.set_defaults(run=module.run, parser=command)
-    return command
+def _add_commands(parser: Parser, names: Iterable[str], what: str) -> None:
+    """Add the arguments of these commands: `jetvit --help` and `--version` import none, and so no torch."""
+    subparsers = parser.add_subparsers(help=what, parser_class=Parser, prog="jetvit")
+    for name in names:
+        module = importlib.import_module(f"jetvit.commands.{name}")
+        command = subparsers.add_parser(name, help=COMMANDS[name], description=module.DESCRIPTION, epilog=module.EPILOG)
+        module.add_arguments(command)
+        _add_debug_option(command)
+        command.set_defaults(run=module.run, parser=command)
+        parser.commands[name] = command
 
 
 def _add_debug_option(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:

@@ -15,6 +15,7 @@ import torch
 from jetvit.cost_model.measuring.calls import as_graph, first_line, make_call
 from jetvit.cost_model.measuring.measurement import Measurement
 from jetvit.cost_model.measuring.operation import Operation
+from jetvit.cost_model.measuring.steadiness import ATTEMPTS, steadily
 from jetvit.cost_model.measuring.table import TableWriter
 from jetvit.cost_model.measuring.timing import Latency, time_call
 from jetvit.kernels.tuning import record_choices
@@ -24,6 +25,7 @@ from jetvit.patterns.errors import InputError
 _MEMORY_FACTOR = 5
 # Roughly, of one measurement: all that is not the calls themselves, and how often a long call is made.
 _SECONDS_EACH, _CALLS_EACH = 0.2, 25
+_LEAST_S = 1e-3  # of any measurement
 
 Progress = Callable[[int, int, float], None]
 Measure = Callable[[Operation, torch.device], tuple[Latency, str]]
@@ -34,13 +36,15 @@ class Outcome:
     """What became of a sweep: rows written, operations known before, what was skipped and why, what is left.
 
     skipped: operations that this device cannot run, each with the reason. left: those that the time did not suffice
-    for, in one pass or in several.
+    for, in one pass or in several. busy: one entry for each row that was left out, because the process waited for a
+    core at every attempt, with the last reason.
     """
 
     written: int = 0
     known: int = 0
     skipped: list[tuple[Operation, str]] = field(default_factory=list)
     left: list[Operation] = field(default_factory=list)
+    busy: list[tuple[Operation, str]] = field(default_factory=list)
 
 
 def measure_operation(operation: Operation, device: torch.device, *, time_limit_s: float = 0.5) -> tuple[Latency, str]:
@@ -77,12 +81,15 @@ def measure_all(
 ) -> Outcome:
     """Measure the operations in their order and write each to the table before the next.
 
+    On a CPU an operation that is timed while the process waits for a core is timed again, and left out if that does not
+    help: the next run measures it. On a GPU a row is the time of kernels, which a host that waits does not change.
+
     Args:
         operations: what to measure; `spread` orders them well.
         writer: the table. What it has already is passed over.
         device: where they run; it is that of the writer's machine.
-        budget_s: seconds from now. None is begun afterwards, and what would not fit into the rest, by what the table
-            has by then, is put off to the end. One operation may overrun its estimate.
+        budget_s: seconds from now. None is begun or repeated afterwards, and what would not fit into the rest, by what
+            the table has by then, is put off to the end. One operation may overrun its estimate.
         passes: how many rows of each operation the table is to have. All operations have one before any has two: a slow
             spell of the machine, which outlasts a single measurement, then spoils no more than one of them.
         progress: called with how many are done, how many there are, and the seconds left.
@@ -102,6 +109,19 @@ def measure_all(
     pace = _Pace()
     for known in writer.measurements:
         pace.add(known.operation, _SECONDS_EACH + _CALLS_EACH * known.latency.median_ms / 1e3)
+
+    def measured_steadily(operation: Operation) -> tuple[tuple[Latency, str], list[str]]:
+        def attempt() -> tuple[tuple[Latency, str], list[str]]:
+            before = time.monotonic()
+            measured = measure(operation, device)
+            pace.add(operation, time.monotonic() - before)
+            return measured, []
+
+        if device.type != "cpu":
+            return attempt()
+        fitting = left_s() / max(pace.estimate_s(operation), _LEAST_S)
+        return steadily(attempt, max(1, min(ATTEMPTS, int(fitting))))
+
     refused: set[Operation] = set()
     left: dict[Operation, None] = {}
     done = 0
@@ -109,10 +129,9 @@ def measure_all(
         todo = [each for each in unique if writer.count(each) < number and each not in refused]
         for operation in _affordable(todo, left_s, pace, left):
             progress(done, total, max(0.0, left_s()))
-            before = time.monotonic()
             done += 1
             try:
-                latency, config = measure(operation, device)
+                (latency, config), doubts = measured_steadily(operation)
             except Exception as error:
                 if not _is_refusal(error):
                     raise
@@ -123,10 +142,12 @@ def measure_all(
                 del error
                 _recover(device)
             else:
+                if doubts:
+                    outcome.busy.append((operation, doubts[-1]))
+                    continue
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 writer.append(Measurement(writer.machine, operation, latency, config, now))
                 outcome.written += 1
-                pace.add(operation, time.monotonic() - before)
     outcome.left = list(left)
     progress(done, total, max(0.0, left_s()))
     return outcome

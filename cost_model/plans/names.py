@@ -169,12 +169,13 @@ def several_parts(site: str, why: str) -> PlanError:
 
 
 def _absent(absent: tuple[str, ...], planned: list[str], there: list[str]) -> PlanError:
+    many = f"{len(absent)} of the plan's {counted(len(planned), 'site')}"
     return PlanError(
         "the plan is for another model",
-        why=f"the model lacks {len(absent)} of its {counted(len(planned), 'site')}; "
+        why=f"the model lacks {many if len(planned) > 1 else 'the only site of the plan'}; "
         f"the model's sites are {_some(there) or 'none'}",
         where=f"site {absent[0]} of the plan",
-        do="apply the plan to the model that it was made on, or make a new one with jetvit.calibrate",
+        do="apply the plan to the model that it was made on, or make a new one with `jetvit calibrate`",
     )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": "Time a model end to end against compiled full attention",
     "measure": "Measure the latency of single operations into a table of this device",
     "fit": "Fit the predictor of a latency table, for the operations that were not measured",
+    "completion": "Print a script that completes commands, options and files in a shell",
     "demo": "Show the whole search on a CPU, in three to ten minutes on two cores",
 }
 """The name of each and its summary, which stand here too so that `jetvit --help` imports none of them."""

@@ -21,7 +21,6 @@ from jetvit.commands.subject import (
     refuse_rewritten,
 )
 from jetvit.commands.tasks import (
-    METRICS,
     NEEDED,
     add_task_options,
     difference_text,
@@ -33,6 +32,7 @@ from jetvit.cost_model import Plan
 from jetvit.models.datasets import find_test_files, read_test_split
 from jetvit.patterns.wording import counted
 from jetvit.search import TaskReport, check_plan, check_task
+from jetvit.search.tasks.metrics import METRIC_NAMES
 
 LIMIT = 64
 DESCRIPTION = """\
@@ -171,7 +171,7 @@ def _sentences(report: TaskReport, subject: Subject, data: str) -> Iterator[str]
     """The drift, and the metric of both models with the difference."""
     images = counted(report.images, "image")
     yield f"drift      {report.drift:.4f} over {images} of {subject.size[0]}×{subject.size[1]}"
-    yield f"\n{METRICS.get(report.metric, report.metric)} on {images} of {data}, with 95 % intervals over images"
+    yield f"\n{METRIC_NAMES.get(report.metric, report.metric)} on {images} of {data}, with 95 % intervals over images"
     for name in ("original", "plan"):
         low, high = report.record[name]["interval"]
         yield f"  {name:<16} {value_text(report.record[name][report.metric])}   [{value_text(low)}, {value_text(high)}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -20,9 +21,11 @@ from jetvit.cost_model.measuring.measurement import Machine, device_name, this_m
 from jetvit.cost_model.measuring.operation import Operation
 from jetvit.cost_model.measuring.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
 from jetvit.cost_model.measuring.table import TableWriter, read_table
-from jetvit.models.loaded import refuse_missing
+from jetvit.models.loaded import DEVICES, refuse_missing
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
+
+log = logging.getLogger(__name__)
 
 SECONDS_EACH = 1.0  # of a measurement, its data and its warm-up, as a rule
 ALL_MODELS = SMALL_MODELS | MODELS
@@ -31,7 +34,8 @@ Measure how long single operations take on this device, on random data, forward 
 attention by backend, window and linear attention, with RoPE and without, and the products, norm, activation and sum of
 a block, at the sizes of real models. The order is such that a short run is spread over all of them. What the table has
 already is passed over: a run that was interrupted or killed goes on where it was, by the same command. Each operation
-is measured in several passes over all of them, for a slow spell of the machine outlasts a single measurement."""
+is measured in several passes over all of them, for a slow spell of the machine outlasts a single measurement. On a CPU
+a row that was timed while the process waited for a core is timed again, up to three times, and then left out."""
 EPILOG = """\
 The table is a CSV file, one a device; a row is on the disk before the next is measured. Without -o it is named after
 the device and lies in the folder that you are in: nvidia-h100-80gb-hbm3.csv, or amd-epyc-threads-2.csv for a CPU, whose
@@ -107,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
             written = len(writer.measurements) - before
             print(f"wrote {counted(written, 'row')} to {path}; the same command goes on from there", file=sys.stderr)
             raise
+    if outcome.busy:
+        log.warning("%s", _left_out(outcome))
     print(_summary(outcome, path))
 
 
@@ -133,6 +139,15 @@ def _print_dry(args: argparse.Namespace, path: Path, machine: Machine, order: Se
         f"\n{machine}: {counted(len(todo), 'operation')} to measure, {counted(calls, 'row')} in all; "
         f"{len(order) - len(todo)} in {path} already.\n"
         f"At about a second each {counted(fit, 'row')} can be had in {args.minutes:g} min; very long ones take more."
+    )
+
+
+def _left_out(outcome: Outcome) -> str:
+    """How many rows a busy machine has cost, and how to get them."""
+    _, doubt = outcome.busy[-1]
+    return (
+        f"{counted(len(outcome.busy), 'row')} left out, for this machine was too busy at every attempt: {doubt}. Run "
+        "the same command again when nothing else runs here: it measures what is missing"
     )
 
 
@@ -185,7 +200,7 @@ def _device(text: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"{text!r} is no device that can be measured", do="use cpu, cuda or cuda:N")
+        raise InputError(f"{text!r} is no device that can be measured", do=DEVICES)
     refuse_missing(device)
     return device
 

@@ -28,7 +28,6 @@ from jetvit.commands.progress import progress_bar
 from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.commands.tasks import (
-    METRICS,
     NEEDED,
     add_task_options,
     difference_text,
@@ -47,6 +46,7 @@ from jetvit.search import Recipe, search
 from jetvit.search.data.processes import Processes, processes_here
 from jetvit.search.post_training.pictures import draw
 from jetvit.search.post_training.recipe import CHOICES
+from jetvit.search.tasks.metrics import METRIC_NAMES
 
 DESCRIPTION = """\
 Convert most attentions of a model to linear and window attention, and train the model to yield what it yields now:
@@ -262,7 +262,7 @@ def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What was found, what it reaches on the test images and what else was tried on the choosing images."""
     made = plan.provenance
     test, metric = made["test"], made["test"]["metric"]
-    name = METRICS.get(metric, metric)
+    name = METRIC_NAMES.get(metric, metric)
     choices = Counter(site.choice.label for site in plan.sites)
     yield f"{counted(len(plan.sites), 'attention')}: " + ", ".join(f"{n} {label}" for label, n in choices.most_common())
     full_ms, plan_ms = made["estimated_full_ms"], made["estimated_plan_ms"]

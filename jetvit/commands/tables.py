@@ -10,6 +10,7 @@ import torch
 import jetvit
 from jetvit.commands.subject import note
 from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.table import read_table
 from jetvit.cost_model.predicting.device_costs import DeviceCosts, find_table, shipped_tables, stored_predictor
 
 
@@ -28,7 +29,7 @@ def load_table(name: str) -> DeviceCosts:
         InputError: there is none, or it cannot be read.
     """
     path = find_table(name)
-    if stored_predictor(path) is None:
+    if stored_predictor(path) is None and read_table(path):
         note(f"{path} has no predictor of its rows: one is fitted, which takes a while; `jetvit fit` keeps it")
     return DeviceCosts.load(path)
 

@@ -22,7 +22,6 @@ _ADVICE = {
     "depth": "say which metric the data set is measured by (--dialect depth or disparity), its range in metres "
     "(--nearest 0.001 --farthest 10) and the metres of one unit of its PNGs (--depth-scale 0.001)",
 }
-METRICS = {"miou": "mIoU", "delta1": "δ1", "explained": "explained variation"}
 
 
 def add_task_options(group: Any) -> None:

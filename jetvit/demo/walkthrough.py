@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from jetvit.api import find_attention, optimize
 from jetvit.bench import BenchResult, bench
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
-from jetvit.demo.scenes import FARTHEST, NEAREST, SceneSplit
+from jetvit.demo.scenes import FARTHEST, MEAN, NEAREST, STD, SceneSplit
 from jetvit.demo.small_vit import load_small_vit
 from jetvit.explain import explain
+from jetvit.files import atomic_write
 from jetvit.patterns.site import Sites
 from jetvit.patterns.wording import counted
 from jetvit.search import Depth, Recipe, Schedule, search
@@ -26,6 +27,7 @@ from jetvit.search.post_training.pictures import draw
 
 SIZE = (256, 256)
 ROOMS = (256, 12, 32)
+ROOMS_SHOWN = 3
 MAX_FULL = 2
 CHOICES = (Choice("linear", conv_size=3), Choice("window", window=(16, 16)))
 RECIPE = Recipe(
@@ -61,6 +63,37 @@ class DemoResult:
     untrained: float
     result: BenchResult
 
+    def what_delta1_is(self) -> str:
+        """Say what δ1 is, and on how many rooms it was taken."""
+        rooms = counted(self.plan.provenance["images_test"], "test room")
+        return f"δ1, the share of pixels whose depth is right within a factor of 1.25, on {rooms}"
+
+    def delta1_rows(self) -> list[tuple[str, str]]:
+        """Return the names of the three models, and δ1 of each."""
+        test = self.plan.provenance["test"]
+        return [
+            ("original", f"{test['original']['delta1']:.3f}"),
+            ("all linear, not trained", f"{self.untrained:.3f}"),
+            ("plan, trained", f"{test['plan']['delta1']:.3f}"),
+        ]
+
+    def difference(self) -> str:
+        """Return δ1 of the plan minus that of the original, with its interval."""
+        mean, low, high = self.plan.provenance["test"]["plan_minus_original"]
+        return f"{mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+
+    def verdict(self) -> str:
+        """Say what the difference shows."""
+        test = self.plan.provenance["test"]
+        margin = f"the margin of {test['margin']:g}"
+        if test["non_inferior_to_original"]:
+            return f"The plan is not inferior to the original at {margin}."
+        if test["plan_minus_original"][2] < 0:
+            return (
+                f"The plan is worse than the original, not non-inferior at {margin}: so short a training is not enough."
+            )
+        return f"It is not shown that the plan is as good as the original, at {margin}."
+
 
 def run_demo(
     folder: Path,
@@ -75,7 +108,7 @@ def run_demo(
     """Find, search, train, draw, compile and compare.
 
     Args:
-        folder: gets `plan/`, `report.html` and the pictures of the search; it is created.
+        folder: gets `plan/`, the pictures of the search, and `report.html` with all that was found; it is created.
         size: image height and width in pixels, multiples of 8.
         rooms: how many rendered rooms train, choose and test.
         recipe: of the search.
@@ -97,7 +130,6 @@ def run_demo(
 
     plan = _search(model, Splits(train, select, test), recipe, folder, progress)
     plan.save(folder / "plan")
-    explain(model, image, plan=plan).to_html(folder / "report.html")
     choices = Counter(each.choice.label for each in plan.sites)
     kept = ", ".join(each.name for each in plan.sites if each.choice.kind == "full")
     say(f"2. searched  {', '.join(f'{count} {label}' for label, count in choices.most_common())} (full: {kept})")
@@ -105,7 +137,9 @@ def run_demo(
     untrained = _delta1_of(_all_linear(model, sites, recipe.batch, size), test, recipe.batch)
     result = bench(model, image, plan=plan, rounds=rounds, time_limit_s=30, progress=progress)
     say(f"3. compiled  with and without the plan, and timed both in {counted(result.rounds, 'shuffled round')}")
-    return DemoResult(sites, plan, untrained, result)
+    demo = DemoResult(sites, plan, untrained, result)
+    _write_page(demo, model, test, folder)
+    return demo
 
 
 def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progress: Progress | None) -> Plan:
@@ -120,11 +154,28 @@ def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progre
             recipe=recipe,
             folder=run,
             precision="bf16",
-            provenance={"model": "jetvit.demo.small_vit", "images": "jetvit.demo.scenes"},
+            provenance={"model": "jetvit.small_vit", "images": "jetvit.scenes"},
             progress=progress,
         )
         draw(run, folder)
     return plan
+
+
+@torch.inference_mode()
+def _write_page(demo: DemoResult, model: nn.Module, test: Split, folder: Path) -> None:
+    """Draw a few rooms as both models see them, and write report.html with all the pictures."""
+    from jetvit.demo_page import demo_page, draw_rooms  # imports matplotlib, which takes a while
+
+    images, depth = collate([test[place] for place in range(min(ROOMS_SHOWN, len(test)))])
+    assert depth is not None, "every room has its depth"
+    planned = optimize(model, images, plan=demo.plan)
+    panels = (("depth", 1 / depth), ("original", model(images)), ("plan", planned(images)))
+    draw_rooms(
+        folder / "rooms.png", images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None], panels
+    )
+    report = explain(model, images[:1], plan=demo.plan)
+    with atomic_write(folder / "report.html") as stream:
+        stream.write(demo_page(demo, report, folder))
 
 
 def _all_linear(model: nn.Module, sites: Sites, batch: int, size: tuple[int, int]) -> nn.Module:

@@ -36,7 +36,8 @@ def load_factory(spec: str, weights: str | Path | None, args: dict[str, Any], dt
             f"{spec} raised an error",
             why=reason(error),
             where=_place(error),
-            do=f"check the function and its arguments ({', '.join(args) or 'none were given'})",
+            do=f"check the function and its arguments ({', '.join(args) or 'none were given'}), which are given as "
+            "--model-arg KEY=VALUE",
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -63,14 +64,21 @@ def _find_factory(module_name: str, factory_name: str) -> Callable[..., Any]:
             f"cannot import {module_name}",
             why=reason(error),
             where="" if absent else _place(error),
-            do="go to the folder that holds it, or put it on PYTHONPATH"
+            do="go to the folder that holds it, or put it on PYTHONPATH; `jetvit --help` lists the forms of MODEL"
             if absent
             else "fix the module so that it imports",
         ) from error
     found: Any = module
     for part in factory_name.split("."):
         found = getattr(found, part, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise InputError(
+            f"{module_name}:{factory_name} is no function",
+            why=f"it is of type {type(found).__name__}",
+            where=str(getattr(module, "__file__", "")),
+            do="name a function or class that returns the model",
+        )
+    if found is None:
         close = difflib.get_close_matches(factory_name, [n for n in dir(module) if callable(getattr(module, n))], n=3)
         raise InputError(
             f"{module_name} has no function {factory_name}",

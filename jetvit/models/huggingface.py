@@ -131,7 +131,25 @@ def _offline_and_quiet(transformers: Any) -> Iterator[None]:
             logging_.enable_progress_bar()
 
 
+def _refuse_config(transformers: Any, path: Path) -> None:
+    """Refuse a config.json that is damaged, or of a model type that transformers does not know, in our words."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read", why=f"it is no JSON: {error}", do="copy or download the folder again"
+        ) from error
+    model_type = entries.get("model_type") if isinstance(entries, dict) else None
+    if isinstance(model_type, str) and model_type not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"transformers {transformers.__version__} does not know the model type {model_type!r}",
+            where=str(path),
+            do="check that entry; a newer model may need a newer transformers; code in the folder is never run",
+        )
+
+
 def _hf_config(transformers: Any, folder: Path, args: dict[str, Any]) -> Any:
+    _refuse_config(transformers, folder / "config.json")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # json, key, value, type and validation errors: the file is anyone's

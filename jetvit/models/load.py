@@ -16,7 +16,7 @@ from torch.export.passes import move_to_device_pass
 from jetvit.files import load_exported
 from jetvit.models.factory import load_factory
 from jetvit.models.huggingface import load_hf
-from jetvit.models.loaded import LoadedModel, both_sides, reason, refuse_missing
+from jetvit.models.loaded import DEVICES, LoadedModel, both_sides, refuse_missing
 from jetvit.models.timm_models import load_timm
 from jetvit.patterns.errors import InputError
 
@@ -124,7 +124,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"{device!r} is no device", why=reason(error), do="use cpu, cuda or cuda:N") from error
+        raise InputError(f"{device!r} is no device", why="torch knows none of that name", do=DEVICES) from error
     refuse_missing(target)
     return target
 

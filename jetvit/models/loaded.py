@@ -14,7 +14,9 @@ from torch.export import ExportedProgram
 
 from jetvit.models.torchvision_shim import ensure_torchvision
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
+DEVICES = "use cpu, cuda or cuda:N"
 SEED = 0  # of random weights, so that runs repeat
 
 
@@ -53,7 +55,7 @@ def refuse_missing(device: torch.device) -> None:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"the device {device} is not there",
-            why=f"torch sees {torch.cuda.device_count()} CUDA devices",
+            why=f"torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
             do="use --device cpu, or a torch built for this machine's GPU",
         )
 

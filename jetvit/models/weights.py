@@ -45,7 +45,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no weight file {path}", do="check the path given as weights")
+        raise InputError(f"no weight file {path}", do="check the path of --weights")
     refuse_unsafe(path)
     if path.suffix == ".safetensors":
         try:

@@ -14,8 +14,8 @@ from jetvit.report.rows import SiteRow
 from jetvit.report.words import latency_text, plain, shorten, sorted_labels
 
 _PANELS = 4  # groups of sites; of more of them the table beside the picture tells
-_BAR, _BAR_WIDTH, _TITLE = 0.26, 3.6, 0.45  # inches
-_NAME_WIDTH = 60
+_BAR, _BAR_WIDTH, _TITLE = 0.26, 2.2, 0.55  # inches
+_NAME_WIDTH = 36
 
 
 def bars(groups: Sequence[Sequence[SiteRow]]) -> Figure:
@@ -23,7 +23,7 @@ def bars(groups: Sequence[Sequence[SiteRow]]) -> Figure:
     shown = groups[:_PANELS]
     heights = [_BAR * len(_timed(group[0])) + _TITLE for group in shown]
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, sum(heights)))
+        figure = Figure(figsize=(5, sum(heights)))
         top = sum(heights)
         for group, height in zip(shown, heights, strict=True):
             top -= height
@@ -51,8 +51,8 @@ def _panel(axes: Axes, group: Sequence[SiteRow]) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    more = f" and {counted(len(others), 'more site')}" if others else ""
-    axes.set_title(f"{shorten(plain(first.name), _NAME_WIDTH)}{more}: ms", loc="left", fontsize=9)
+    more = f"and {counted(len(others), 'more site')}, " if others else ""
+    axes.set_title(f"{shorten(plain(first.name), _NAME_WIDTH)}\n{more}latency (ms)", loc="left", fontsize=9)
 
 
 def _timed(row: SiteRow) -> list[str]:

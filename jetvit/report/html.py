@@ -1,14 +1,16 @@
-"""A report as one HTML file: table and pictures inline, no scripts, nothing fetched, readable by day and by night.
+"""A report as one HTML file: table and pictures inline, no scripts, nothing fetched, for light and dark screens.
+
+Nothing is wider than the window, from that of a phone on, but what scrolls in a box of its own.
 
 Names, reasons and provenance come from models and plans of strangers: every text goes through `_text`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from jetvit.report import plots
+from jetvit.report import plots as plots
 from jetvit.report.bars import bars
 from jetvit.report.content import ReportContent
 from jetvit.report.rows import SiteRow
@@ -21,7 +23,7 @@ _HEAD = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 """
 _CSS = """
 :root {
@@ -32,20 +34,27 @@ _CSS = """
   :root { --ink: #e8e8ec; --muted: #9a9aa4; --paper: #17171b; --line: #3a3a42; --alarm: #ff9d66 }
 }
 body { margin: 2rem auto; max-width: 96rem; padding: 0 1rem; font: 16px/1.45 system-ui, sans-serif;
-  color: var(--ink); background: var(--paper) }
-h1 { margin-bottom: 0 }
+  color: var(--ink); background: var(--paper); overflow-wrap: anywhere }
+h1 { margin-bottom: 0; font-size: 1.6rem; line-height: 1.2 }
 .inputs, figcaption, .legend, th { color: var(--muted) }
 .warning { border-left: .25rem solid var(--alarm); padding-left: .75rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; overflow-wrap: normal; background:
+  local linear-gradient(90deg, var(--paper) 1rem, transparent) left / 2rem 100% no-repeat,
+  local linear-gradient(270deg, var(--paper) 1rem, transparent) right / 2rem 100% no-repeat,
+  linear-gradient(90deg, var(--line), transparent) left / .75rem 100% no-repeat,
+  linear-gradient(270deg, var(--line), transparent) right / .75rem 100% no-repeat }
 figure { margin: 1.5rem 0 }
+svg, img { display: block }
+.fit svg, .fit img { max-width: 100%; height: auto }
+.wide img { width: 62.5rem; max-width: max(100%, 44rem); height: auto }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
 svg text { font-family: "DejaVu Sans", Verdana, sans-serif !important }
 table { border-collapse: collapse; font-size: .875rem }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-thead th { white-space: nowrap }
-td:last-child { min-width: 14rem }
+th, td { white-space: nowrap }
+.words { min-width: 18rem; white-space: normal; overflow-wrap: anywhere }
 tbody th { color: var(--ink); font-weight: 600 }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.number { text-align: right; font-variant-numeric: tabular-nums }
 .refused { color: var(--alarm) }
 """
 _MAP = (
@@ -61,13 +70,18 @@ _BARS = (
     "thin line is the interval: the quartiles of what was measured, 90 % of what was predicted."
 )
 _RECORDED = " Its latencies are those that the plan recorded, and no table's."
+_LONG_NAME = 36  # characters that stand in one line
 _STRIP = "Every attention site in order: F full, W window, L linear, R refused."
 
 
 def page(report: ReportContent) -> str:
-    """The whole file."""
-    parts = [
-        f"<h1>{_text(report.model)}</h1>",
+    """Return the whole file."""
+    return document(report.model, [f"<h1>{_text(report.model)}</h1>", *report_parts(report)])
+
+
+def report_parts(report: ReportContent) -> list[str]:
+    """Return what stands below the heading of the page, as HTML."""
+    return [
         f'<p class="inputs">input {_text(", ".join(input_lines(report)))}</p>' if report.inputs else "",
         *(f"<p>{_text(line)}</p>" for line in totals_lines(report)),
         *(f'<p class="warning" role="note"><strong>Warning:</strong> {_text(line)}</p>' for line in report.warnings),
@@ -76,9 +90,13 @@ def page(report: ReportContent) -> str:
         *_measurements(report.rows),
         *(f"<p>{_text(line)}</p>" for line in report.notes),
     ]
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a whole HTML file of parts that are HTML already, under a title that is not."""
     body = "\n".join(part for part in parts if part)
-    title = f"<title>jetvit: {_text(report.model)}</title>"
-    return f"{_HEAD}{title}\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    head = f"{_HEAD}<title>jetvit: {_text(title)}</title>\n<style>{_CSS}</style>\n</head>"
+    return f"{head}\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
 
 
 def _text(value: object) -> str:
@@ -90,10 +108,10 @@ def _pictures(report: ReportContent) -> Iterable[str]:
         return
     if report.table is not None and (groups := alike(report.rows)):
         description = f"{_BARS} The table of measurements below has the same numbers."
-        yield _figure(plots.svg(bars(groups), "bars", description), _BARS)
+        yield _figure(plots.svg(bars(groups), "bars", description), _BARS, "fit")
     if not any(_mapped(row, report) for row in report.rows):
         tally = ", ".join(f"{index} {plots.kind_of(row)}" for index, row in enumerate(report.rows, start=1))
-        yield _figure(plots.svg(plots.strip(report.rows), "strip", f"Sites by number: {tally}."), _STRIP)
+        yield _figure(plots.svg(plots.strip(report.rows), "strip", f"Sites by number: {tally}."), _STRIP, "fit")
         return
     sites = [row for row in report.rows if row.status == "found"]
     description = f"{_MAP} The table of measurements below has the same numbers."
@@ -104,7 +122,8 @@ def _pictures(report: ReportContent) -> Iterable[str]:
             for point in report.plan.front
         )
         caption = _FRONT + (_RECORDED if report.table is not None else "")
-        yield _figure(plots.svg(plots.front(report.plan), "front", f"Drift over latency. {points}."), caption)
+        picture = plots.svg(plots.front(report.plan), "front", f"Drift over latency. {points}.")
+        yield _figure(picture, caption, "fit")
 
 
 def _mapped(row: SiteRow, report: ReportContent) -> bool:
@@ -113,8 +132,9 @@ def _mapped(row: SiteRow, report: ReportContent) -> bool:
     return bool(known) if report.table is None else any(drift is not None for drift in known)
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f'<figure>\n<div class="wide">{picture}</div>\n<figcaption>{_text(caption)}</figcaption>\n</figure>'
+def _figure(picture: str, caption: str, box: str = "wide") -> str:
+    """A picture in a box that it scrolls in ("wide"), or whose width it takes where that is less ("fit")."""
+    return f'<figure>\n<div class="{box}">{picture}</div>\n<figcaption>{_text(caption)}</figcaption>\n</figure>'
 
 
 def _sites(report: ReportContent) -> Iterable[str]:
@@ -125,17 +145,18 @@ def _sites(report: ReportContent) -> Iterable[str]:
         *("#", "site", "tokens", "grid", "extra tokens", "heads×dim", "dtype", "RoPE", "form", "projections"),
         *("decision", "drift", "full ms", "now ms", "why"),
     )
-    head = "".join(_cell(title, "th", title in numbers, ' scope="col"') for title in titles)
+    kinds = {title: "number" if title in numbers else "words" if title == "why" else "" for title in titles}
+    head = "".join(_cell(title, "th", kinds[title], ' scope="col"') for title in titles)
     rows = []
     for index, row in enumerate(report.rows, start=1):
-        first = _cell(index, "td", True) + _cell(row.name, "th", False, ' scope="row"')
+        first = _cell(index, "td", "number") + _name(row.name)
         if row.status == "refused":
             where = f"node {row.node}" + (f", {row.source}" if row.source else "")
             reason = f'<span class="refused">refused:</span> {_text(row.reason)}<br>{_text(where)}'
-            rows.append(f'{first}<td colspan="{len(titles) - 2}">{reason}</td>')
+            rows.append(f'{first}<td class="words" colspan="{len(titles) - 2}">{reason}</td>')
             continue
         cells = zip(titles[2:], _values(row), strict=True)
-        rows.append(first + "".join(_cell(value, "td", title in numbers) for title, value in cells))
+        rows.append(first + "".join(_cell(value, "td", kinds[title]) for title, value in cells))
     yield "<h2>Sites</h2>"
     yield _table(head, rows)
     yield f'<p class="legend">{_text(legend(report))}</p>' if any(row.measured for row in report.rows) else ""
@@ -156,7 +177,7 @@ def _measurements(rows: Iterable[SiteRow]) -> Iterable[str]:
     if not measured:
         return
     labels = plots.choice_labels(measured)
-    head = '<th scope="col">site</th>' + "".join(_cell(label, "th", True, ' scope="col"') for label in labels)
+    head = '<th scope="col">site</th>' + "".join(_cell(label, "th", "number", ' scope="col"') for label in labels)
     lines = []
     for row in measured:
         cells = [
@@ -165,8 +186,15 @@ def _measurements(rows: Iterable[SiteRow]) -> Iterable[str]:
             else "–"
             for label in labels
         ]
-        lines.append(_cell(row.name, "th", False, ' scope="row"') + "".join(_cell(cell, "td", True) for cell in cells))
+        lines.append(_name(row.name) + "".join(_cell(cell, "td", "number") for cell in cells))
     yield f"<details>\n<summary>Every measurement: drift / latency</summary>\n{_table(head, lines)}\n</details>"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of texts: a name in the first column, numbers in the others."""
+    head = "".join(_cell(title, "th", "number" if at else "", ' scope="col"') for at, title in enumerate(titles))
+    body = (_name(name) + "".join(_cell(value, "td", "number") for value in values) for name, *values in rows)
+    return _table(head, body)
 
 
 def _table(head: str, rows: Iterable[str]) -> str:
@@ -174,6 +202,14 @@ def _table(head: str, rows: Iterable[str]) -> str:
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
-def _cell(value: object, tag: str, right: bool, attributes: str = "") -> str:
-    number_class = ' class="number"' if right else ""
-    return f"<{tag}{number_class}{attributes}>{_text(value)}</{tag}>"
+def _name(name: str) -> str:
+    """The first cell of a row: a long name is broken into lines, behind its dots."""
+    if len(name) <= _LONG_NAME:
+        return _cell(name, "th", "", ' scope="row"')
+    return f'<th class="words" scope="row">{_text(name).replace(".", ".<wbr>")}</th>'
+
+
+def _cell(value: object, tag: str, kind: str, attributes: str = "") -> str:
+    """A cell of a table; `kind` is its class: "number", "words" for long texts, or ""."""
+    kind_of_cell = f' class="{kind}"' if kind else ""
+    return f"<{tag}{kind_of_cell}{attributes}>{_text(value)}</{tag}>"

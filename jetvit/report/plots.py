@@ -29,7 +29,8 @@ from jetvit.report.words import number, plain, shorten, sorted_labels
 # Stand-ins that `svg` replaces with the page's own colours, which differ by day and night.
 INK, MUTED, PAPER = "#111112", "#777778", "#fefefd"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", PAPER: "var(--paper)"}
-KINDS = {"full": "#33628f", "window": "#1b7a3d", "linear": "#b3404a", "refused": "#6b6b6b"}
+# Dark enough for white letters, and light enough to be seen on a dark page.
+KINDS = {"full": "#3a6ea5", "window": "#1b7a3d", "linear": "#b3404a", "refused": "#6b6b6b"}
 
 STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
@@ -45,15 +46,17 @@ STYLE = {
     "savefig.facecolor": "none",
     "xtick.color": INK,
     "ytick.color": INK,
+    "axes.formatter.useoffset": False,  # a tick is the number itself,
+    "axes.formatter.limits": (-9, 12),  # and has no power of ten
 }
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-_CELL_WIDTH, _CELL_HEIGHT, _BAR = 1.25, 0.28, 0.14  # inches
+_CELL_WIDTH, _CELL_HEIGHT, _BAR = 1.1, 0.28, 0.14  # inches
 _LOWEST, _HIGHEST = 1e-4, 1.0  # the same colours in every report; what lies outside takes the colour of the end
 _TICKS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _COLOURS, _NORM = colormaps["viridis_r"], LogNorm(_LOWEST, _HIGHEST, clip=True)
-_NAME_WIDTH = 36
-_STRIP = 20  # sites a line
-_LABELS = 12  # points of a front that carry their number
+_NAME_WIDTH = 24
+_STRIP = 12  # sites a line: what a phone shows
+_LABELS = 10  # points of a front that carry their number
 
 
 def choice_map(rows: Sequence[SiteRow]) -> Figure:
@@ -90,33 +93,29 @@ def front(plan: PlanSummary) -> Figure:
     ]
     shown.sort(key=lambda point: point[2])
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, 4.2))
-        axes = figure.add_axes((0.1, 0.14, 0.86, 0.82))
+        figure = Figure(figsize=(5, 3.8), layout="constrained")  # inches: readable on a phone, too
+        axes = figure.subplots()
         best = _undominated([(x, y) for x, y, *_ in shown])
         axes.plot([x for x, *_ in shown], [y for _, y, *_ in shown], "o", color=KINDS["full"], markersize=4, alpha=0.4)
         axes.plot(*zip(*best, strict=True), "-o", color=KINDS["full"], markersize=4)
         labelled = [point for point in shown if point[3] or point[:2] in best]
-        step = -(-len(labelled) // _LABELS)
+        last = len(labelled) - 1
+        numbered = {round(last * each / (_LABELS - 1)) for each in range(_LABELS)}
         for index, (x, y, changed, chosen) in enumerate(labelled):
             if chosen:
-                axes.plot([x], [y], "D", color=KINDS["linear"], markersize=9, zorder=3)
-                axes.annotate(
-                    f"this plan: {counted(changed, 'site')} changed", (x, y), (18, 26),
-                    textcoords="offset points", weight="bold", arrowprops={"arrowstyle": "-", "color": INK},
-                )  # fmt: skip
-            elif index % step == 0 or index == len(labelled) - 1:
+                name = f"this plan: {counted(changed, 'site')} changed"
+                axes.plot([x], [y], "D", color=KINDS["linear"], markersize=9, zorder=3, label=name)
+            elif index in numbered:
                 axes.annotate(str(changed), (x, y), (-3, -5), textcoords="offset points", ha="right", va="top")
         if plan.max_drift is not None:
-            axes.axhline(plan.max_drift, linestyle="--", color=KINDS["linear"], linewidth=1)
-            axes.annotate(
-                f"limit {number(plan.max_drift)}",
-                (1, plan.max_drift), (-4, 4),
-                xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-            )  # fmt: skip
+            name = f"limit {number(plan.max_drift)}"
+            axes.axhline(plan.max_drift, linestyle="--", color=KINDS["linear"], linewidth=1, label=name)
+        if handles := axes.get_legend_handles_labels()[0]:
+            figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False)
         axes.set_xlabel("latency of all attention together (ms)" if timed else "sites changed")
         axes.set_ylabel("drift of the model's output")
         highest = max([y for _, y, *_ in shown] + [plan.max_drift or 0.0])
-        axes.set_ylim(-0.08 * (highest or 1), 1.25 * (highest or 1))  # room for the labels below and above the points
+        axes.set_ylim(-0.08 * (highest or 1), 1.08 * (highest or 1))  # room for the labels below the points
         axes.margins(x=0.08)
         axes.grid(color=MUTED, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -219,7 +218,7 @@ def _heading(label: str, rows: Sequence[SiteRow]) -> str:
     times = [row.measured[label].latency_ms for row in rows if label in row.measured]
     known = [time for time in times if time is not None]
     ends = list(dict.fromkeys(number(time) for time in (min(known), max(known)))) if known else []
-    return "\n".join([*textwrap.wrap(plain(label), 15), f"{'–'.join(ends)} ms" if ends else "not timed"])
+    return "\n".join([*textwrap.wrap(plain(label), 13), f"{'–'.join(ends)} ms" if ends else "not timed"])
 
 
 def _inches(

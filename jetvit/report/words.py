@@ -25,10 +25,15 @@ def shorten(text: str, width: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; "–" for None."""
+    """Three significant digits without a power of ten, "<0.000001" below that; "–" for None."""
     if value is None:
         return "–"
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+    size = abs(value)
+    if size >= 999.5:
+        return f"{value:,.0f}"
+    if size >= 1e-4 or size == 0:
+        return f"{value:.3g}"
+    return f"{value:.8f}".rstrip("0") if size >= 1e-6 else "<0.000001"
 
 
 def interval(low: float, high: float) -> str:

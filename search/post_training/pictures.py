@@ -1,4 +1,4 @@
-"""A finished search as pictures, after Fig. 4, 5 and 7 of the paper (arXiv 2605.26636), and quality against latency.
+"""A finished search as pictures, after Fig. 4, 5 and 7 of the paper (arXiv 2605.26636), and the metric against latency.
 
 `draw` reads trace.json and metrics.csv of the search's folder. Each `*_figure` makes one matplotlib figure, 1000 pixels
 wide, without a display. matplotlib is imported where it is used, as that takes a while.
@@ -22,6 +22,7 @@ import numpy as np
 
 from jetvit.cost_model.files.whole_file import refuse_full_disk, write_whole
 from jetvit.patterns.errors import InputError
+from jetvit.search.tasks.metrics import METRIC_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _DPI = 10, 100  # inches, pixels an inch
-_STYLE = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-_METRICS = {"miou": "mIoU", "delta1": "δ1", "explained": "explained variance"}
+_STYLE = {
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,  # a tick is the number itself,
+    "axes.formatter.limits": (-9, 12),  # and has no power of ten
+}
 _PHASES = {
     "efficient": "linear and window attention only",
     "full": "full attention put back",
@@ -244,7 +251,7 @@ def full_blocks_figure(trace: Trace) -> Figure:
         panel.set_xticks(range(min(counts), max(counts) + 1, math.ceil((max(counts) - min(counts) + 1) / 12)))
         panel.grid(alpha=0.3)
     _legend(figure, panels[0].get_legend_handles_labels()[0], 3)
-    figure.suptitle("Quality and latency by the number of full sites")
+    figure.suptitle(f"{_metric(trace)} and latency by the number of full sites")
     return figure
 
 
@@ -281,7 +288,7 @@ def trade_off_figure(trace: Trace) -> Figure:
     look = {"drawstyle": "steps-post", "color": _GREY, "linewidth": 1.2, "zorder": 1}
     _plot(axes, front, "latency_ms", "value", **look, label="Pareto front")
     names = _axis_names(trace)
-    axes.set(xlabel=names["latency_ms"], ylabel=names["value"], title="Quality against latency")
+    axes.set(xlabel=names["latency_ms"], ylabel=names["value"], title=f"{_metric(trace)} against latency")
     axes.grid(alpha=0.3)
     _legend(figure, axes.get_legend_handles_labels()[0], 3)
     return figure
@@ -294,8 +301,11 @@ def _figure(height: float) -> Figure:
 
 
 def _axis_names(trace: Trace) -> dict[_Number, str]:
-    metric = _METRICS.get(trace.metric, trace.metric)
-    return {"value": f"{metric} (more is better)", "latency_ms": "model's latency (ms)"}
+    return {"value": f"{_metric(trace)} (more is better)", "latency_ms": "model's latency (ms)"}
+
+
+def _metric(trace: Trace) -> str:
+    return METRIC_NAMES.get(trace.metric, trace.metric)
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
@@ -361,7 +371,7 @@ def _loss_axes(axes: Axes, losses: Sequence[float], title: str) -> None:
         ratio = max(losses) / min(losses)
         log = LogLocator(subs=(1, 2, 3, 5, 7) if ratio < 20 else (1, 2, 5))
         axes.yaxis.set_major_locator(MaxNLocator(5) if ratio < 3 else log)
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:.9f}".rstrip("0").rstrip("."))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 

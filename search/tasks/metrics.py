@@ -16,6 +16,9 @@ from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 
 Dialect = Literal["depth", "disparity"]
+METRIC_NAMES = {"miou": "mIoU", "delta1": "δ1", "explained": "explained variation"}
+"""The metric of a task → what it is called in the terminal and in pictures."""
+
 # Depths beyond 1 km are taken for 1 km.
 _LEAST_DISPARITY = 1e-3
 

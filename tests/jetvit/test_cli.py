@@ -155,7 +155,19 @@ class OneSize(nn.Module):
 def test_help_lists_the_commands_that_exist(run: Run):
     outcome = run("--help")
     assert outcome.status == 0
-    for command in ("explain", "calibrate", "search", "check", "optimize", "export", "bench", "measure", "fit", "demo"):
+    for command in (
+        "explain",
+        "calibrate",
+        "search",
+        "check",
+        "optimize",
+        "export",
+        "bench",
+        "measure",
+        "fit",
+        "completion",
+        "demo",
+    ):
         assert f"\n  {command} " in outcome.out
         text = run(command, "--help").out
         assert f"usage: jetvit {command}" in text
@@ -177,12 +189,12 @@ def test_no_command(run: Run):
         (["explain", *TINY, "--dynamc"], "jetvit explain has no option '--dynamc'\n  do: did you mean '--dynamic'?"),
         (["check", *TINY, "--plan", "p", "--image=d"], "did you mean '--images'?"),
         (["explain", *TINY, "--siz=64x96"], "did you mean '--size'?"),
-        (["explain", *TINY, "more"], "what is 'more'?"),
+        (["explain", *TINY, "more"], "jetvit explain takes no further word, and 'more' is one"),
         (["explain"], "the following arguments are required: MODEL"),
         (["explain", *TINY, "--json", "--html", "f"], "argument --html: not allowed with argument --json"),
         (["explain", *TINY, "--size", "64"], "'64' is no image size"),
         (["explain", *TINY, "--batch", "0"], "'0' is no whole number of 1 or more"),
-        (["explain", *TINY, "--dtype", "float8"], "invalid choice: 'float8'"),
+        (["explain", *TINY, "--dtype", "float8"], "'float8' is none of float32, bfloat16, float16"),
         (["bench", *TINY, "--rounds", "2"], "'2' is no whole number of 5 or more"),
         (["calibrate", *TINY, "-o", "p"], "the following arguments are required: --images"),
         (["explain", *TINY, "--size", "-64x96"], "argument --size: '-64x96' is no image size: a side is -64 pixels"),

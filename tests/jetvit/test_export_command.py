@@ -88,7 +88,10 @@ def test_onnx(run: Run, plan: Path, tmp_path: Path, command: str):  # noqa: F811
 
 def test_wrong_uses(refused: Run, tmp_path: Path):  # noqa: F811
     out = tmp_path / "m.pt2"
-    assert "invalid choice" in refused("export", *TINY, "--target", "onxx", "-o", out, status=2).err
+    assert (
+        "'onxx' is none of pt2, aoti, onnx, tensorrt"
+        in refused("export", *TINY, "--target", "onxx", "-o", out, status=2).err
+    )
     assert "--target" in refused("export", *TINY, "-o", out, status=2).err
     assert "did you mean '--plugins'" in refused("export", *TINY, "--plugin", "-o", out, status=2).err
     assert "ends in .onnx" in refused("export", *TINY, "--target", "onnx", "-o", out).err

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from jetvit.cli import main
 from jetvit.commands import measure as command
+from jetvit.cost_model.measuring import steadiness
 from jetvit.cost_model.measuring.measure import Outcome, measure_operation
 from jetvit.cost_model.measuring.operation import OPS, Operation
 from jetvit.cost_model.measuring.sweep import SMALL_MODELS, operations
@@ -28,8 +30,9 @@ EXPECTED = operations({"ViT-Ti": SMALL_MODELS["ViT-Ti"]}, [(64, 96), (128, 192)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measurements that take no time worth mentioning."""
+    """Measurements that take no time worth mentioning, on a quiet machine."""
     monkeypatch.setattr(measure_operation, "__kwdefaults__", {"time_limit_s": 0.0})
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: 0.0)
 
 
 def measured(path: Path) -> list[Operation]:
@@ -105,6 +108,26 @@ def test_what_was_skipped_and_left_is_said(
     ]
 
 
+def test_rows_of_a_busy_machine_are_left_out_and_measured_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "t.csv"
+    waited = count()
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: 1e6 * next(waited))
+    monkeypatch.setattr(steadiness, "_load", lambda: None)
+    assert main(["measure", *SMALL, "-o", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"wrote 0 rows to {path}\n"
+    assert captured.err == (
+        f"warning: {len(EXPECTED)} rows left out, for this machine was too busy at every attempt: the process waited "
+        "for a core 100% of the time. Run the same command again when nothing else runs here: it "
+        "measures what is missing\n"
+    )
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: 0.0)
+    assert main(["measure", *SMALL, "-o", str(path)]) == 0
+    assert capsys.readouterr().out == f"wrote {len(EXPECTED)} rows to {path}\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "words", "status"),
     [
@@ -113,7 +136,7 @@ def test_what_was_skipped_and_left_is_said(
         (["--models", "ViT-Ti,ViT-XL"], "'ViT-XL' is no model of the sweep: ViT-Ti, DINOv3-S, DINOv3-B", 2),
         (["--sizes", "512"], "'512' is no image size", 2),
         (["--batch", "1,0"], "'0' is no whole number of 1 or more", 2),
-        (["--dtype", "float8"], "invalid choice: 'float8'", 2),
+        (["--dtype", "float8"], "'float8' is none of float32, bfloat16, float16", 2),
         (["--device", "gpu"], "'gpu' is no device that can be measured", 1),
         (["--device", "meta"], "'meta' is no device that can be measured", 1),
         (["--device", "cuda:99"], "the device cuda:99 is not there", 1),
@@ -152,7 +175,9 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 PROGRAM = """
 import signal, sys, jetvit.cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
-from jetvit.cost_model.measuring.measure import measure_operation
+from jetvit.cost_model import steadiness
+from jetvit.cost_model.measure import measure_operation
+steadiness._waited_s = lambda: 0.0
 measure_operation.__kwdefaults__["time_limit_s"] = float(sys.argv.pop(1))
 sys.exit(jetvit.cli.main(sys.argv[1:]))
 """

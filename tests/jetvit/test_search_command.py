@@ -340,7 +340,7 @@ def test_a_folder_of_another_search(segmented: Searched, tmp_path: Path):
         ([*FEATURES, "--classes=2"], "--classes is of --task segmentation\n  do: leave it out, or give"),
         ([*SEGMENTATION, "--crop=0,1,0,1"], "--crop is of --task depth"),
         ([*FEATURES, "--head=model"], "--head is of --task segmentation"),
-        (["--task", "detection"], "argument --task: invalid choice: 'detection'"),
+        (["--task", "detection"], "argument --task: 'detection' is none of segmentation, depth, features"),
         ([*FEATURES, "--table-dtype=bfloat16"], "name the table as well: --table FILE"),
         ([*FEATURES, "--choices=window"], "'window' is no choice: write 'linear', 'linear conv3', 'window 8'"),
         ([*FEATURES, "--choices=linear conv4"], "'linear conv4' is no choice: conv_size is 4, which is none of"),

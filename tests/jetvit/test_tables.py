@@ -13,7 +13,7 @@ from jetvit.commands import tables
 from jetvit.cost_model.measuring.measurement import device_name, this_machine
 from jetvit.cost_model.measuring.table import TableWriter
 from jetvit.patterns.errors import InputError
-from tests.cost_model.tables import measurement
+from tests.cost_model.tables import MACHINE, measurement
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,11 @@ def test_no_table_and_no_predictor(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="no latency table none"):
         tables.load_table("none")
     (tmp_path / "t.csv").write_text("rows")
+    with pytest.raises(InputError, match="no header of a latency table"):
+        tables.load_table(str(tmp_path / "t.csv"))
+    assert capsys.readouterr().err == ""
+    with TableWriter(tmp_path / "u.csv", MACHINE) as writer:
+        writer.append(measurement(1))
     monkeypatch.setattr(tables.DeviceCosts, "load", lambda path: path)
-    tables.load_table(str(tmp_path / "t.csv"))
+    tables.load_table(str(tmp_path / "u.csv"))
     assert "`jetvit fit` keeps it" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jetvit.cost_model.measuring import measure as module
+from jetvit.cost_model.measuring import steadiness
 from jetvit.cost_model.measuring.measure import Outcome, measure_all, measure_operation
 from jetvit.cost_model.measuring.measurement import this_machine
 from jetvit.cost_model.measuring.operation import Operation
@@ -25,24 +26,38 @@ OPERATIONS = [add(width) for width in range(1, 9)]
 
 
 class Clock:
-    """A time that only measurements move."""
+    """A time that only measurements move. In the next `busy` of them the process waits for a core half of the time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.now = 0.0
+        self.now = self.waited = 0.0
+        self.busy = 0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        monkeypatch.setattr(steadiness, "_waited_s", lambda: self.waited)
 
     def measure(self, cost: Callable[[Operation], float] = lambda operation: 1.0) -> module.Measure:
         """A measurement that takes `cost` seconds."""
 
         def measure(operation: Operation, device: torch.device) -> tuple[Latency, str]:
             self.now += cost(operation)
+            if self.busy > 0:
+                self.busy -= 1
+                self.waited += cost(operation) / 2
             return Latency(1.0, 1.0, 1.0, 3), "test"
 
         return measure
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which nothing else runs."""
+    monkeypatch.setattr(steadiness, "_waited_s", lambda: 0.0)
+    monkeypatch.setattr(steadiness, "_load", lambda: None)
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch, quiet: None) -> Clock:
     return Clock(monkeypatch)
 
 
@@ -99,6 +114,50 @@ def test_what_cannot_run_is_tried_once(tmp_path: Path, clock: Clock):
     outcome = sweep(tmp_path / "t.csv", measure, passes=3, progress=lambda *args: seen.append(args))
     assert (tried.count(3), len(outcome.skipped), outcome.written) == (1, 1, 21)
     assert seen[-1][:2] == (22, 22)
+
+
+def test_a_row_of_a_busy_moment_is_timed_again(tmp_path: Path, clock: Clock):
+    path = tmp_path / "t.csv"
+    clock.busy = 2
+    assert sweep(path, clock.measure()) == Outcome(written=8)
+    assert clock.now == 10
+    assert widths(path) == list(range(1, 9))
+
+
+def test_a_row_that_stays_busy_is_left_out_and_measured_by_the_next_run(tmp_path: Path, clock: Clock):
+    path = tmp_path / "t.csv"
+    clock.busy = 4
+    outcome = sweep(path, clock.measure())
+    assert outcome == Outcome(written=7, busy=[(add(1), "the process waited for a core 50% of the time")])
+    assert (clock.now, widths(path)) == (3 + 2 + 6, list(range(2, 9)))
+    assert sweep(path, clock.measure()) == Outcome(known=7, written=1)
+    assert widths(path) == [*range(2, 9), 1]
+
+
+def test_a_later_pass_takes_a_row_that_was_left_out(tmp_path: Path, clock: Clock):
+    path = tmp_path / "t.csv"
+    clock.busy = 3
+    outcome = sweep(path, clock.measure(), passes=2)
+    assert (outcome.written, len(outcome.busy)) == (15, 1)
+    assert widths(path) == [*range(2, 9), *range(1, 9)]
+    assert sweep(path, clock.measure(), passes=2) == Outcome(known=7, written=1)
+
+
+def test_no_busy_row_is_repeated_beyond_the_time(tmp_path: Path, clock: Clock):
+    clock.busy = 100
+    order = OPERATIONS[::-1]  # whose times are known to be no longer than that of the first
+    with TableWriter(tmp_path / "t.csv", MACHINE) as writer:
+        outcome = measure_all(order, writer, CPU, budget_s=4.5, measure=clock.measure())
+    assert (outcome.written, len(outcome.busy), clock.now) == (0, 2, 4)
+    assert outcome.left == order[2:]
+
+
+def test_a_gpu_row_is_the_time_of_kernels_whatever_the_host_waits(tmp_path: Path, clock: Clock):
+    clock.busy = 100
+    with TableWriter(tmp_path / "t.csv", MACHINE) as writer:
+        outcome = measure_all(OPERATIONS, writer, torch.device("cuda"), budget_s=100, measure=clock.measure())
+    assert outcome == Outcome(written=8)
+    assert clock.now == 8
 
 
 def test_doubled_operations_are_one(tmp_path: Path, clock: Clock):

@@ -83,13 +83,13 @@ def test_an_absent_site_is_named():
     with pytest.raises(PlanError) as error:
         match_names(blocks(4), blocks(2))
     assert error.value.where == "site blocks.2.attn of the plan"
-    assert "2 of its 4 sites" in error.value.why
+    assert "2 of the plan's 4 sites" in error.value.why
     assert "blocks.0.attn, blocks.1.attn" in error.value.why
     assert "calibrate" in error.value.do
 
 
 def test_a_model_without_sites_is_named():
-    with pytest.raises(PlanError, match="sites are none"):
+    with pytest.raises(PlanError, match="the model lacks the only site of the plan; the model's sites are none"):
         match_names(blocks(1), [])
 
 

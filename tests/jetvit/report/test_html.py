@@ -20,7 +20,7 @@ from jetvit.report.plan import NOTHING_MEASURED, PlanSummary
 from jetvit.report.report import Report
 from jetvit.report.rows import MeasuredChoice, SiteRow
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 EVIL = "<script>alert('$x^2$ & \"quotes\"')</script>"
 
 

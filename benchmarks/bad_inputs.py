@@ -41,7 +41,7 @@ MODELS = '''\
 """Factories of models, good and bad."""
 
 import torch
-from jetvit.small_vit import load_small_vit
+from jetvit.demo.small_vit import load_small_vit
 
 
 def vit():
@@ -305,7 +305,8 @@ def bad_files() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         stack.callback(os.chdir, before)
         stack.callback(sys.path.__setitem__, slice(None), path)
-        stack.callback(sys.modules.pop, "my_models", None)
+        stack.enter_context(patch.dict(sys.modules))
+        sys.modules.pop("my_models", None)  # of another folder
         stack.enter_context(patch.object(torch.cuda, "device_count", lambda: 0))
         stack.enter_context(patch.object(constants, "HF_HUB_OFFLINE", True))
         stack.enter_context(patch.object(constants, "HF_HUB_CACHE", str(Path(name).resolve() / "hub")))

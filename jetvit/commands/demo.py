@@ -9,8 +9,8 @@ from jetvit.bench import COMPILED, JETVIT
 from jetvit.commands.outputs import add_force_option, refuse_existing
 from jetvit.commands.progress import progress_bar
 from jetvit.cost_model.files.lock import locked
+from jetvit.demo.page import PICTURES
 from jetvit.demo.walkthrough import SIZE, run_demo
-from jetvit.demo_page import PICTURES
 
 FILES = ("plan", "report.html", *PICTURES)
 
@@ -22,7 +22,7 @@ report.html in the folder has the speed, δ1 and all pictures."""
 EPILOG = """\
 example:
   jetvit demo
-  jetvit explain jetvit.small_vit:load_small_vit --size 256x256 --plan out/demo/plan"""
+  jetvit explain jetvit.demo.small_vit:load_small_vit --size 256x256 --plan out/demo/plan"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

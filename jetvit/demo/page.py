@@ -7,19 +7,16 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jetvit.bench_predictions import digits
 from jetvit.cost_model.files.whole_file import refuse_full_disk, write_whole
+from jetvit.demo.result import DemoResult
 from jetvit.patterns.wording import counted
 from jetvit.report.content import ReportContent
 from jetvit.report.html import document, report_parts, table
-
-if TYPE_CHECKING:
-    from jetvit.demo.walkthrough import DemoResult
 
 PICTURES = {
     "rooms.png": "Rooms of the test, their depth, and what the original and the plan make of them. Bright is near.",

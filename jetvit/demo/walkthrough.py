@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from jetvit.api import find_attention, optimize
-from jetvit.bench import BenchResult, bench
+from jetvit.bench import bench
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
+from jetvit.demo.result import DemoResult
 from jetvit.demo.scenes import FARTHEST, MEAN, NEAREST, STD, SceneSplit
 from jetvit.demo.small_vit import load_small_vit
 from jetvit.explain import explain
@@ -46,53 +46,6 @@ RECIPE = Recipe(
 
 TASK = Depth("depth", NEAREST, FARTHEST, taps=None)
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found and measured.
-
-    * sites: the attentions of the model.
-    * plan: with trained weights; its record has the metrics on the test rooms.
-    * untrained: δ1 on the test rooms where all attentions are made linear and nothing is trained.
-    * result: the timing.
-    """
-
-    sites: Sites
-    plan: Plan
-    untrained: float
-    result: BenchResult
-
-    def what_delta1_is(self) -> str:
-        """Say what δ1 is, and on how many rooms it was taken."""
-        rooms = counted(self.plan.provenance["images_test"], "test room")
-        return f"δ1, the share of pixels whose depth is right within a factor of 1.25, on {rooms}"
-
-    def delta1_rows(self) -> list[tuple[str, str]]:
-        """Return the names of the three models, and δ1 of each."""
-        test = self.plan.provenance["test"]
-        return [
-            ("original", f"{test['original']['delta1']:.3f}"),
-            ("all linear, not trained", f"{self.untrained:.3f}"),
-            ("plan, trained", f"{test['plan']['delta1']:.3f}"),
-        ]
-
-    def difference(self) -> str:
-        """Return δ1 of the plan minus that of the original, with its interval."""
-        mean, low, high = self.plan.provenance["test"]["plan_minus_original"]
-        return f"{mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-
-    def verdict(self) -> str:
-        """Say what the difference shows."""
-        test = self.plan.provenance["test"]
-        margin = f"the margin of {test['margin']:g}"
-        if test["non_inferior_to_original"]:
-            return f"The plan is not inferior to the original at {margin}."
-        if test["plan_minus_original"][2] < 0:
-            return (
-                f"The plan is worse than the original, not non-inferior at {margin}: so short a training is not enough."
-            )
-        return f"It is not shown that the plan is as good as the original, at {margin}."
 
 
 def run_demo(
@@ -154,7 +107,7 @@ def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progre
             recipe=recipe,
             folder=run,
             precision="bf16",
-            provenance={"model": "jetvit.small_vit", "images": "jetvit.scenes"},
+            provenance={"model": "jetvit.demo.small_vit", "images": "jetvit.demo.scenes"},
             progress=progress,
         )
         draw(run, folder)
@@ -164,7 +117,7 @@ def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progre
 @torch.inference_mode()
 def _write_page(demo: DemoResult, model: nn.Module, test: Split, folder: Path) -> None:
     """Draw a few rooms as both models see them, and write report.html with all the pictures."""
-    from jetvit.demo_page import demo_page, draw_rooms  # imports matplotlib, which takes a while
+    from jetvit.demo.page import demo_page, draw_rooms  # imports matplotlib, which takes a while
 
     images, depth = collate([test[place] for place in range(min(ROOMS_SHOWN, len(test)))])
     assert depth is not None, "every room has its depth"

@@ -143,8 +143,9 @@ def test_warming_up_runs_the_example(file: Callable[..., Path], monkeypatch: pyt
         shapes.append(args[0].shape)
         return real(self, file, args, kwargs)
 
+    path = file("pt2")  # it is run as it is written
     monkeypatch.setattr(Signature, "bind", bind)
-    jetvit.load(file("pt2"), warm_up=True)
+    jetvit.load(path, warm_up=True)
     assert shapes == [IMAGE.shape, IMAGE.shape]
 
 

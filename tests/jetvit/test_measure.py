@@ -176,7 +176,7 @@ PROGRAM = """
 import signal, sys, jetvit.cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 from jetvit.cost_model import steadiness
-from jetvit.cost_model.measure import measure_operation
+from jetvit.cost_model.measuring.measure import measure_operation
 steadiness._waited_s = lambda: 0.0
 measure_operation.__kwdefaults__["time_limit_s"] = float(sys.argv.pop(1))
 sys.exit(jetvit.cli.main(sys.argv[1:]))

@@ -14,9 +14,10 @@ from jetvit.bench import EAGER, JETVIT, BenchResult, Column
 from jetvit.cli import main
 from jetvit.cost_model import Fingerprint, Plan
 from jetvit.demo.page import PICTURES
+from jetvit.demo.result import DemoResult
 from jetvit.demo.scenes import SceneSplit
 from jetvit.demo.small_vit import load_small_vit
-from jetvit.demo.walkthrough import RECIPE, DemoResult, run_demo
+from jetvit.demo.walkthrough import RECIPE, run_demo
 from jetvit.patterns.site import Sites
 from jetvit.search import Schedule
 from tests.search.fixed_latencies import fixed_latencies

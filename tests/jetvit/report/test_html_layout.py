@@ -16,9 +16,9 @@ from jetvit.report.plots import KINDS
 from jetvit.report.rows import MeasuredChoice, SiteRow
 from jetvit.report.words import number
 from tests.jetvit.browser import WIDTHS, layout_faults
-from tests.jetvit.test_demo import made_up_demo
-from tests.jetvit.test_report_costs import FULL, WINDOW, plan_for, report_on
-from tests.jetvit.test_report_html import bare, report, row
+from tests.jetvit.demo.test_walkthrough import made_up_demo
+from tests.jetvit.report.test_costs import FULL, WINDOW, plan_for, report_on
+from tests.jetvit.report.test_html import bare, report, row
 
 LONG = "backbone.encoder.stages.2.blocks.{}.attention_with_a_rather_long_name.self_attention.core"
 TITLE = "timm:" + "vit_giant_patch14_with_a_name_that_breaks_nowhere" * 4

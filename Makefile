@@ -66,7 +66,7 @@ bench: $(STAMP)  ## the programs behind the numbers of the README; writes benchm
 	$(BIN)/python -m benchmarks.search_nyuv2
 
 kernels: $(STAMP)  ## registers, spills and instructions of every kernel on a Hopper GPU; needs no GPU
-	$(BIN)/python -m benchmarks.kernel_resources
+	$(BIN)/python -m benchmarks.kernels.resources
 
 bench-kernels: $(STAMP)  ## the mixers against their rivals; on a GPU, elsewhere a dry run
 	$(BIN)/python -m benchmarks.kernels

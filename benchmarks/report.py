@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drift_cost_table import drift_cost_lines
-from benchmarks.end_to_end_table import end_to_end_lines
-from benchmarks.kernel_goals import GOAL_SIZE, Comparison, comparisons
-from benchmarks.kernel_rows import newest as rows_of_one_device
-from benchmarks.kernel_rows import read_rows
-from benchmarks.kernel_shapes import FIRST_MIXERS
-from benchmarks.results import RESULTS
+from benchmarks.drift_cost.table import drift_cost_lines
+from benchmarks.end_to_end.table import end_to_end_lines
+from benchmarks.kernels.goals import GOAL_SIZE, Comparison, comparisons
+from benchmarks.kernels.rows import newest as rows_of_one_device
+from benchmarks.kernels.rows import read_rows
+from benchmarks.kernels.shapes import FIRST_MIXERS
+from benchmarks.results import RESULTS, command_of
 from jetvit.patterns.wording import counted
 
 README = Path(__file__).parent.parent / "README.md"
@@ -277,7 +277,7 @@ def _latency_line(name: str, row: dict[str, str], roofline: str) -> str:
 
 def _latency_sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
     return [
-        f"<sub>Latencies of {record['latencies_of']}; {record['date'][:10]}: `{record['command']}`, "
+        f"<sub>Latencies of {record['latencies_of']}; {record['date'][:10]}: `{command_of(record)}`, "
         f"[{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
         for file, record in results
     ]
@@ -344,7 +344,7 @@ def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:
     return [
         f"<sub>{record['device']}, {counted(int(record['threads']), 'thread')}, "
         f"torch {record['torch']}, {record['date'][:10]}: "
-        f"`{record['command']}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
+        f"`{command_of(record)}`, [{file.relative_to(README.parent)}]({file.relative_to(README.parent)})</sub>"
         for file, record in results
     ]
 

@@ -20,6 +20,8 @@ from jetvit import __version__
 from jetvit.cost_model.measuring.measurement import device_name
 
 RESULTS = Path(__file__).parent / "results"
+_RENAMED = {"benchmarks.cost_model_gemm": "benchmarks.cost_model.gemm"}
+"""Programs by their names at the time of a result file, and by those that they have now."""
 
 
 def environment() -> dict[str, Any]:
@@ -65,9 +67,15 @@ def write_page(path: Path, text: str, check: bool) -> int:
     return 0
 
 
+def command_of(record: Mapping[str, Any]) -> str:
+    """Return the command that makes the results of a record again."""
+    old, _, arguments = str(record["command"]).removeprefix("python -m ").partition(" ")
+    return f"python -m {_RENAMED.get(old, old)} {arguments}".rstrip()
+
+
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec is not None else sys.argv[0]
+    return spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0]
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import jetvit.kernels
 import jetvit.passes
 import jetvit.patterns
 from benchmarks.gpu.archive import CACHES
-from benchmarks.kernel_rows import code_of
+from benchmarks.kernels.rows import code_of
 from benchmarks.results import environment
 from jetvit.cost_model.measuring.measurement import device_name
 

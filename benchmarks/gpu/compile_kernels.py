@@ -17,9 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from triton.runtime.driver import driver
 
 from benchmarks.gpu.processes import end_with_parent
-from benchmarks.kernel_launches import Entry, every_entry
-from benchmarks.sm90 import variant_of
-from benchmarks.target_driver import TargetDriver
+from benchmarks.kernels.launches import Entry, every_entry
+from benchmarks.kernels.sm90 import variant_of
+from benchmarks.kernels.target_driver import TargetDriver
 
 DTYPES, HEAD_DIMS = ("bf16", "fp16"), (64, 128)
 """Types and sizes that the first steps of a campaign launch, the most needed first."""

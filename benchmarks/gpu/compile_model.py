@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.end_to_end_cases import Case, subject_of
-from benchmarks.end_to_end_variants import VARIANTS, Subject, Variant, compiled
+from benchmarks.end_to_end.cases import Case, subject_of
+from benchmarks.end_to_end.variants import VARIANTS, Subject, Variant, compiled
 from benchmarks.gpu.processes import end_with_parent
 
 _POLL_S = 0.1

@@ -9,12 +9,12 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver
-from benchmarks.kernel_check import Check
-from benchmarks.kernel_group import Row
-from benchmarks.kernel_implementations import Implementation, implementations
-from benchmarks.kernel_rows import COLUMNS, KEY, Table, code_of_kernels
-from benchmarks.kernel_shapes import FIRST_MIXERS, SIZES, Problem
-from benchmarks.kernels import CHECK_COLUMNS, CHECK_KEY, check_operators, measure_problems, select_problems
+from benchmarks.kernels.check import Check
+from benchmarks.kernels.group import Row
+from benchmarks.kernels.implementations import Implementation, implementations
+from benchmarks.kernels.measure import CHECK_COLUMNS, CHECK_KEY, check_operators, measure_problems, select_problems
+from benchmarks.kernels.rows import COLUMNS, KEY, Table, code_of_kernels
+from benchmarks.kernels.shapes import FIRST_MIXERS, SIZES, Problem
 
 COMPILE = "compile kernels"
 """The step that compiles all Triton kernels in parallel, and starts the processes that will compile the models."""

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.end_to_end import LATE_MODELS, compile_name
-from benchmarks.end_to_end_models import PAPER_SIZE
-from benchmarks.end_to_end_variants import ANCHOR, FIRST, NEXT, Variant
+from benchmarks.end_to_end.measure import LATE_MODELS, compile_name
+from benchmarks.end_to_end.models import PAPER_SIZE
+from benchmarks.end_to_end.variants import ANCHOR, FIRST, NEXT, Variant
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver
 from benchmarks.gpu.kernel_steps import COMPILE, FIRST_MODELS
 from benchmarks.gpu.processes import Batch, Outcome, Task, run_together
 from benchmarks.gpu.schedule import mark_warm
-from benchmarks.kernel_implementations import operator_call
-from benchmarks.kernel_inputs import make_inputs
-from benchmarks.kernel_rows import OURS
-from benchmarks.kernel_shapes import FIRST_MIXERS, SIZES, problem
+from benchmarks.kernels.implementations import operator_call
+from benchmarks.kernels.inputs import make_inputs
+from benchmarks.kernels.rows import OURS
+from benchmarks.kernels.shapes import FIRST_MIXERS, SIZES, problem
 
 _TUNED_MODELS = (*FIRST_MODELS, "DINOv3-B")
 _MODELS = (*_TUNED_MODELS, *LATE_MODELS)

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
 from benchmarks.gpu.processes import ROOT
-from benchmarks.kernel_rows import Table, code_of_kernels
+from benchmarks.kernels.rows import Table, code_of_kernels
 
 KEY = ("device", "torch", "triton", "code", "test")
 COLUMNS = ("test", "status", "seconds", "reason", "device", "torch", "cuda", "triton", "code", "dry", "run", "time")

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.end_to_end_table import end_to_end_lines
+from benchmarks.end_to_end.table import end_to_end_lines
 from benchmarks.gpu.journal import FAILURES, Event, Journal
-from benchmarks.kernel_rows import newest, read_rows
+from benchmarks.kernels.rows import newest, read_rows
 from benchmarks.report import kernel_lines
 from jetvit.cost_model.files.whole_file import write_whole
 from jetvit.cost_model.measuring.table import read_table
@@ -30,7 +30,7 @@ def write_report(folder: Path, dry: bool, pictures: bool = True) -> bool:
     parts += ["", "## All end-to-end rows", "", *_end_to_end_lines(rows["end_to_end"])]
     parts += ["", "## Kernels", "", *kernel_lines(rows["kernels"])]
     if rows["kernels"] and pictures:
-        from benchmarks.kernel_plot import plot
+        from benchmarks.kernels.plot import plot
 
         plot(read_rows(folder / f"kernels{suffix}.csv"), folder)
     parts += ["", "## Breakdown", "", *_breakdowns(folder, dry)]

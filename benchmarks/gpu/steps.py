@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import breakdown, end_to_end
+from benchmarks.breakdown import measure as breakdown
+from benchmarks.end_to_end import measure as end_to_end
 from benchmarks.gpu import kernel_steps, model_steps, operator_tests, search_step
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
 from jetvit import __version__

@@ -12,7 +12,7 @@ from benchmarks.gpu.processes import end_with_parent
 from benchmarks.gpu.schedule import expected_s, mark_warm, why_not
 from benchmarks.gpu.steps import all_steps
 from benchmarks.gpu.supervisor import LOST
-from benchmarks.kernel_group import DeviceLost
+from benchmarks.kernels.group import DeviceLost
 
 _LOCK_S = 30.0
 

@@ -12,7 +12,7 @@ from jetvit.patterns.wording import counted
 Array = NDArray[np.float64]
 
 # Chosen by the error on held-out rows (100 to 1500 to learn from) of the layers of one language model, Llama-2-7B, in
-# the file of `benchmarks.cost_model_gemm`, out of six settings. A random half of the features at every split, and
+# the file of `benchmarks.cost_model.gemm`, out of six settings. A random half of the features at every split, and
 # the mean of a few ensembles, is worth most when rows are few.
 _MEMBERS = 2
 _SETTINGS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.ablation import DESIGNS, _latency, linear, main
-from benchmarks.plain_vit import PlainViT
+from benchmarks.whole_plans.plain_vit import PlainViT
 from jetvit.passes.frontends.capture import export_model
 from jetvit.search.post_training.supernet import Supernet
 

@@ -55,7 +55,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A driver that says which GPU to compile for; torch asks it when it looks which tensors a kernel writes."""
     import triton
 
-    from benchmarks.target_driver import TargetDriver
+    from benchmarks.kernels.target_driver import TargetDriver
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     before = triton.runtime.driver._active
@@ -113,7 +113,7 @@ def test_a_kernel_is_known_to_write_its_results_only(name, hopper) -> None:
 
 def test_windows_compile_few_variants() -> None:
     """Their width is a constant where it divides the grid's; keys that fill no block are loaded by 16 or by 64."""
-    from benchmarks.sm90 import variant_of
+    from benchmarks.kernels.sm90 import variant_of
     from jetvit.kernels.window_attention.triton_launch import window_attention_triton
 
     compilations = set()
@@ -130,7 +130,7 @@ def test_windows_compile_few_variants() -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_no_image_size_compiles_a_kernel_anew(name) -> None:
     """Batch, grid height and sizes of every divisibility make one and the same compilation of each kernel."""
-    from benchmarks.sm90 import variant_of
+    from benchmarks.kernels.sm90 import variant_of
 
     compilations = []
     for batch, grid_h in ((1, 1), (1, 2), (2, 7), (3, 16), (16, 64), (1, 1000)):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plain_vit import PlainViT
+from benchmarks.whole_plans.plain_vit import PlainViT
 from jetvit.cost_model import Choice, Plan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.search.data.processes import Processes

@@ -1,6 +1,6 @@
 """What the known release of Torch-TensorRT can convert: `converters.json`, read and checked.
 
-`python -m benchmarks.tensorrt_converters` makes the file from a wheel. It holds names alone.
+`python -m benchmarks.targets.tensorrt_converters` makes the file from a wheel. It holds names alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def release(path: Path = FILE) -> Release:
         return _parse(document)
     except (KeyError, TypeError, ValueError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        do = "make it again with python -m benchmarks.tensorrt_converters"
+        do = "make it again with python -m benchmarks.targets.tensorrt_converters"
         raise InputError(
             "the converters of Torch-TensorRT are not as they should be", why=why, where=str(path), do=do
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.end_to_end_cases import KEY as END_TO_END_KEY
+from benchmarks.end_to_end.cases import KEY as END_TO_END_KEY
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import steps as listed
 from benchmarks.gpu import supervisor, worker
@@ -25,9 +25,9 @@ from benchmarks.gpu.campaign import Campaign, Cost, Skipped, Step, TimeOver, tim
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.schedule import expected_s, is_warm, mark_warm, plan, times
 from benchmarks.gpu.steps import all_steps
-from benchmarks.kernel_group import DeviceLost
-from benchmarks.kernel_rows import KEY, read_rows
-from benchmarks.kernels import CHECK_KEY
+from benchmarks.kernels.group import DeviceLost
+from benchmarks.kernels.measure import CHECK_KEY
+from benchmarks.kernels.rows import KEY, read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 KNOWN = {"device": "CPU", "torch": "2", "triton": "3", "code": "abc"}

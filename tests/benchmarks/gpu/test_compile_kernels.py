@@ -11,12 +11,12 @@ triton = pytest.importorskip("triton")
 
 from triton.runtime.driver import driver  # noqa: E402
 
-from benchmarks import kernel_launches  # noqa: E402
 from benchmarks.gpu import compile_kernels  # noqa: E402
 from benchmarks.gpu.compile_kernels import DTYPES, HEAD_DIMS, compile_all, compile_entry, selected  # noqa: E402
-from benchmarks.kernel_launches import Entry, every_entry  # noqa: E402
-from benchmarks.sm90 import cannot_compile, variant_of  # noqa: E402
-from benchmarks.target_driver import TargetDriver  # noqa: E402
+from benchmarks.kernels import launches as kernel_launches  # noqa: E402
+from benchmarks.kernels.launches import Entry, every_entry  # noqa: E402
+from benchmarks.kernels.sm90 import cannot_compile, variant_of  # noqa: E402
+from benchmarks.kernels.target_driver import TargetDriver  # noqa: E402
 
 pytestmark = pytest.mark.skipif(cannot_compile() != "", reason=cannot_compile() or "kernels can be compiled")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.end_to_end_variants import ANCHOR, FIRST
+from benchmarks.end_to_end.variants import ANCHOR, FIRST
 from benchmarks.gpu import model_steps
 from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver
 from benchmarks.gpu.model_steps import Models

@@ -40,7 +40,7 @@ def big() -> list[Operation]:
 
 
 def test_the_models_are_those_of_the_kernel_benchmark():
-    from benchmarks.kernel_shapes import MODELS as THEIRS
+    from benchmarks.kernels.shapes import MODELS as THEIRS
 
     assert {name: list(vars(shape).values()) for name, shape in MODELS.items()} == {
         name: list(vars(model).values()) for name, model in THEIRS.items()

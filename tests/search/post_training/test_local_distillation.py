@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.plain_vit import PlainViT
+from benchmarks.whole_plans.plain_vit import PlainViT
 from jetvit.cost_model import Choice
 from jetvit.passes.frontends.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError

@@ -37,7 +37,7 @@ from tests.search.tiny import CONV, FEW, LONG, SIZE, TASKS, WINDOW, Noise, distu
 from tests.zoo.quick import sweep
 
 PROGRAM = ("-m", "tests.search.tiny")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

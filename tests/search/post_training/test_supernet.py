@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import jetvit
-from benchmarks.plain_vit import PlainViT
+from benchmarks.whole_plans.plain_vit import PlainViT
 from jetvit.cost_model import Choice
 from jetvit.passes.frontends.capture import export_model
 from jetvit.patterns.errors import InputError, JetvitError

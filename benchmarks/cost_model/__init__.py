@@ -1,0 +1,1 @@
+"""The predictions of the cost model, on operations that it has not seen."""

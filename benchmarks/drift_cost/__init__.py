@@ -1,0 +1,1 @@
+"""The metrics of two tasks over the drift of many plans."""

@@ -1,0 +1,1 @@
+"""Rewritten models in every runtime that `jetvit export` writes for."""

@@ -1,0 +1,1 @@
+"""The predictions of the cost model for whole models under many plans."""

@@ -10,9 +10,10 @@ from jetvit.cost_model.plans.base_weights import (
     sample_tensor,
 )
 from jetvit.cost_model.plans.choice import FULL, Choice
+from jetvit.cost_model.plans.entries import FrontPoint, Measured, SitePlan
 from jetvit.cost_model.plans.fingerprint import Fingerprint, SiteShape
 from jetvit.cost_model.plans.names import NameMatch, match_names
-from jetvit.cost_model.plans.plan import FrontPoint, Measured, Plan, SitePlan
+from jetvit.cost_model.plans.plan import Plan
 from jetvit.cost_model.plans.renaming import renamed_matches
 from jetvit.cost_model.predicting.device_costs import DeviceCosts
 

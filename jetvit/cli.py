@@ -26,7 +26,7 @@ from jetvit.commands import COMMANDS
 from jetvit.versions import warn_of_untested
 
 # The loggers whose information is shown as notes.
-_TELLING = ("jetvit.search", "jetvit.models.images", "jetvit.models.datasets")
+_TELLING = ("jetvit.search", "jetvit.models.image_files", "jetvit.models.datasets")
 EPILOG = """\
 MODEL is one of
   hf:DIR               a local HuggingFace folder: config.json and its weights

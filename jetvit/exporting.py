@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,18 @@ from torch.export import ExportedProgram
 
 from jetvit.api import load_plan
 from jetvit.cost_model import Plan
-from jetvit.cost_model.files.whole_file import stream_for_cpp
+from jetvit.export_targets import READERS, TARGETS, WRITERS, Inputs, Target, require_target, run_program
 from jetvit.files import atomic_files, require_space, writable
-from jetvit.loading import load
-from jetvit.models.loaded import reason
 from jetvit.passes.frontends.capture import capture
-from jetvit.passes.frontends.differences import copied, differ, largest_error, tensors, with_own_buffers
+from jetvit.passes.frontends.differences import copied, differ, largest_error, tensors
 from jetvit.passes.frontends.emit import OptimizedModule
 from jetvit.passes.frontends.fixed_sizes import fixed_sizes
 from jetvit.passes.frontends.open_sizes import export_sizes
 from jetvit.passes.pipeline import RewriteOptions, rewrite
-from jetvit.passes.targets.aoti import require_compiler, write_aoti
 from jetvit.passes.targets.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.targets.signature import dense, order_of
 from jetvit.patterns.errors import InputError, RewriteError
 from jetvit.torch_private import pytree
-
-Inputs = tuple[Sequence[Any], Mapping[str, Any]]
-Run = Callable[[Sequence[Any], Mapping[str, Any]], list[Tensor]]
-"""Runs a written file: the tensors of its outputs, in their order."""
 
 
 def export(
@@ -117,27 +110,6 @@ def export(
 
 
 @dataclass(frozen=True)
-class Target:
-    """A kind of file: its name, its suffix, the options of `jetvit.export` that it takes, and how it is loaded."""
-
-    name: str
-    suffix: str
-    options: tuple[str, ...]
-    load: str
-
-
-TARGETS = {
-    each.name: each
-    for each in (
-        Target("pt2", ".pt2", (), "torch.export.load after `import jetvit`, or jetvit.load"),
-        Target("aoti", ".pt2", (), "torch._inductor.aoti_load_package, which needs torch alone, or jetvit.load"),
-        Target("onnx", ".onnx", ("opset", "custom_ops", "functions"), "any ONNX runtime, or jetvit.load"),
-        Target("tensorrt", ".pt2", ("plugins", "max_shapes"), "torch_tensorrt.load, on a GPU of this kind"),
-    )
-}
-
-
-@dataclass(frozen=True)
 class Written:
     """A file that was written: bytes on disk, its largest error as a share of the largest value of an output, or why
     it was not run here (then `error` is None)."""
@@ -210,7 +182,7 @@ class ExportJob:
                 do=f"name it {Path(path).stem or 'model'}{kind.suffix}"
                 + (f", or choose the target {' or '.join(map(repr, fitting))}" if fitting else ""),
             )
-        _require(target)
+        require_target(target)
         return cls(kind, Path(path), given)
 
     def check_place(self) -> None:
@@ -245,13 +217,13 @@ class ExportJob:
             size = sum(each.stat().st_size for each in path.parent.iterdir())
             if isinstance(run, str) or inputs is None:
                 return Written(size, None, run if isinstance(run, str) else "the program has no example inputs")
-            expected = _run_program(program, inputs)
+            expected = run_program(program, inputs)
             with torch.no_grad():
                 found = run(*copied(inputs))
             error, wrong = largest_error(found, expected)
             if not wrong:
                 return Written(size, error)
-            if differ(_run_program(program, inputs), expected):
+            if differ(run_program(program, inputs), expected):
                 raise InputError(
                     "the model does not compute the same twice",
                     why="it draws random numbers, so that no file can be compared with it",
@@ -269,88 +241,3 @@ class ExportJob:
 
 def _weights(program: ExportedProgram) -> list[Tensor]:
     return [each for each in (*program.state_dict.values(), *program.constants.values()) if isinstance(each, Tensor)]
-
-
-def _write_pt2(program: ExportedProgram, path: Path) -> None:
-    with stream_for_cpp(path) as stream:
-        torch.export.save(program, stream)
-
-
-def _write_onnx(program: ExportedProgram, path: Path, **options: Any) -> None:
-    from jetvit.passes.targets.onnx.export import onnx_model
-    from jetvit.passes.targets.onnx.write import write_onnx
-
-    write_onnx(onnx_model(program, **options), path)
-
-
-def _write_tensorrt(program: ExportedProgram, path: Path, **options: Any) -> None:
-    from jetvit.passes.targets.tensorrt.compiler import write_tensorrt
-
-    write_tensorrt(program, path, **options)
-
-
-def _read(path: Path, program: ExportedProgram, custom_ops: bool = False, **options: Any) -> Run | str:
-    if custom_ops:
-        return "no runtime here has the operators of jetvit"
-    try:
-        model = load(path)
-    except InputError as error:
-        if path.suffix == ".onnx":  # for another machine, which may have a runtime for it
-            return error.why
-        raise
-    return lambda args, kwargs: tensors(model(*args, **kwargs))
-
-
-def _read_tensorrt(path: Path, program: ExportedProgram, **options: Any) -> str:
-    from jetvit.passes.targets.tensorrt.compiler import require_tensorrt
-
-    require_tensorrt().load(str(path))
-    return "it was only read; compare it with the model on images of your own"
-
-
-WRITERS: Mapping[str, Callable[..., None]] = {
-    "pt2": _write_pt2,
-    "aoti": write_aoti,
-    "onnx": _write_onnx,
-    "tensorrt": _write_tensorrt,
-}
-READERS: Mapping[str, Callable[..., Run | str]] = {
-    "pt2": _read,
-    "aoti": _read,
-    "onnx": _read,
-    "tensorrt": _read_tensorrt,
-}
-"""What runs a written file, or why it cannot be run here."""
-
-
-def _run_program(program: ExportedProgram, inputs: Inputs) -> list[Tensor]:
-    """What a program yields; neither its buffers nor the inputs are changed.
-
-    Raises:
-        InputError: it does not take such inputs.
-    """
-    args, kwargs = copied(inputs)
-    try:
-        with torch.no_grad():
-            return tensors(with_own_buffers(program.module())(*args, **kwargs))
-    except (AssertionError, RuntimeError) as error:  # a guard, or an operator that meets a shape that it cannot take
-        shapes = ", ".join("×".join(map(str, each.shape)) for each in tensors(inputs))
-        raise InputError(
-            f"the program does not take inputs of {shapes}",
-            why=reason(error),
-            do="give inputs of sizes that it was captured for",
-        ) from error
-
-
-def _require(target: str) -> None:
-    """Refuse a target whose packages or tools are missing."""
-    if target == "aoti":
-        require_compiler()
-    if target == "onnx":
-        from jetvit.passes.targets.onnx.export import require_onnx
-
-        require_onnx()
-    if target == "tensorrt":
-        from jetvit.passes.targets.tensorrt.compiler import require_tensorrt
-
-        require_tensorrt()

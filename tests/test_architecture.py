@@ -44,7 +44,12 @@ SUB_ROOMS = {
         "calibration": {"tasks", "data"},
         "post_training": {"calibration", "tasks", "data"},
     },
-    "jetvit": {"models": {"files"}, "report": {"files", "torch_private"}, "dynamo": {"torch_private"}},
+    "jetvit": {
+        "models": {"files"},
+        "report": {"files", "torch_private"},
+        "dynamo": {"torch_private"},
+        "runtimes": {"files"},
+    },
 }
 # Below all rooms: each may import it, and it imports none.
 FOUNDATION = "jetvit.torch_private"

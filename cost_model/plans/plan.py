@@ -16,6 +16,7 @@ from torch import Tensor
 from jetvit.cost_model.plans import plan_file
 from jetvit.cost_model.plans.base_weights import base_warning, check_base, find_moved
 from jetvit.cost_model.plans.choice import Choice
+from jetvit.cost_model.plans.entries import FrontPoint, SitePlan
 from jetvit.cost_model.plans.fingerprint import Fingerprint, SiteShape, later_calls, refuse_repeats
 from jetvit.cost_model.plans.names import NameMatch, match_names, several_parts
 from jetvit.cost_model.plans.renaming import renamed_matches
@@ -27,89 +28,6 @@ if TYPE_CHECKING:
     from jetvit.patterns.site import AttentionSite
 
 _SAMPLES_PREFIX = "base_samples/"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A choice that was measured at a site, every other site being full attention.
-
-    `drift` is that of the model's output, `latency_ms` that of this attention alone; None where it was not measured.
-    """
-
-    choice: Choice
-    drift: float | None = None
-    latency_ms: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The measurement as it stands in plan.json."""
-        return {"choice": self.choice.to_json(), "drift": self.drift, "latency_ms": self.latency_ms}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Measured:
-        """The inverse of `to_json`, for a record that the schema of plan.json has passed."""
-        return cls(Choice.from_json(record["choice"]), _float(record["drift"]), _float(record["latency_ms"]))
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """What the attention site `name` becomes, and why in one sentence.
-
-    `drift` and `latency_ms` are those of `choice` as in `Measured`; `measured` holds every choice that was measured.
-    """
-
-    name: str
-    choice: Choice
-    why: str = ""
-    drift: float | None = None
-    latency_ms: float | None = None
-    measured: tuple[Measured, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "measured", tuple(self.measured))
-
-    def to_json(self) -> dict[str, Any]:
-        """The site as it stands in plan.json."""
-        return {
-            "name": self.name,
-            "choice": self.choice.to_json(),
-            "why": self.why,
-            "drift": self.drift,
-            "latency_ms": self.latency_ms,
-            "measured": [one.to_json() for one in self.measured],
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> SitePlan:
-        """The inverse of `to_json`, for a record that the schema of plan.json has passed."""
-        return cls(
-            name=record["name"],
-            choice=Choice.from_json(record["choice"]),
-            why=record["why"],
-            drift=_float(record["drift"]),
-            latency_ms=_float(record["latency_ms"]),
-            measured=tuple(Measured.from_json(one) for one in record["measured"]),
-        )
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """A plan that was measured on the way: `changed` sites are not full attention.
-
-    `drift` is that of the model's output, `latency_ms` that of all attention sites together (None: not measured).
-    """
-
-    changed: int
-    drift: float
-    latency_ms: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The point as it stands in plan.json."""
-        return {"changed": self.changed, "drift": self.drift, "latency_ms": self.latency_ms}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> FrontPoint:
-        """The inverse of `to_json`, for a record that the schema of plan.json has passed."""
-        return cls(int(record["changed"]), float(record["drift"]), _float(record["latency_ms"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,10 +287,6 @@ def _json_copy(provenance: Mapping[str, Any]) -> dict[str, Any]:
             where="$.provenance",
             do="give finite numbers, text, true, false, None, and lists and records of these",
         ) from error
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

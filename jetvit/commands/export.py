@@ -8,7 +8,8 @@ import re
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option
 from jetvit.commands.rewriting import add_rewrite_options, rewrite_and_write
-from jetvit.exporting import TARGETS, ExportJob
+from jetvit.export_targets import TARGETS
+from jetvit.exporting import ExportJob
 
 DESCRIPTION = """\
 Rewrite a model by a plan and write it as a file for another place. Without a plan only exact rewrites are made: the

@@ -16,15 +16,8 @@ from torch.export import ExportedProgram
 from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
 from jetvit.models.huggingface import find_hub_model
-from jetvit.models.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageFiles,
-    ImageFolder,
-    check_size,
-    normalise,
-    synthetic_images,
-)
+from jetvit.models.image_files import ImageFiles
+from jetvit.models.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, normalise, synthetic_images
 from jetvit.models.load import load_model, parse_model_args
 from jetvit.models.loaded import LoadedModel
 from jetvit.passes.frontends.capture import capture

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from jetvit.models.images import ImageFiles, ImageFolder, Look, orientation_of, readable, upright
+from jetvit.models.image_files import ImageFiles
+from jetvit.models.images import ImageFolder
+from jetvit.models.target_files import target_fault, target_files, target_folder, target_kind
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search.data.splits import Sample, Splits, evenly_spaced
@@ -26,7 +25,6 @@ log = logging.getLogger("jetvit.models.datasets")
 
 # What the samples of one split may take in memory; those that come after are read again each time.
 CACHE_BYTES = 2 * 2**30
-_NUMBERS = ("L", "I", "I;16", "I;16B")
 SplitFiles = Mapping[Path, ImageFiles]
 _LAYOUT = "folder/{train,val}/{images,labels}, or depths for labels"
 
@@ -75,7 +73,7 @@ def read_splits(
     folder = Path(folder)
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} images leaves none", do="give a limit of 1 or more, or none")
-    kind, read = _target_kind(task, depth_scale, saturated)
+    kind, read = target_kind(task, depth_scale, saturated)
 
     files = find_split_files(folder, task) if files is None else files
 
@@ -110,10 +108,10 @@ def find_split_files(folder: str | Path, task: Task, *, strict: bool = False) ->
     """
     folder = Path(folder)
     if (folder / "train" / "images").is_dir():
-        kind = _target_folder(task)
+        kind = target_folder(task)
         paths = [folder / part / "images" for part in ("train", "val")]
         return {
-            path: ImageFiles.find(path, strict=strict, also_check=partial(_target_fault, path, kind)) for path in paths
+            path: ImageFiles.find(path, strict=strict, also_check=partial(target_fault, path, kind)) for path in paths
         }
     if task.labelled and folder.is_dir():
         raise InputError(
@@ -135,10 +133,10 @@ def find_test_files(folder: str | Path, task: Task, *, strict: bool = False) -> 
         InputError: as `find_split_files`.
     """
     folder = Path(folder)
-    kind = _target_folder(task)
+    kind = target_folder(task)
     for path in (folder / "val" / "images", folder / "images"):
         if path.is_dir():
-            return ImageFiles.find(path, strict=strict, also_check=partial(_target_fault, path, kind))
+            return ImageFiles.find(path, strict=strict, also_check=partial(target_fault, path, kind))
     if task.labelled and folder.is_dir():
         layout = f"val/{{images,{kind}}}, or {{images,{kind}}}"
         raise InputError(
@@ -166,7 +164,7 @@ def read_test_split(
     Raises:
         InputError: a target is missing, not of whole numbers, or not of the size of the others.
     """
-    kind, read = _target_kind(task, depth_scale, saturated)
+    kind, read = target_kind(task, depth_scale, saturated)
     pool = _pool_of(ImageFolder(files, size, mean, std))
     return _limited(pool, list(range(len(pool.keys))), limit, kind, read)
 
@@ -181,7 +179,7 @@ class FolderSplit:
         self.keys = [pool.keys[row] for row in rows]
         self.groups = [pool.groups[row] for row in rows]
         self._images, self._rows, self._read = pool.images, rows, read
-        self._targets = _target_files(pool.images, rows, kind) if read else []
+        self._targets = target_files(pool.images, rows, kind) if read else []
         self._cache: dict[int, Sample] = {}
         self._spare = CACHE_BYTES
 
@@ -288,112 +286,6 @@ def _nearest(units: Sequence[str], wanted: int) -> set[str]:
         chosen.add(last[total])
         total -= sizes[last[total]]
     return chosen
-
-
-def _target_kind(
-    task: Task, depth_scale: float | None, saturated: int | None
-) -> tuple[str, Callable[[Path], Tensor] | None]:
-    """The name of the folder of targets, and what reads one of them."""
-    kind = _target_folder(task)
-    if not kind:
-        return "", None
-    if kind == "labels":
-        return kind, _read_labels
-    if depth_scale is None or not depth_scale > 0:
-        raise InputError(
-            f"depths cannot be read at a scale of {depth_scale}",
-            why="a PNG holds whole numbers, and not metres",
-            do="give depth_scale, the metres of one unit, such as 0.001",
-        )
-    return kind, partial(_read_depth, scale=depth_scale, saturated=saturated)
-
-
-def _target_folder(task: Task) -> str:
-    """The name of the folder of targets; "" for a task without."""
-    if not task.labelled:
-        return ""
-    return "depths" if task.name == "depth" else "labels"
-
-
-def _target_of(images: Path, kind: str, file: Path) -> Path:
-    return images.parent / kind / file.relative_to(images).with_suffix(".png")
-
-
-def _target_fault(images: Path, kind: str, file: Path, look: Look) -> str:
-    """Why the target of an image cannot be read, or "". A missing target is refused later, if its image is used.
-
-    Raises:
-        InputError: the image is turned by EXIF, and it is unknown whether the target is.
-    """
-    target = _target_of(images, kind, file)
-    if not kind or not target.is_file():
-        return ""
-    try:
-        with readable(target), Image.open(target) as opened:
-            opened.load()
-            turned, (width, height) = orientation_of(opened) != 1, opened.size
-    except InputError as error:
-        return f"{target.relative_to(images.parent)}: {error.why}"
-    if look.orientation == 1 or turned:
-        return ""
-    lies = (width > height) != (look.size[0] > look.size[1])
-    if look.orientation < 5 or lies or width == height:
-        raise InputError(
-            f"it is unknown which way up {target} is",
-            why=f"its image is turned by EXIF (orientation {look.orientation}), the target has no such tag, and its "
-            + ("size is that of the image before it is turned" if lies else "size fits the image both ways"),
-            where=str(file),
-            do="save the image and its target upright, without the tag",
-        )
-    return ""
-
-
-def _target_files(images: ImageFolder, rows: Sequence[int], kind: str) -> list[Path]:
-    """The target of each image, beside the folder of images."""
-    files = [images.files[row].relative_to(images.path) for row in rows]
-    targets = [_target_of(images.path, kind, images.files[row]) for row in rows]
-    first: tuple[int, int] | None = None
-    for file, target in zip(files, targets, strict=True):
-        if not target.is_file():
-            raise InputError(
-                f"no {kind} for the image {file}",
-                why=f"there is no {target}",
-                do="add it, or take the image out; a target is a PNG of the image's name",
-            )
-        with readable(target), Image.open(target) as opened:
-            mode, size = opened.mode, upright(opened).size
-        if mode not in _NUMBERS and not (kind == "labels" and mode == "P"):
-            raise InputError(
-                f"{target} holds no {kind}",
-                why=f"its mode is {mode}",
-                do="save one whole number a pixel: 8 or 16 bits, one channel",
-            )
-        if size != (first := first or size):
-            raise InputError(
-                f"{kind} of two sizes cannot be put into one batch",
-                why=f"{first[0]}×{first[1]} pixels are wide and high at first, and then {size[0]}×{size[1]}",
-                where=str(target),
-                do="bring them to one size, labels by the nearest neighbour",
-            )
-    return targets
-
-
-def _read_labels(file: Path) -> Tensor:
-    """[height, width] of class numbers, uint8 or int32."""
-    numbers = _read_numbers(file)
-    return torch.from_numpy(numbers if numbers.dtype == np.uint8 else numbers.astype(np.int32))
-
-
-def _read_depth(file: Path, scale: float, saturated: int | None) -> Tensor:
-    """[height, width] in metres, float32; 0 where unknown."""
-    numbers = _read_numbers(file)
-    depth = torch.from_numpy(numbers.astype(np.float32) * np.float32(scale))
-    return depth if saturated is None else depth.masked_fill(torch.from_numpy(numbers == saturated), 0)
-
-
-def _read_numbers(file: Path) -> np.ndarray:
-    with readable(file), Image.open(file) as opened:
-        return np.array(upright(opened))
 
 
 def _sha256(file: Path) -> str:

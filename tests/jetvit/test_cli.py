@@ -24,7 +24,8 @@ from jetvit.cli import main
 from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
-from jetvit.models.images import ImageFiles, synthetic_images
+from jetvit.models.image_files import ImageFiles
+from jetvit.models.images import synthetic_images
 from jetvit.models.load import load_model
 from jetvit.patterns.errors import InputError
 from jetvit.search.calibration import model_latency

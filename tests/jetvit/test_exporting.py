@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import jetvit
-from jetvit import exporting
-from jetvit.exporting import TARGETS, ExportJob
+from jetvit import export_targets
+from jetvit.export_targets import TARGETS
+from jetvit.exporting import ExportJob
 from jetvit.files import load_exported
 from jetvit.patterns import CaptureError, InputError, PlanError, RewriteError
 from tests.passes.models import LINEAR, WINDOW, assert_close, exported, plan_of, planned
@@ -46,7 +47,7 @@ def run(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = No
     """The outputs of a written file."""
     kind = "onnx" if path.suffix == ".onnx" else "pt2"
     _, _, program = exported("sdpa")
-    reader = exporting.READERS[kind](path, program)
+    reader = export_targets.READERS[kind](path, program)
     assert callable(reader)
     return reader(args, kwargs or {})
 
@@ -210,11 +211,11 @@ def test_nothing_is_left_of_what_fails(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(CaptureError):
         jetvit.export(model, torch.ones(3), path=path)
     with monkeypatch.context() as patch:
-        patch.setitem(exporting.WRITERS, "pt2", breaks)
+        patch.setitem(export_targets.WRITERS, "pt2", breaks)
         with pytest.raises(OSError, match="no space left"):
             jetvit.export(model, IMAGE, path=path)
     with monkeypatch.context() as patch:
-        patch.setitem(exporting.READERS, "pt2", other_function)
+        patch.setitem(export_targets.READERS, "pt2", other_function)
         with pytest.raises(RewriteError, match="does not compute") as refusal:
             jetvit.export(model, IMAGE, path=path)
     assert "off by" in refusal.value.why
@@ -240,7 +241,7 @@ def test_a_file_that_computes_something_else(
 ) -> None:
     _, _, program = exported("sdpa")
     module = program.module()
-    monkeypatch.setitem(exporting.READERS, "pt2", lambda *_: lambda args, kwargs: change(module(*args)))
+    monkeypatch.setitem(export_targets.READERS, "pt2", lambda *_: lambda args, kwargs: change(module(*args)))
     job = ExportJob.parse("pt2", tmp_path / "model.pt2")
     if not why:
         written = job.write(program)

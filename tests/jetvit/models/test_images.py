@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jetvit.models.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageFiles,
-    ImageFolder,
-    check_size,
-    parse_size,
-    read_image,
-    synthetic_images,
-)
+from jetvit.models.image_files import ImageFiles
+from jetvit.models.image_reading import read_image
+from jetvit.models.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, parse_size, synthetic_images
 from jetvit.patterns.errors import InputError
 
 sides = st.integers(1, 9999)

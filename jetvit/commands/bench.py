@@ -10,9 +10,11 @@ from jetvit.bench import MIN_ROUNDS, MODES, bench
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option, at_least
 from jetvit.commands.outputs import add_force_option, output_file
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, find_images, load_subject, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.requests import ModelRequest, Normalisation
+from jetvit.commands.subject import RANDOM, load_subject, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table, table_of
 from jetvit.files import atomic_write
+from jetvit.models.image_files import ImageFiles
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.wording import counted
 from jetvit.search import check_plan
@@ -69,11 +71,11 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> tuple[str, str]:
     """What is printed, and what is written."""
     plan = load_plan(args.plan)
-    files = find_images(args) if args.images else None
-    subject = load_subject(args)
+    files = ImageFiles.find(args.images, args.limit, strict=args.strict) if args.images else None
+    subject = load_subject(ModelRequest.of(args))
     refuse_rewritten(subject)
     costs = load_table(args.table) if args.table is not None else table_of(subject.device)
-    folder = None if files is None else subject.images(args, files)
+    folder = None if files is None else subject.images(files, Normalisation.of(args))
     refuse_nan_weights(subject.model)
     drift = None
     with progress_bar() as progress:

@@ -12,10 +12,12 @@ from pathlib import Path
 from jetvit.commands.options import DTYPES, add_image_options, add_model_options, add_output_option
 from jetvit.commands.outputs import add_force_option, output_plan
 from jetvit.commands.progress import progress_bar
-from jetvit.commands.subject import RANDOM, find_images, load_subject, made_from, refuse_nan_weights, refuse_rewritten
+from jetvit.commands.requests import ModelRequest, Normalisation
+from jetvit.commands.subject import RANDOM, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
 from jetvit.explain import explain
+from jetvit.models.image_files import ImageFiles
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search import calibrate
 from jetvit.search.calibration.measurements import remove_measurements
@@ -83,10 +85,10 @@ def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
     if args.table_dtype is not None and args.table is None:
         raise InputError("--table-dtype is the dtype of a table", do="name the table as well: --table FILE")
     costs = None if args.table is None else load_table(args.table)
-    files = find_images(args)
-    subject = load_subject(args)
+    files = ImageFiles.find(args.images, args.limit, strict=args.strict)
+    subject = load_subject(ModelRequest.of(args))
     refuse_rewritten(subject)
-    folder = subject.images(args, files)
+    folder = subject.images(files, Normalisation.of(args))
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)
@@ -107,7 +109,7 @@ def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
                 costs=costs,
                 dtype=args.table_dtype,
                 folder=measurements,
-                provenance={**made_from(args), "images_sha256": folder.digest()},
+                provenance={**made_from(args.model, args.images), "images_sha256": folder.digest()},
                 progress=progress,
             )
         except PlanError:  # the calibration is complete: another budget is another one

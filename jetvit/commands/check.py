@@ -11,10 +11,10 @@ from pathlib import Path
 
 from jetvit.commands.options import add_image_options, add_model_options, add_output_option
 from jetvit.commands.progress import progress_bar
+from jetvit.commands.requests import ModelRequest, Normalisation
 from jetvit.commands.subject import (
     RANDOM,
     Subject,
-    find_images,
     load_subject,
     note,
     refuse_nan_weights,
@@ -30,6 +30,7 @@ from jetvit.commands.tasks import (
 )
 from jetvit.cost_model import Plan
 from jetvit.models.datasets import find_test_files, read_test_split
+from jetvit.models.image_files import ImageFiles
 from jetvit.patterns.wording import counted
 from jetvit.search import TaskReport, check_plan, check_task
 from jetvit.search.tasks.metrics import METRIC_NAMES
@@ -98,11 +99,10 @@ def _refuse_usage(args: argparse.Namespace) -> None:
 
 
 def _check_images(args: argparse.Namespace, plan: Plan) -> None:
-    args.limit = args.limit or LIMIT
-    files = find_images(args)
-    subject = load_subject(args)
+    files = ImageFiles.find(args.images, args.limit or LIMIT, strict=args.strict)
+    subject = load_subject(ModelRequest.of(args))
     refuse_rewritten(subject)
-    folder = subject.images(args, files)
+    folder = subject.images(files, Normalisation.of(args))
     refuse_nan_weights(subject.model)
     with progress_bar() as progress:
         batches = subject.batches(folder, progress)
@@ -128,9 +128,9 @@ def _check_images(args: argparse.Namespace, plan: Plan) -> None:
 def _check_task(args: argparse.Namespace, plan: Plan) -> None:
     task = task_of(args)
     files = find_test_files(args.data, task, strict=args.strict)
-    subject = load_subject(args)
+    subject = load_subject(ModelRequest.of(args))
     refuse_rewritten(subject)
-    mean, std = subject.normalisation(args)
+    mean, std = subject.normalisation(Normalisation.of(args))
     refuse_nan_weights(subject.model)
     data = read_test_split(
         files,

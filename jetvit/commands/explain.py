@@ -11,6 +11,7 @@ from torch import nn
 from jetvit.api import load_plan
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option, output_file
+from jetvit.commands.requests import ModelRequest
 from jetvit.commands.subject import load_subject
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.cost_model import Plan
@@ -50,18 +51,18 @@ def run(args: argparse.Namespace) -> None:
             output_file(args.html, args.force),
             atomic_path(args.html) as page,
         ):  # refuses a path that cannot be written before the model is loaded
-            _report(args, plan, costs).to_html(page)
+            _report(ModelRequest.of(args), plan, costs).to_html(page)
         print(f"wrote {args.html}")
         return
-    report = _report(args, plan, costs)
+    report = _report(ModelRequest.of(args), plan, costs)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
 
 
-def _report(args: argparse.Namespace, plan: Plan | None, costs: DeviceCosts | None) -> Report:
-    subject = load_subject(args)
-    if args.dynamic and isinstance(subject.model, nn.Module):
+def _report(request: ModelRequest, plan: Plan | None, costs: DeviceCosts | None) -> Report:
+    subject = load_subject(request)
+    if request.dynamic and isinstance(subject.model, nn.Module):
         report = explain(subject.export_open(subject.model), plan=plan, costs=costs)
     else:
         positional, keywords = subject.example()
         report = explain(subject.model, *positional, plan=plan, kwargs=keywords, costs=costs)
-    return replace(report, model=args.model)
+    return replace(report, model=request.spec)

@@ -7,7 +7,7 @@ import re
 
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option
-from jetvit.commands.rewriting import add_rewrite_options, rewrite_and_write
+from jetvit.commands.rewriting import RewriteRequest, add_rewrite_options, rewrite_and_write
 from jetvit.export_targets import TARGETS
 from jetvit.exporting import ExportJob
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             "max_shapes": "--max-shape",
         },
     )
-    for line in rewrite_and_write(args, job):
+    for line in rewrite_and_write(RewriteRequest.of(args), job):
         print(line)
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from jetvit.commands.options import add_model_options
 from jetvit.commands.outputs import add_force_option
-from jetvit.commands.rewriting import add_rewrite_options, rewrite_and_write
+from jetvit.commands.rewriting import RewriteRequest, add_rewrite_options, rewrite_and_write
 from jetvit.exporting import ExportJob
 from jetvit.patterns.errors import InputError
 
@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> None:
         )
     target = "onnx" if args.out.endswith(".onnx") else "pt2"
     job = ExportJob.parse(target, args.out, functions=args.functions, spelling={"functions": "--functions"})
-    for line in rewrite_and_write(args, job):
+    for line in rewrite_and_write(RewriteRequest.of(args), job):
         print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch.export import ExportedProgram
 from jetvit.api import load_plan
 from jetvit.bench import count_choices
 from jetvit.commands.outputs import output_file
+from jetvit.commands.requests import ModelRequest
 from jetvit.commands.subject import Subject, load_subject
 from jetvit.cost_model import Plan
 from jetvit.exporting import ExportJob
@@ -38,19 +40,33 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rewrite_and_write(args: argparse.Namespace, job: ExportJob) -> Iterator[str]:
-    """Rewrite the model that the arguments name and write the file; lines that say what was done, after it is there.
+@dataclass(frozen=True)
+class RewriteRequest:
+    """The model to rewrite, by which plan, without which passes, and whether a file that is there is replaced."""
 
-    `args` are those of `add_model_options`, with --dynamic, of `add_rewrite_options`, and `force`. The file is compared
-    with the rewritten program on one batch of drawn pictures.
+    model: ModelRequest
+    plan: str | None
+    disable: tuple[str, ...]
+    force: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> RewriteRequest:
+        """Read the arguments of `add_model_options`, `add_rewrite_options` and `add_force_option`."""
+        return cls(ModelRequest.of(args), args.plan, tuple(args.disable), args.force)
+
+
+def rewrite_and_write(request: RewriteRequest, job: ExportJob) -> Iterator[str]:
+    """Rewrite a model and write the file; yields lines that say what was done, once it is there.
+
+    The file is compared with the rewritten program on one batch of drawn images.
     """
-    plan = load_plan(args.plan)
-    options = RewriteOptions(disable=tuple(args.disable))
+    plan = load_plan(request.plan)
+    options = RewriteOptions(disable=request.disable)
     job.check_place()  # a model may take minutes to load
-    _refuse_the_model_itself(args.model, job)
-    with output_file(job.path, args.force):
-        subject = load_subject(args)
-        graph = capture(_program(subject, args.dynamic))
+    _refuse_the_model_itself(request.model.spec, job)
+    with output_file(job.path, request.force):
+        subject = load_subject(request.model)
+        graph = capture(_program(subject, request.model.dynamic))
         rewritten = rewrite(graph, plan, options)
         written = job.write(graph.program(), subject.example())
     yield from _summary(plan, rewritten.sites, rewritten.records)

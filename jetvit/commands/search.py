@@ -25,6 +25,7 @@ from jetvit.commands.options import (
 )
 from jetvit.commands.outputs import add_force_option, check_plan_folder
 from jetvit.commands.progress import progress_bar
+from jetvit.commands.requests import ModelRequest, Normalisation
 from jetvit.commands.subject import RANDOM, Subject, load_subject, made_from, refuse_nan_weights, refuse_rewritten
 from jetvit.commands.tables import add_table_option, load_table
 from jetvit.commands.tasks import (
@@ -166,7 +167,7 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
     costs = None if args.table is None else load_table(args.table)
     task = task_of(args)
     files = find_split_files(args.images, task, strict=args.strict)
-    subject = load_subject(args)
+    subject = load_subject(ModelRequest.of(args))
     if not subject.dtype.is_floating_point:
         raise InputError(
             f"the model takes {subject.dtype} images",
@@ -174,7 +175,7 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
             do="export the model from behind the normalisation of its images",
         )
     refuse_rewritten(subject)
-    mean, std = subject.normalisation(args)
+    mean, std = subject.normalisation(Normalisation.of(args))
     refuse_nan_weights(subject.model)
     data = read_splits(
         args.images,
@@ -207,7 +208,7 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
             seed=args.seed,
             processes=processes,
             sharded=args.sharded,
-            provenance=made_from(args),
+            provenance=made_from(args.model, args.images),
             progress=progress,
         )
     if not processes.first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.commands.options import DTYPES
 from jetvit.commands.progress import Progress
+from jetvit.commands.requests import ModelRequest, Normalisation
 from jetvit.models.huggingface import find_hub_model
 from jetvit.models.image_files import ImageFiles
 from jetvit.models.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, check_size, normalise, synthetic_images
-from jetvit.models.load import load_model, parse_model_args
+from jetvit.models.load import load_model
 from jetvit.models.loaded import LoadedModel
 from jetvit.passes.frontends.capture import capture
 from jetvit.passes.frontends.open_sizes import Spelling, export_open
@@ -71,24 +70,24 @@ class Subject:
             spelling=Spelling("--dynamic", "another size than the model's own, such as --size {}"),
         )
 
-    def images(self, args: argparse.Namespace, files: ImageFiles) -> ImageFolder:
-        """Images of `find_images` at this size, normalised by --mean and --std or as the model says."""
-        return ImageFolder(files, self.size, *self.normalisation(args))
+    def images(self, files: ImageFiles, asked: Normalisation) -> ImageFolder:
+        """Return the images of files at this size, normalised as asked or as the model says."""
+        return ImageFolder(files, self.size, *self.normalisation(asked))
 
-    def normalisation(self, args: argparse.Namespace) -> tuple[Sequence[float], Sequence[float]]:
-        """The mean and the standard deviation of each channel, by --mean and --std or as the model says."""
+    def normalisation(self, asked: Normalisation) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the mean and the standard deviation of each channel, as asked or as the model says."""
         mean, std = self._normalisation()
         if not self.dtype.is_floating_point:
             note(f"the model takes {self.dtype} images: they are given as they are, from 0 to 255")
-            if args.mean or args.std:
+            if asked.mean or asked.std:
                 raise InputError("--mean and --std are for images of floating-point numbers", do="leave them out")
-        elif self.loaded.mean is None and (args.mean is None or args.std is None):
+        elif self.loaded.mean is None and (asked.mean is None or asked.std is None):
             note("the model does not say how its images are normalised: ImageNet's values are taken; see --mean, --std")
-        if args.std is not None and min(args.std) <= 0:
+        if asked.std is not None and min(asked.std) <= 0:
             raise InputError(
-                f"--std holds {min(args.std):g}", why="images are divided by it", do="give numbers above 0"
+                f"--std holds {min(asked.std):g}", why="images are divided by it", do="give numbers above 0"
             )
-        return args.mean or mean, args.std or std
+        return asked.mean or mean, asked.std or std
 
     def batches(self, folder: ImageFolder, progress: Progress) -> list[Batch]:
         """The folder's images as whole batches; images that fill no batch are left out, with a note.
@@ -118,57 +117,48 @@ class Subject:
         return self.loaded.mean or IMAGENET_MEAN, self.loaded.std or IMAGENET_STD
 
 
-def load_subject(args: argparse.Namespace) -> Subject:
-    """Load the model that the arguments name, print its notes, and settle its input.
+def load_subject(request: ModelRequest) -> Subject:
+    """Load the model, print its notes, and settle its input.
 
     Raises:
         InputError: the model cannot be loaded, or does not take images of that size or batch.
     """
     loaded = load_model(
-        args.model,
-        weights=args.weights,
-        model_args=parse_model_args(args.model_arg),
-        dtype=DTYPES[args.dtype] if args.dtype else None,
-        device=args.device,
+        request.spec,
+        weights=request.weights,
+        model_args=request.model_args,
+        dtype=request.dtype,
+        device=request.device,
     )
     for each in loaded.notes:
         note(each)
-    batch, dtype = args.batch or 1, torch.float32
+    batch, dtype = request.batch or 1, torch.float32
     if isinstance(loaded.model, ExportedProgram):
-        image = _image_of(loaded.model, args)
-        _refuse_other_sizes(image, args)
-        batch, dtype = args.batch or (image.shape[0] if isinstance(image.shape[0], int) else 1), image.dtype
+        image = _image_of(loaded.model, request.spec)
+        _refuse_other_sizes(image, request)
+        batch, dtype = request.batch or (image.shape[0] if isinstance(image.shape[0], int) else 1), image.dtype
     else:
         dtype = next((each.dtype for each in loaded.model.parameters() if each.is_floating_point()), dtype)
-    size = args.size or loaded.input_size or loaded.image_size
+    size = request.size or loaded.input_size or loaded.image_size
     if size is None:
         raise InputError(
-            f"the image size of {args.model} is not known", do="say it with --size, such as --size 704x960"
+            f"the image size of {request.spec} is not known", do="say it with --size, such as --size 704x960"
         )
     if loaded.patch_size is not None:
         check_size(size, loaded.patch_size)
-    return Subject(loaded, size, batch, dtype, torch.device(args.device))
+    return Subject(loaded, size, batch, dtype, torch.device(request.device))
 
 
-def find_images(args: argparse.Namespace) -> ImageFiles:
-    """The readable images of --images, before a model is loaded, which may take minutes.
-
-    Raises:
-        InputError: as `ImageFiles.find`.
-    """
-    return ImageFiles.find(args.images, args.limit, strict=args.strict)
-
-
-def made_from(args: argparse.Namespace) -> dict[str, str]:
-    """The model and the images that a plan is made from, for its record: without the paths of this machine."""
-    name = args.model.removeprefix("hf:")
-    if name != args.model:
-        model = args.model if find_hub_model(name) is not None else f"hf:{Path(name).name}"
+def made_from(spec: str, images: str) -> dict[str, str]:
+    """Name the model and the folder of images that a plan is made from, without the paths of this machine."""
+    name = spec.removeprefix("hf:")
+    if name != spec:
+        model = spec if find_hub_model(name) is not None else f"hf:{Path(name).name}"
     else:
         model = Path(name).name
     return {
         "model": model,
-        "images": Path(args.images).resolve().name,
+        "images": Path(images).resolve().name,
     }
 
 
@@ -213,7 +203,7 @@ def refuse_rewritten(subject: Subject) -> None:
         )
 
 
-def _image_of(program: ExportedProgram, args: argparse.Namespace) -> Tensor:
+def _image_of(program: ExportedProgram, spec: str) -> Tensor:
     """The batch of images among the inputs of a program, as a tensor without values."""
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
@@ -222,27 +212,27 @@ def _image_of(program: ExportedProgram, args: argparse.Namespace) -> Tensor:
             if value.shape[1] != 3 and isinstance(value.shape[1], int):
                 shape = "×".join(str(length) if isinstance(length, int) else "any" for length in value.shape)
                 raise InputError(
-                    f"{args.model} takes no images of [batch, 3, height, width]",
+                    f"{spec} takes no images of [batch, 3, height, width]",
                     why=f"its input {node.name} is {shape}",
                     do="export the model with images of three channels, which stand before height and width",
                 )
             return value
-    raise InputError(f"{args.model} takes no images", why="none of its inputs is [batch, channel, height, width]")
+    raise InputError(f"{spec} takes no images", why="none of its inputs is [batch, channel, height, width]")
 
 
-def _refuse_other_sizes(image: Tensor, args: argparse.Namespace) -> None:
+def _refuse_other_sizes(image: Tensor, request: ModelRequest) -> None:
     """Refuse options that ask a program for sizes other than those that it was exported for."""
     held = [length if isinstance(length, int) else None for length in image.shape]
-    height, width = args.size or (None, None)
-    asked = ((args.batch, held[0], "--batch"), (height, held[2], "--size"), (width, held[3], "--size"))
+    height, width = request.size or (None, None)
+    asked = ((request.batch, held[0], "--batch"), (height, held[2], "--size"), (width, held[3], "--size"))
     option = next((name for wish, length, name in asked if wish and length and wish != length), None)
-    if option is None and getattr(args, "dynamic", False) and any((held[0], held[2], held[3])):
+    if option is None and request.dynamic and any((held[0], held[2], held[3])):
         option = "--dynamic"
     if option is not None:
         shape = "×".join("any" if length is None else str(length) for length in held)
         raise InputError(
             f"{option} cannot change an exported program",
             why=f"its sizes are part of the file: it takes images of {shape}",
-            where=args.model,
+            where=request.spec,
             do=f"leave {option} out, or export the model again from its source",
         )

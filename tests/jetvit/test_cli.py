@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from jetvit.api import find_attention
 from jetvit.cli import main
+from jetvit.commands.requests import ModelRequest, Normalisation
 from jetvit.commands.subject import load_subject
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.files import load_exported
@@ -659,23 +659,19 @@ class OfBytes(nn.Module):
 def test_bytes_of_a_picture_are_not_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     program = torch.export.export(OfBytes(), (torch.zeros(1, 3, 32, 48, dtype=torch.uint8),))
     torch.export.save(program, tmp_path / "bytes.pt2")
-    args = argparse.Namespace(model=str(tmp_path / "bytes.pt2"), weights=None, model_arg=[], dtype=None, device="cpu")
-    args.batch = args.size = args.mean = args.std = args.limit = None
-    subject = load_subject(args)
+    subject = load_subject(ModelRequest(str(tmp_path / "bytes.pt2")))
     (drawn,), _ = subject.example()
     assert drawn.dtype is torch.uint8
     assert len(drawn.unique()) > 50
     pixels = torch.randint(0, 256, (32, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    args.images = tmp_path / "photos"
-    args.images.mkdir()
-    Image.fromarray(pixels.numpy()).save(args.images / "a.png")
-    files = ImageFiles.find(args.images)
-    ((batch,), _), *_ = subject.batches(subject.images(args, files), lambda *_: None)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / "a.png")
+    files = ImageFiles.find(tmp_path / "photos")
+    ((batch,), _), *_ = subject.batches(subject.images(files, Normalisation()), lambda *_: None)
     torch.testing.assert_close(batch[0], pixels.permute(2, 0, 1), rtol=0, atol=0)
     assert "from 0 to 255" in capsys.readouterr().err
-    args.mean = (0.5, 0.5, 0.5)
     with pytest.raises(InputError, match="--mean and --std"):
-        subject.images(args, files)
+        subject.images(files, Normalisation(mean=(0.5, 0.5, 0.5)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 48), (1, 32, 48, 3)])

@@ -189,11 +189,9 @@ def test_a_local_folder_of_the_name_comes_first(cache: Cache) -> None:
 
 
 def test_a_plan_records_the_name_of_the_hub_and_no_local_path(cache: Cache, tmp_path: Path) -> None:
-    args: Any = SimpleNamespace(model=f"hf:{NAME}@v1", images=str(tmp_path))
-    assert made_from(args)["model"] == f"hf:{NAME}@v1"
+    assert made_from(f"hf:{NAME}@v1", str(tmp_path))["model"] == f"hf:{NAME}@v1"
     shutil.copytree(cache.model, NAME)
-    args.model = f"hf:{NAME}"
-    assert made_from(args)["model"] == "hf:some.model"
+    assert made_from(f"hf:{NAME}", str(tmp_path))["model"] == "hf:some.model"
 
 
 def test_what_is_missing_is_downloaded(cache: Cache) -> None:

@@ -153,7 +153,7 @@ def test_a_largest_shape_that_is_none(refused: Run, tmp_path: Path, shape: str):
 
 def test_largest_shapes_reach_the_target(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     given = {}
-    monkeypatch.setattr(exporting, "_require", lambda target: None)
+    monkeypatch.setattr(exporting, "require_target", lambda target: None)
     monkeypatch.setitem(exporting.READERS, "tensorrt", lambda *_, **__: "it is not there")
 
     def write(program: Any, path: Path, **options: Any) -> None:

@@ -1,6 +1,6 @@
-"""What a search keeps on the disk: it may be killed at any moment, and goes on from there.
+"""The files of a search, which can be killed at any moment and resumes from them.
 
-    run.json              what was asked for; a folder is never continued with something else
+    run.json              the configuration; a folder never resumes with another one
     STAGE.safetensors     weights, optimiser and progress of a stage; replaced as a whole
     metrics.csv           one row a step
     evaluations.jsonl     every path whose quality was measured
@@ -78,7 +78,11 @@ class RunFolder:
             self._write(f"{stage}.safetensors", to_bytes(own, {"record": json.dumps(record)}))
 
     def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was kept of a stage, on the CPU; None if nothing was. Raises InputError for a damaged file."""
+        """Load the tensors and the record of a stage, on the CPU; None if it has none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         file = self.path / f"{stage}.safetensors"
         if not file.exists():
             return None
@@ -213,7 +217,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: the name of the entry, and both."""
+    """Describe the first difference of two JSON values: the name of the entry, and both."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*now, *was]):
             yield from _differences(f"{name}.{key}".strip("."), was.get(key), now.get(key))

@@ -70,7 +70,7 @@ class RatedPath:
 
 @dataclass(frozen=True)
 class Trace:
-    """What trace.json holds: see `Searched`. The best path of a step of the beam search is its first."""
+    """The content of trace.json: see `Searched`. The best path of a step of the beam search is its first."""
 
     metric: str
     sites: tuple[str, ...]
@@ -393,7 +393,7 @@ def _colours(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _front(paths: Iterable[RatedPath]) -> list[RatedPath]:
-    """Those that no other is both faster and better than, the fastest first."""
+    """The Pareto front: the paths that no other path beats in both latency and metric, the fastest first."""
     front: list[RatedPath] = []
     for path in sorted(paths, key=lambda path: (path.latency_ms, -path.value)):
         if not front or path.value > front[-1].value:
@@ -402,7 +402,7 @@ def _front(paths: Iterable[RatedPath]) -> list[RatedPath]:
 
 
 def _short_names(sites: Sequence[str]) -> tuple[str, list[str]]:
-    """What all names share, "blocks.*.attn", and each without it."""
+    """The part that all names share, "blocks.*.attn", and each name without it."""
     if len(sites) == 1:
         return "", list(sites)
     parts = [name.split(".") for name in sites]
@@ -414,5 +414,5 @@ def _short_names(sites: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> list[str]:
-    """What all begin with."""
+    """The common prefix of all."""
     return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]

@@ -46,11 +46,11 @@ from jetvit.search.data.splits import Split, Splits, evenly_spaced
 from jetvit.search.data.stream import Inputs, Stream
 from jetvit.search.post_training.confirm import Confirmation, refuse_slower
 from jetvit.search.post_training.end_to_end import distil, supernet_distillation, train_head, train_on_task
-from jetvit.search.post_training.exam import Exam, Examiner
+from jetvit.search.post_training.evaluation import EvalResult, Evaluator
+from jetvit.search.post_training.feature_extractor import FeatureExtractor
 from jetvit.search.post_training.local_distillation import local_distillation
 from jetvit.search.post_training.path_search import Evaluations, PathSearch, Searched, refuse_tight_budget
 from jetvit.search.post_training.paths import Alternatives
-from jetvit.search.post_training.reader import Reader
 from jetvit.search.post_training.recipe import CHOICES, Recipe
 from jetvit.search.post_training.report import MARGIN, report
 from jetvit.search.post_training.scores import PathLatency, Scores, score_alone, survivors
@@ -239,9 +239,9 @@ class PostTraining:
         for site in self.net.choice_sites.values() if self.sharded else ():
             site.shard(processes)
         self.taps = Taps(self.net.model, self._tapped(), self.sites[0])
-        self.reader = Reader(self.net, self.taps, self._new_head(), self.inputs, asked.output)
-        self.teacher = replace(self.reader, model=self.net.original)
-        self.select = Examiner(
+        self.extractor = FeatureExtractor(self.net, self.taps, self._new_head(), self.inputs, asked.output)
+        self.teacher = replace(self.extractor, model=self.net.original)
+        self.select = Evaluator(
             self.teacher, self.task, asked.data.select, self.batch, self.run, self.recipe.select_images
         )
         self.alternatives: Alternatives = {
@@ -260,12 +260,12 @@ class PostTraining:
         scores, alternatives = self._train_supernet()
         found = self._search_path(scores, alternatives)
         self.confirmation = self._confirm(found)
-        student, exams = self._train_found(found)
-        metrics = report(self.task, exams, self.asked.data.test.groups, MARGIN)
+        student, results = self._train_found(found)
+        metrics = report(self.task, results, self.asked.data.test.groups, MARGIN)
         return self._as_plan(student, found, scores, metrics)
 
     def _train_head(self) -> None:
-        head, asked = self.reader.head, self.asked
+        head, asked = self.extractor.head, self.asked
         if head is None:
             return
         if asked.head is None and self.task.labelled:
@@ -277,17 +277,17 @@ class PostTraining:
         net, run, recipe = self.net, self.run, self.recipe
         local_distillation(net, self._stream("local"), self.inputs, recipe.local, run)
         scoring = self._stream("score")
-        scores = score_alone(net, self.reader, self.teacher, self.alternatives, scoring, recipe.score_steps, run)
+        scores = score_alone(net, self.extractor, self.teacher, self.alternatives, scoring, recipe.score_steps, run)
         kept = survivors(scores, self.latency, recipe.survivors)
         supernet_distillation(
-            net, self.reader, self.teacher, self._stream("supernet"), kept, recipe.drawn_full, recipe.supernet, run
+            net, self.extractor, self.teacher, self._stream("supernet"), kept, recipe.drawn_full, recipe.supernet, run
         )
-        return score_alone(net, self.reader, self.teacher, kept, scoring, recipe.score_steps, run), kept
+        return score_alone(net, self.extractor, self.teacher, kept, scoring, recipe.score_steps, run), kept
 
     def _search_path(self, scores: Scores, alternatives: Alternatives) -> Searched:
         def measure(path: Path) -> float:
             with self.net.path(path):
-                return self._rating(self.reader, "rating paths")
+                return self._rating(self.extractor, "rating paths")
 
         found = PathSearch(
             alternatives,
@@ -334,47 +334,47 @@ class PostTraining:
             warn_of_noise(confirmation.speedup, confirmation.plan_ms, confirmation.full_ms)
         return confirmation
 
-    def _train_found(self, found: Searched) -> tuple[Student, dict[str, Exam]]:
+    def _train_found(self, found: Searched) -> tuple[Student, dict[str, EvalResult]]:
         """Train the model that was found, and the control; both, and the original, read the test images, once."""
         recipe, run = self.recipe, self.run
 
-        def features_of(reader: Reader) -> Callable[[], float]:
-            return lambda: float(self.select(reader, "validating").errors.mean())
+        def features_of(extractor: FeatureExtractor) -> Callable[[], float]:
+            return lambda: float(self.select(extractor, "validating").errors.mean())
 
-        def task_of(reader: Reader) -> Callable[[], float]:
-            return lambda: -self._rating(reader, "validating")
+        def task_of(extractor: FeatureExtractor) -> Callable[[], float]:
+            return lambda: -self._rating(extractor, "validating")
 
         student = Student(self.program, self.net.plan(found.best.path))
-        reader = self._reader_of(student)
+        extractor = self._reader_of(student)
         if recipe.distil is not None:
             stream = self._stream("distil", recipe.flip)
-            distil(student, reader, self.teacher, stream, recipe.distil, run, features_of(reader))
-        exams: dict[str, Exam] = {}
-        control: Reader | None = None
+            distil(student, extractor, self.teacher, stream, recipe.distil, run, features_of(extractor))
+        results: dict[str, EvalResult] = {}
+        control: FeatureExtractor | None = None
         if recipe.task is not None and self.task.labelled:
             same = Student(self.program, self.net.plan({}))
             control = self._reader_of(same)
-            for stage, each, read in (("task", student, reader), ("control", same, control)):
+            for stage, each, read in (("task", student, extractor), ("control", same, control)):
                 stream = self._stream("task", recipe.flip)
                 train_on_task(stage, each, read, self.task, stream, recipe.task, run, task_of(read))
-        examiner = Examiner(self.teacher, self.task, self.asked.data.test, self.batch, run)
-        exams["original"] = examiner(self.teacher, "reading the test images: original")
-        exams["plan"] = examiner(reader, "reading the test images: plan")
+        evaluator = Evaluator(self.teacher, self.task, self.asked.data.test, self.batch, run)
+        results["original"] = evaluator(self.teacher, "reading the test images: original")
+        results["plan"] = evaluator(extractor, "reading the test images: plan")
         if control is not None:
-            exams["control"] = examiner(control, "reading the test images: control")
-        return student, exams
+            results["control"] = evaluator(control, "reading the test images: control")
+        return student, results
 
-    def _rating(self, reader: Reader, what: str) -> float:
+    def _rating(self, extractor: FeatureExtractor, what: str) -> float:
         """The task's metric of a model on the choosing images."""
-        return self.task.metrics(self.select(reader, what, compare=False).counts)[self.task.metric]
+        return self.task.metrics(self.select(extractor, what, compare=False).counts)[self.task.metric]
 
-    def _reader_of(self, student: Student) -> Reader:
+    def _reader_of(self, student: Student) -> FeatureExtractor:
         taps = Taps(student.model, self.taps.blocks, self.sites[0])
         if not self.sharded:
-            return replace(self.reader, model=student.model, taps=taps)
+            return replace(self.extractor, model=student.model, taps=taps)
         both = WithTokens(student.model, taps)
         shard(both, self.run.processes)
-        return replace(self.reader, model=lambda *args, **kwargs: both(*args, **kwargs)[0], taps=taps)
+        return replace(self.extractor, model=lambda *args, **kwargs: both(*args, **kwargs)[0], taps=taps)
 
     def _stream(self, stage: str, flip: bool = False) -> Stream:
         train: Split = self.asked.data.train

@@ -21,7 +21,7 @@ import jetvit
 from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search.data.splits import Sample, Splits
-from jetvit.search.post_training.exam import Examiner
+from jetvit.search.post_training.evaluation import Evaluator
 from jetvit.search.post_training.paths import path_key
 from jetvit.search.post_training.recipe import Recipe
 from jetvit.search.post_training.search import search as post_training
@@ -33,11 +33,24 @@ from jetvit.search.tasks.segmentation import Segmentation
 from jetvit.search.tasks.task import Task
 from tests.passes.models import assert_close
 from tests.search.fixed_latencies import fixed_latencies
-from tests.search.tiny import CONV, FEW, LONG, SIZE, TASKS, WINDOW, Noise, disturb, noise, readers, small, tiny_search
+from tests.search.tiny import (
+    CONV,
+    FEW,
+    LONG,
+    SIZE,
+    TASKS,
+    WINDOW,
+    Noise,
+    disturb,
+    extractors,
+    noise,
+    small,
+    tiny_search,
+)
 from tests.zoo.quick import sweep
 
 PROGRAM = ("-m", "tests.search.tiny")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +329,11 @@ def test_a_site_that_cannot_be_trained_keeps_full_attention():
 
 
 def test_the_teacher_is_the_original_whatever_path_is_active():
-    net, reader, teacher = readers(head=Features().head([32]))
+    net, extractor, teacher = extractors(head=Features().head([32]))
     disturb(net)
-    examine = Examiner(teacher, Features(), Noise(3, 1), 2, Run())
+    evaluate = Evaluator(teacher, Features(), Noise(3, 1), 2, Run())
     with net.path(dict.fromkeys(net.choice_sites, CONV)):
-        original, converted = examine(teacher), examine(reader)
+        original, converted = evaluate(teacher), evaluate(extractor)
     assert original.errors.tolist() == [0, 0, 0]
     assert Features().metrics(original.counts)["explained"] == 1
     assert (converted.errors > 1e-2).all()

@@ -31,6 +31,7 @@ from jetvit.cost_model import sample_base
 from jetvit.cost_model.files.lock import locked
 from jetvit.cost_model.files.whole_file import refuse_full_disk, write_whole
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 METRICS = ("stage", "step", "loss", "rate", "seconds")
 
@@ -208,6 +209,17 @@ def locked_folder(path: str | os.PathLike[str], work: str) -> AbstractContextMan
     except OSError as error:
         raise InputError(f"the {work} cannot keep its progress", why=str(error), where=os.fspath(path)) from error
     return locked(path)
+
+
+def resume_message(folder: RunFolder) -> str:
+    """Describe where a search resumes: the stages that are done, the steps of others, the number of rated paths."""
+    stages = [(name.replace("_", " "), done, steps) for name, done, steps in folder.stages()]
+    finished = [name for name, done, _ in stages if done]
+    parts = [f"done: {', '.join(finished)}" if finished else "no stage is done"]
+    parts += [f"{name} resumes at step {steps + 1}" for name, done, steps in stages if not done]
+    if rated := len(folder.evaluations()):
+        parts.append(f"{counted(rated, 'path')} rated")
+    return f"the search in {folder.path} resumes ({'; '.join(parts)})"
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -119,6 +119,11 @@ class Supernet(nn.Module):
         )
         self.choice_sites: dict[str, ChoiceSite] = owners
 
+    @property
+    def always_full(self) -> list[str]:
+        """The names of the sites that have no other choice than full attention."""
+        return [site.name for site in self.sites if site.name not in self.choice_sites]
+
     def train(self, mode: bool = True) -> Supernet:
         """Do nothing: the graph was captured in eval mode, and stays so."""
         return self

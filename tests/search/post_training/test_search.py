@@ -21,10 +21,10 @@ import jetvit
 from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search.data.splits import Sample, Splits
+from jetvit.search.post_training import stages
 from jetvit.search.post_training.evaluation import Evaluator
 from jetvit.search.post_training.paths import path_key
 from jetvit.search.post_training.recipe import Recipe
-from jetvit.search.post_training.search import search as post_training
 from jetvit.search.post_training.student import Student
 from jetvit.search.post_training.train import Run
 from jetvit.search.tasks.depth import Depth
@@ -166,7 +166,7 @@ class Students(list[Student]):
 @pytest.fixture
 def students(monkeypatch: pytest.MonkeyPatch) -> Students:
     made = Students()
-    monkeypatch.setattr(post_training, "Student", made)
+    monkeypatch.setattr(stages, "Student", made)
     return made
 
 
@@ -396,7 +396,7 @@ def test_other_labels_are_another_search(tmp_path: Path):
 
 
 def test_what_cannot_go_well_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(post_training, "local_distillation", None)
+    monkeypatch.setattr(stages, "local_distillation", None)
     with pytest.raises(InputError, match="a search without labels needs a bound"):
         tiny_search(max_full=None)
     with pytest.raises(InputError, match="bfloat16 weights cannot be trained") as error:

@@ -41,9 +41,9 @@ from jetvit.models.load import load_model
 from jetvit.passes.frontends.capture import export_model
 from jetvit.search.data.stream import Stream
 from jetvit.search.post_training.local_distillation import local_distillation
-from jetvit.search.post_training.pictures import draw_curves
 from jetvit.search.post_training.supernet import Supernet
 from jetvit.search.post_training.train import Run, Schedule
+from jetvit.search.post_training.training_curves import draw_curves
 
 COLUMNS = (
     *("design", "inherited", "steps", "miou", "low", "high", "pixel_accuracy", "drift", "local_loss"),

@@ -34,7 +34,7 @@ from jetvit.search.calibration.run_folder import RunFolder
 from jetvit.search.data.splits import Splits
 from jetvit.search.data.stream import Stream
 from jetvit.search.post_training.end_to_end import train_head, train_on_task
-from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.feature_extractor import FeatureExtractor
 from jetvit.search.post_training.recipe import Recipe
 from jetvit.search.post_training.search import search
 from jetvit.search.post_training.student import Student
@@ -83,10 +83,10 @@ def adapted(
     taps = Taps(same.model, evenly(blocks_of(sites), task.taps or 1), sites[0])
     torch.manual_seed(run.seed)
     head = task.head(taps.channels)
-    reader = Reader(same.model, taps, head.to(run.device), lambda images: ((images.to(run.device),), {}))
-    train_head(reader, task, data.train, stages.batch, stages.head, run)
+    extractor = FeatureExtractor(same.model, taps, head.to(run.device), lambda images: ((images.to(run.device),), {}))
+    train_head(extractor, task, data.train, stages.batch, stages.head, run)
     stream = Stream(data.train, stages.batch, f"{run.seed} teacher", run.processes, flip=True)
-    train_on_task("teacher", same, reader, task, stream, schedule, run)
+    train_on_task("teacher", same, extractor, task, stream, schedule, run)
     return same.program(), head
 
 

@@ -4,6 +4,7 @@ from jetvit.search.calibration.calibrate import calibrate
 from jetvit.search.calibration.check import CheckReport, check_plan
 from jetvit.search.data.splits import Sample, Split, Splits
 from jetvit.search.post_training.recipe import Recipe
+from jetvit.search.post_training.request import SearchRequest
 from jetvit.search.post_training.search import search
 from jetvit.search.post_training.task_check import TaskReport, check_task
 from jetvit.search.post_training.train import Schedule
@@ -21,6 +22,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "Schedule",
+    "SearchRequest",
     "Segmentation",
     "Split",
     "Splits",

@@ -41,7 +41,7 @@ from jetvit.search.calibration.runner import Runner, pick
 from jetvit.search.calibration.trial import Trial
 from jetvit.search.data.splits import Splits, collate, evenly_spaced, filled_up
 from jetvit.search.post_training.end_to_end import train_head
-from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.feature_extractor import FeatureExtractor
 from jetvit.search.post_training.recipe import Recipe
 from jetvit.search.post_training.report import bootstrap_run
 from jetvit.search.post_training.statistics import Difference, paired
@@ -93,10 +93,10 @@ class Probe:
         taps = Taps(original, self._blocks, self.sites[0])
         torch.manual_seed(run.seed)
         self.head = task.head(taps.channels)
-        reader = Reader(original, taps, self.head, _call)
-        train_head(reader, task, data.train, self._batch, recipe.head, run)
+        extractor = FeatureExtractor(original, taps, self.head, _call)
+        train_head(extractor, task, data.train, self._batch, recipe.head, run)
         self.head.requires_grad_(False).eval()
-        self._references, self._counts = self._read(reader, "original")
+        self._references, self._counts = self._read(extractor, "original")
         self._places = place_axes(self._references[0], Runner(self.program).channel_axes())
         self.bootstrap_run = bootstrap_run(self.test.groups)
 
@@ -109,7 +109,7 @@ class Probe:
         """Measure the plan of these choices; `name` is reported to the progress."""
         rewritten = self._rewritten(chosen)
         taps = Taps(rewritten, self._blocks, self.sites[0])
-        outputs, counts = self._read(Reader(rewritten, taps, self.head, _call), name)
+        outputs, counts = self._read(FeatureExtractor(rewritten, taps, self.head, _call), name)
         drift = Drift(self._references, self._places)
         for index, output in enumerate(outputs):
             drift.add(index, output)
@@ -121,7 +121,7 @@ class Probe:
         return Student(self.program, Plan(sites, Fingerprint.of(self.sites))).model
 
     @torch.no_grad()
-    def _read(self, reader: Reader, name: str) -> tuple[list[Tensor], Tensor]:
+    def _read(self, extractor: FeatureExtractor, name: str) -> tuple[list[Tensor], Tensor]:
         """Return the model's output for each batch of test images, and the counts of all of them for the metric."""
         outputs, counts = [], []
         firsts = range(0, len(self.test), self._batch)
@@ -129,7 +129,7 @@ class Probe:
             samples = [self.test[place] for place in range(first, min(first + self._batch, len(self.test)))]
             images, targets = collate(samples)
             assert targets is not None, "the task needs targets"
-            reading = reader(filled_up(images, self._batch))
+            reading = extractor(filled_up(images, self._batch))
             outputs.append(pick(reading.result, None)[: len(samples)].float())
             counts.append(self.task.counts(reading.output[: len(samples)], targets))
             self._run.progress(f"{self.task.name}: {name}", index + 1, len(firsts))

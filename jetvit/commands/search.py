@@ -43,7 +43,7 @@ from jetvit.cost_model.plans.plan_file import PLAN_FILE
 from jetvit.models.datasets import find_split_files, read_splits
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.patterns.wording import counted
-from jetvit.search import Recipe, search
+from jetvit.search import Recipe, SearchRequest, search
 from jetvit.search.data.processes import Processes, processes_here
 from jetvit.search.post_training.pictures import draw
 from jetvit.search.post_training.recipe import CHOICES
@@ -191,11 +191,8 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
     )
     recipe = _recipe(args, subject)
     with progress_bar() as progress:
-        plan = search(
-            subject.model,
-            data,
-            task,
-            args.budget,
+        request = SearchRequest(
+            budget=args.budget,
             max_full=args.max_full,
             choices=args.choices,
             recipe=recipe,
@@ -211,6 +208,7 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
             provenance=made_from(args.model, args.images),
             progress=progress,
         )
+        plan = search(subject.model, data, task, request=request)
     if not processes.first:
         return
     plan.save(out)

@@ -21,7 +21,7 @@ from jetvit.explain import explain
 from jetvit.files import atomic_write
 from jetvit.patterns.site import Sites
 from jetvit.patterns.wording import counted
-from jetvit.search import Depth, Recipe, Schedule, search
+from jetvit.search import Depth, Recipe, Schedule, SearchRequest, search
 from jetvit.search.data.splits import Split, Splits, collate
 from jetvit.search.post_training.pictures import draw
 
@@ -98,10 +98,7 @@ def run_demo(
 def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progress: Progress | None) -> Plan:
     # Nothing is kept of the run itself: the next demo is to search anew, and not to read what this one has found.
     with tempfile.TemporaryDirectory() as run:
-        plan = search(
-            model,
-            data,
-            TASK,
+        request = SearchRequest(
             max_full=MAX_FULL,
             choices=CHOICES,
             recipe=recipe,
@@ -110,6 +107,7 @@ def _search(model: nn.Module, data: Splits, recipe: Recipe, folder: Path, progre
             provenance={"model": "jetvit.demo.small_vit", "images": "jetvit.demo.scenes"},
             progress=progress,
         )
+        plan = search(model, data, TASK, request=request)
         draw(run, folder)
     return plan
 

@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Options:
-    """What each site may become, with its latency and the drift of it alone; number 0 is full attention."""
+    """The options of each site, with the latency and the drift of each alone; number 0 is full attention."""
 
     names: list[str]
     labels: list[list[Choice]]
@@ -79,7 +79,7 @@ class Options:
 
     @property
     def costs(self) -> Costs:
-        """What a search has to know. A gain within the spread of the measurements is none."""
+        """Latencies and drifts for a search. A gain within the spread of the measurements counts as none."""
         return Costs([[_sure_ms(each, some[0]) for each in some] for some in self.answers], self.drifts)
 
     def attention_ms(self, selection: Selection) -> float:

@@ -31,7 +31,7 @@ from jetvit.patterns.errors import InputError, JetvitError
 from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.wording import counted
-from jetvit.search.calibration.best_plan import Budget, Options, PlanSearch
+from jetvit.search.calibration.best_plan import BestPlan, Budget, Options, PlanSearch
 from jetvit.search.calibration.fixed_grids import refuse_open_grids
 from jetvit.search.calibration.kept_latencies import KeptLatencies
 from jetvit.search.calibration.measurements import Measurements, images_digest, removed_if_refused, resumes
@@ -106,41 +106,35 @@ def calibrate(
         JetvitError: the model has no full attention that can be rewritten.
         PlanError: no plan meets the budget.
     """
-    if dynamic:
-        raise InputError(
-            "calibrate does not take dynamic=True",
-            why="it measures drift and latency, which are those of one image size",
-            do="calibrate with images of the size that matters most; the plan fits the model that jetvit.optimize and "
-            "jetvit.export capture with dynamic=True",
-        )
-    if not max_drift >= 0:
-        raise InputError(f"max_drift is {max_drift}", do="give a number of 0 or more")
-    bound = None if budget is None else Budget.parse(budget)
-    if dtype is not None and costs is None:
-        raise InputError("a dtype without costs", do="give both, or load the model in that dtype")
-    pairs = as_batches(batches, kwargs)
-    program = export_model(model, *pairs[0], dynamic_shapes)
-    asked = CalibrationRequest(
-        program,
-        pairs,
+    _refuse_dynamic(dynamic)
+    request = CalibrationRequest(
         max_drift,
-        bound,
+        None if budget is None else Budget.parse(budget),
         output,
         metric,
         tuple(choices) if choices is not None else tuple(_window(side) for side in WINDOWS),
         costs,
         dtype,
     )
+    pairs = as_batches(batches, kwargs)
+    program = export_model(model, *pairs[0], dynamic_shapes)
     with locked_folder(folder, "calibration") if folder is not None else nullcontext():
-        return _calibrate(asked, folder, provenance or {}, progress)
+        setup = _prepare(program, pairs, request, folder, progress)
+        options = _measure_choices(setup)
+        best = PlanSearch(setup.trial, setup.source, options, max_drift, request.budget).best()
+        drifts = _joint_drifts(setup, options, best)
+        record = _record(setup, best, drifts) | dict(provenance or {})
+        return _plan(setup, options, best, record)
 
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """The arguments of `calibrate` that determine its plan."""
+    """The options of `calibrate` that determine its plan.
 
-    program: ExportedProgram
-    pairs: list[Batch]
+    Raises:
+        InputError: max_drift is negative or NaN, or there is a dtype without costs.
+    """
+
     max_drift: float
     budget: Budget | None
     output: Output
@@ -149,92 +143,149 @@ class CalibrationRequest:
     costs: DeviceCosts | None
     dtype: str | None
 
+    def __post_init__(self) -> None:
+        if not self.max_drift >= 0:
+            raise InputError(f"max_drift is {self.max_drift}", do="give a number of 0 or more")
+        if self.dtype is not None and self.costs is None:
+            raise InputError("a dtype without costs", do="give both, or load the model in that dtype")
+
     @property
     def metric_name(self) -> str:
         """The name of the measure of harm."""
         return "drift" if self.metric is None else _name_of(self.metric)
 
-    def config(self, sites: Sites, device: str, table: Any) -> dict[str, Any]:
-        """What has to be the same for a calibration to resume."""
-        return {
-            "sites": [site.to_json() for site in Fingerprint.of(sites).sites],
-            "weights": weights_digest(self.program.state_dict),
-            "images": images_digest(self.pairs),
-            "batches": len(self.pairs),
-            "max_drift": self.max_drift,
-            "budget": None if self.budget is None else self.budget.text,
-            "output": self.output if isinstance(self.output, int | str | None) else _name_of(self.output),
-            "metric": self.metric_name,
-            "choices": [choice.label for choice in self.choices],
-            "latencies_of": device if self.costs is None else str(self.costs.machine),
-            "table": table,
-            "dtype": self.dtype,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+
+@dataclass(frozen=True)
+class _Setup:
+    """The values that the steps of a calibration share.
+
+    * program: the model. pairs: the batches. sites: the attentions of the model. device: the name of its device.
+    * run: the folder, if any. kept: the measurements in it.
+    * trial: measures drift. source: gives latencies.
+    """
+
+    request: CalibrationRequest
+    program: ExportedProgram
+    pairs: list[Batch]
+    sites: Sites
+    device: str
+    run: RunFolder | None
+    kept: Measurements
+    trial: Trial
+    source: LatencySource
 
 
-def _calibrate(
-    asked: CalibrationRequest,
+def _prepare(
+    program: ExportedProgram,
+    pairs: list[Batch],
+    request: CalibrationRequest,
     folder: str | os.PathLike[str] | None,
-    provenance: Mapping[str, Any],
     progress: Progress | None,
-) -> Plan:
-    program, pairs, metric, costs, max_drift = asked.program, asked.pairs, asked.metric, asked.costs, asked.max_drift
+) -> _Setup:
+    """Find the attentions, open the folder, and run the original model."""
     sites = find_sites(ExportedGraph(program))
     _check_sites(sites)
-    device = device_name(sites[0].out.node.meta["val"].device)
-    run: RunFolder | None = None
+    device, costs = device_name(sites[0].out.node.meta["val"].device), request.costs
+    run = None
     if folder is not None:
-        table = None
-        if costs is not None:
-            known = FromTable(costs, program, asked.dtype).alone(alternatives_of(sites, asked.choices))
-            table = hashlib.sha256(repr(known).encode()).hexdigest()
-        run = RunFolder(folder, asked.config(sites, device, table), work="calibration")
+        run = RunFolder(folder, _config(program, pairs, request, sites, device), work="calibration")
     kept = Measurements(run)
     with removed_if_refused(run):
-        trial = Trial(program, pairs, asked.output, metric, progress, kept)
-    alternatives = trial.alternatives(asked.choices)
-    if run is not None and run.resumed:
-        log.info("%s", resumes(run, kept, sum(map(len, alternatives.values())) * len(trial.selection)))
-    _log_left_out(sites, asked.choices, alternatives)
+        trial = Trial(program, pairs, request.output, request.metric, progress, kept)
     source: LatencySource = (
-        KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, asked.dtype)
+        KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, request.dtype)
     )
-    answers = source.alone(alternatives)
-    options = Options.of(alternatives, answers, trial.alone(alternatives))
-    best = PlanSearch(trial, source, options, max_drift, asked.budget).best()
-    drifts = {"joint_drift_selection": best.plan.loss}
-    drifts["joint_drift_held_out"] = trial.joint(options.choices(best.plan.selection), held_out=True)
-    if trial.held_out and drifts["joint_drift_held_out"] > max_drift:
-        log.warning("on the held-out images the drift is %.3f, above the bound", drifts["joint_drift_held_out"])
-    warn_of_doubts(source.doubts, "calibrate again")
-    record = {
-        **_environment(sites[0], device),
+    return _Setup(request, program, pairs, sites, device, run, kept, trial, source)
+
+
+def _config(
+    program: ExportedProgram, pairs: list[Batch], request: CalibrationRequest, sites: Sites, device: str
+) -> dict[str, Any]:
+    """Return the content of run.json: a folder resumes only with the same one."""
+    costs, table = request.costs, None
+    if costs is not None:
+        known = FromTable(costs, program, request.dtype).alone(alternatives_of(sites, request.choices))
+        table = hashlib.sha256(repr(known).encode()).hexdigest()
+    return {
+        "sites": [site.to_json() for site in Fingerprint.of(sites).sites],
+        "weights": weights_digest(program.state_dict),
+        "images": images_digest(pairs),
+        "batches": len(pairs),
+        "max_drift": request.max_drift,
+        "budget": None if request.budget is None else request.budget.text,
+        "output": request.output if isinstance(request.output, int | str | None) else _name_of(request.output),
+        "metric": request.metric_name,
+        "choices": [choice.label for choice in request.choices],
+        "latencies_of": device if costs is None else str(costs.machine),
+        "table": table,
+        "dtype": request.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _measure_choices(setup: _Setup) -> Options:
+    """Measure the latency and the drift of every choice at every site alone."""
+    trial, run, choices = setup.trial, setup.run, setup.request.choices
+    alternatives = trial.alternatives(choices)
+    if run is not None and run.resumed:
+        log.info("%s", resumes(run, setup.kept, sum(map(len, alternatives.values())) * len(trial.selection)))
+    _log_left_out(setup.sites, choices, alternatives)
+    return Options.of(alternatives, setup.source.alone(alternatives), trial.alone(alternatives))
+
+
+def _joint_drifts(setup: _Setup, options: Options, best: BestPlan) -> dict[str, float]:
+    """Return the drift of the whole plan on the choosing and on the held-out images; warn where it is too large."""
+    held_out = setup.trial.joint(options.choices(best.plan.selection), held_out=True)
+    if setup.trial.held_out and held_out > setup.request.max_drift:
+        log.warning("on the held-out images the drift is %.3f, above the bound", held_out)
+    warn_of_doubts(setup.source.doubts, "calibrate again")
+    return {"joint_drift_selection": best.plan.loss, "joint_drift_held_out": held_out}
+
+
+def _record(setup: _Setup, best: BestPlan, drifts: Mapping[str, float]) -> dict[str, Any]:
+    """Return the provenance of the plan."""
+    request, source, trial = setup.request, setup.source, setup.trial
+    return {
+        **_environment(setup.sites[0], setup.device),
         **source.record(),
         "images_selection": trial.images(held_out=False),
         "images_held_out": trial.images(held_out=True),
         **{name: value for name, value in drifts.items() if math.isfinite(value)},
-        "metric": asked.metric_name,
-        "max_drift": max_drift,
-        "budget": None if asked.budget is None else asked.budget.text,
+        "metric": request.metric_name,
+        "max_drift": request.max_drift,
+        "budget": None if request.budget is None else request.budget.text,
         "confirmed": source.confirms and not source.doubts,
         **best.record("eager" if source.confirms else "estimated"),
-        "calibration_seconds": round(kept.seconds, 1),
-        **provenance,
+        "calibration_seconds": round(setup.kept.seconds, 1),
     }
+
+
+def _plan(setup: _Setup, options: Options, best: BestPlan, record: Mapping[str, Any]) -> Plan:
+    """Return the plan with all measurements, and the front of the plans that were measured."""
+    by_latency = sorted(best.measured, key=lambda each: -each.latency_ms)
     return Plan(
         sites=tuple(options.site_plan(index, number) for index, number in enumerate(best.plan.selection)),
-        fingerprint=Fingerprint.of(sites),
+        fingerprint=Fingerprint.of(setup.sites),
         provenance=record,
-        size=_image_size(pairs[0]),
-        base=base_record(projection_weights(sites, program.state_dict)),
+        size=_image_size(setup.pairs[0]),
+        base=base_record(projection_weights(setup.sites, setup.program.state_dict)),
         front=tuple(
             FrontPoint(sum(map(bool, each.selection)), each.loss, options.attention_ms(each.selection))
-            for each in sorted(best.measured, key=lambda each: -each.latency_ms)
+            for each in by_latency
             if math.isfinite(each.loss)
         ),
     )
+
+
+def _refuse_dynamic(dynamic: bool) -> None:
+    if dynamic:
+        raise InputError(
+            "calibrate does not take dynamic=True",
+            why="it measures drift and latency, which are those of one image size",
+            do="calibrate with images of the size that matters most; the plan fits the model that jetvit.optimize and "
+            "jetvit.export capture with dynamic=True",
+        )
 
 
 def _check_sites(sites: Sites) -> None:

@@ -1,4 +1,4 @@
-"""What a plan does to a model's output on images that it was not made with."""
+"""Measure the drift of a plan on images that it was not made with."""
 
 from __future__ import annotations
 

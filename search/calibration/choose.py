@@ -27,7 +27,7 @@ HOPELESS = 10
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; a `Rated` has the joint drift as its loss, and the latency by the costs.
+    """The plans that a search found; a `Rated` has the joint drift as its loss, and the latency by the costs.
 
     * plans: the original and those faster than it, where they keep the bounds, the best first; empty if none does.
     * measured: every plan that was measured, the original first.
@@ -107,12 +107,12 @@ class _Search:
         return [plan for plan in kept if plan.latency_ms <= max_latency_ms]
 
     def found(self, order: Callable[[Rated], tuple[float, float]], max_latency_ms: float = math.inf) -> Found:
-        """What is known now, the best by `order` first."""
+        """The plans measured so far, the best by `order` first."""
         plans = tuple(sorted(self.within(max_latency_ms), key=order))
         return Found(plans, tuple(self.measured.values()), not self.left)
 
     def _keeps(self, plan: Rated) -> bool:
-        """Whether a plan keeps the drift bound, by a measurement."""
+        """Report whether the measured drift of a plan keeps the bound."""
         if plan.selection not in self.measured:
             self.left -= 1
             drift = self._joint_drift(plan.selection)

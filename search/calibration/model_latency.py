@@ -1,4 +1,4 @@
-"""What choices and whole plans take: measured on the device at hand, or by the latency table of another one."""
+"""Latencies of choices and of whole plans: measured on the device at hand, or from the table of another one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def latency_record(
 
 
 class LatencySource(Protocol):
-    """Where the latencies of a search come from.
+    """A source of the latencies of a search.
 
     * confirms: whether `whole` measures, and does not only add up.
     * share: what a millisecond of attention alone adds to the whole model, in milliseconds.
@@ -212,7 +212,7 @@ class FromTable:
         self._sources: Counter[str] = Counter()
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, Answer]]:
-        """What the table says of each site's operation. Raises InputError for what it does not know."""
+        """Look up each site's operation in the table. Raises InputError for an operation that it does not know."""
         found: dict[str, dict[Choice, Answer]] = {}
         for site in self._sites:
             found[site.name] = {each: self._answer(site, each) for each in (FULL, *alternatives[site.name])}

@@ -1,6 +1,6 @@
-"""What a search keeps on the disk: it may be killed at any moment, and goes on from there.
+"""The files of a search, which can be killed at any moment and resumes from them.
 
-    run.json              what was asked for; a folder is never continued with something else
+    run.json              the configuration; a folder never resumes with another one
     STAGE.safetensors     weights, optimiser and progress of a stage; replaced as a whole
     metrics.csv           one row a step
     evaluations.jsonl     every path whose quality was measured
@@ -31,6 +31,7 @@ from jetvit.cost_model import sample_base
 from jetvit.cost_model.files.lock import locked
 from jetvit.cost_model.files.whole_file import refuse_full_disk, write_whole
 from jetvit.patterns.errors import InputError
+from jetvit.patterns.wording import counted
 
 METRICS = ("stage", "step", "loss", "rate", "seconds")
 
@@ -78,7 +79,11 @@ class RunFolder:
             self._write(f"{stage}.safetensors", to_bytes(own, {"record": json.dumps(record)}))
 
     def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was kept of a stage, on the CPU; None if nothing was. Raises InputError for a damaged file."""
+        """Load the tensors and the record of a stage, on the CPU; None if it has none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         file = self.path / f"{stage}.safetensors"
         if not file.exists():
             return None
@@ -206,6 +211,17 @@ def locked_folder(path: str | os.PathLike[str], work: str) -> AbstractContextMan
     return locked(path)
 
 
+def resume_message(folder: RunFolder) -> str:
+    """Describe where a search resumes: the stages that are done, the steps of others, the number of rated paths."""
+    stages = [(name.replace("_", " "), done, steps) for name, done, steps in folder.stages()]
+    finished = [name for name, done, _ in stages if done]
+    parts = [f"done: {', '.join(finished)}" if finished else "no stage is done"]
+    parts += [f"{name} resumes at step {steps + 1}" for name, done, steps in stages if not done]
+    if rated := len(folder.evaluations()):
+        parts.append(f"{counted(rated, 'path')} rated")
+    return f"the search in {folder.path} resumes ({'; '.join(parts)})"
+
+
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """The sha256, in hex, of some values of each floating-point tensor."""
     samples = sample_base({name: each for name, each in tensors.items() if each.is_floating_point()})
@@ -213,7 +229,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: the name of the entry, and both."""
+    """Describe the first difference of two JSON values: the name of the entry, and both."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*now, *was]):
             yield from _differences(f"{name}.{key}".strip("."), was.get(key), now.get(key))

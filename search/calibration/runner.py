@@ -100,7 +100,7 @@ class Runner:
                     alive.pop(dead, None)
 
     def channel_axes(self) -> tuple[int, ...] | None:
-        """Which axes of the output are channels, as the layout walk knows it; None if it does not."""
+        """The channel axes of the output, from the layout walk; None where it does not know."""
         if callable(self._output):
             return None
         names = {

@@ -64,11 +64,11 @@ class Trial:
                 self._collector(held_out)  # refuses references that nothing can be compared with, before the long work
 
     def images(self, held_out: bool) -> int:
-        """How many images choose, or are held out."""
+        """Count the images that choose, or that are held out."""
         return sum(len(reference) for reference in self._references(held_out))
 
     def alternatives(self, choices: Sequence[Choice]) -> dict[str, list[Choice]]:
-        """What each site may become besides full attention: a window over its whole grid is that already."""
+        """The choices of each site besides full attention: a window over its whole grid is that already."""
         return alternatives_of(self.sites, choices)
 
     def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[str, dict[Choice, float]]:

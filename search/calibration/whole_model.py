@@ -1,4 +1,4 @@
-"""What a whole exported model takes on a machine, by its latency table."""
+"""Estimate the latency of a whole exported model on a device, from its latency table."""
 
 from __future__ import annotations
 

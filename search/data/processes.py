@@ -27,7 +27,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """Report whether this process is the one that writes files."""
         return self.index == 0
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -53,7 +53,7 @@ class Launched(Processes):
         atexit.register(self._state.destroy_process_group)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """As in the base class, in one message a dtype."""
+        """Average as the base class says, in one message a dtype."""
         from accelerate.utils import reduce
 
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -72,5 +72,5 @@ class Launched(Processes):
 
 
 def processes_here() -> Processes:
-    """Those that a launcher has started, if this process is one of them; else this one alone."""
+    """Return the processes that a launcher has started, if this is one of them; else this process alone."""
     return Launched() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Processes()

@@ -33,14 +33,14 @@ class Rated:
         return sum(choice == FULL for choice in self.path.values())
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a trace."""
+        """The entry of a trace."""
         labels = {name: choice.label for name, choice in self.path.items()}
         return {"path": labels, "value": self.value, "latency_ms": self.latency_ms}
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a step of a climb came to: how many sites were changed since its start, and the best paths."""
+    """A step of a climb: the number of sites changed since its start, and the best paths."""
 
     phase: str
     changed: int

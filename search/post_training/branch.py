@@ -26,7 +26,7 @@ class CannotCut(Exception):
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a site begins and ends, by names of nodes.
+    """The first and last nodes of a site, by name.
 
     starts: the products that yield q, k and v. end: the product of the output projection.
     """
@@ -122,7 +122,7 @@ def _dependents(graph: GraphModule, cut: Cut) -> set[Node]:
 
 
 def _inside(end: Node, depends: set[Node], outside: Mapping[str, Node]) -> set[Node]:
-    """What the output needs, back to what the original model has outside of the site."""
+    """The nodes that the output needs, back to those that the original model has outside of the site."""
     found: set[Node] = set()
     waiting = [end]
     while waiting:
@@ -140,7 +140,7 @@ def _inside(end: Node, depends: set[Node], outside: Mapping[str, Node]) -> set[N
 
 
 def _is_check(node: Node) -> bool:
-    """Whether a node yields nothing: an assertion that capture left there."""
+    """Report whether a node returns nothing: an assertion that capture left there."""
     return not node.users and node.op == "call_function" and "assert" in str(node.target)
 
 

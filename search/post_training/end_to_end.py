@@ -1,7 +1,7 @@
 """Training of whole models: a head on the original, paths of a supernet, and one rewritten model.
 
 The loss of a distillation compares the features at the taps with those of the original model
-(`jetvit.search.post_training.reader.relative_error`).
+(`jetvit.search.post_training.feature_extractor.relative_error`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from jetvit.search.data.splits import Sample, Split, collate, filled_up
 from jetvit.search.data.stream import Stream
+from jetvit.search.post_training.feature_extractor import FeatureExtractor, relative_error
 from jetvit.search.post_training.local_distillation import loss_name
 from jetvit.search.post_training.paths import Alternatives, draw_path
-from jetvit.search.post_training.reader import Reader, relative_error
 from jetvit.search.post_training.student import Student
 from jetvit.search.post_training.supernet import Supernet
 from jetvit.search.post_training.train import History, Run, Schedule, Training
@@ -41,8 +41,10 @@ class Kept:
         return self.samples[index]
 
 
-def train_head(teacher: Reader, task: Task, split: Split, batch: int, schedule: Schedule, run: Run) -> History:
-    """Train the head of a reader on the features of the original model, which stays as it is.
+def train_head(
+    teacher: FeatureExtractor, task: Task, split: Split, batch: int, schedule: Schedule, run: Run
+) -> History:
+    """Train the head of an extractor on the features of the original model, which stays as it is.
 
     Args:
         teacher: the original model with a new head.
@@ -74,8 +76,8 @@ def train_head(teacher: Reader, task: Task, split: Split, batch: int, schedule: 
 
 def supernet_distillation(
     net: Supernet,
-    reader: Reader,
-    teacher: Reader,
+    extractor: FeatureExtractor,
+    teacher: FeatureExtractor,
     stream: Stream,
     alternatives: Alternatives,
     max_full: int,
@@ -85,7 +87,7 @@ def supernet_distillation(
     """Train random paths, one a step, to yield the features of the original model.
 
     Args:
-        net: the supernet; reader: reads it. teacher: reads the original model.
+        net: the supernet; extractor: reads it. teacher: reads the original model.
         stream: the images.
         alternatives: what paths are drawn from. max_full: how many sites of a path may be full.
         schedule, run: how.
@@ -98,7 +100,7 @@ def supernet_distillation(
 
     def step(number: int) -> dict[str, float]:
         with net.path(draw_path(alternatives, max_full, f"{run.seed} {number} path")):
-            loss = _feature_error(reader, teacher, stream(number)[0], run)
+            loss = _feature_error(extractor, teacher, stream(number)[0], run)
         if loss.requires_grad:  # else all sites before the taps are full
             loss.backward()
         return {"features": float(loss.detach())}
@@ -108,8 +110,8 @@ def supernet_distillation(
 
 def distil(
     student: Student,
-    reader: Reader,
-    teacher: Reader,
+    extractor: FeatureExtractor,
+    teacher: FeatureExtractor,
     stream: Stream,
     schedule: Schedule,
     run: Run,
@@ -118,7 +120,7 @@ def distil(
     """Train all weights of a rewritten model to yield the features of the original one."""
 
     def step(number: int) -> dict[str, float]:
-        loss = _feature_error(reader, teacher, stream(number)[0], run)
+        loss = _feature_error(extractor, teacher, stream(number)[0], run)
         loss.backward()
         return {"features": float(loss.detach())}
 
@@ -131,40 +133,40 @@ def distil(
 def train_on_task(
     stage: str,
     student: Student,
-    reader: Reader,
+    extractor: FeatureExtractor,
     task: Task,
     stream: Stream,
     schedule: Schedule,
     run: Run,
     validate: Callable[[], float] | None = None,
 ) -> History:
-    """Train all weights of a model by a task's own loss on labelled images; the head too, unless it is frozen."""
+    """Train all weights of a model by the loss of a task on labelled images; the head too, unless it is frozen."""
 
     def step(number: int) -> dict[str, float]:
         images, targets = stream(number)
         assert targets is not None, "the task needs targets"
         with run.autocast():
-            output = reader(images).output
+            output = extractor(images).output
         loss = task.loss(output.float(), targets.to(output.device))
         loss.backward()
         return {"task": float(loss.detach())}
 
-    head = {} if reader.head is None else dict(reader.head.named_parameters())
+    head = {} if extractor.head is None else dict(extractor.head.named_parameters())
     trained = {name: value for name, value in head.items() if value.requires_grad}
     groups = {"model": student.parameters} | ({"head": trained} if trained else {})
     return Training(stage, schedule, groups, student.inherited, run, student.choices)(step, validate)
 
 
-def _feature_error(reader: Reader, teacher: Reader, images: Tensor, run: Run) -> Tensor:
-    """How far the features of a model are from those of the original, the mean over the images."""
+def _feature_error(extractor: FeatureExtractor, teacher: FeatureExtractor, images: Tensor, run: Run) -> Tensor:
+    """The relative error of a model's features against the original's, the mean over the images."""
     with torch.no_grad(), run.autocast():
         reference = teacher.tokens(images)
     with run.autocast():
-        return relative_error(reader.tokens(images), reference).mean()
+        return relative_error(extractor.tokens(images), reference).mean()
 
 
 @torch.no_grad()
-def _maps(teacher: Reader, images: Tensor, batch: int, run: Run) -> list[Tensor]:
+def _maps(teacher: FeatureExtractor, images: Tensor, batch: int, run: Run) -> list[Tensor]:
     """The maps of any number of images, by batches of the one size that a captured model takes."""
     found = []
     for some in filled_up(images, batch).split(batch):
@@ -173,7 +175,7 @@ def _maps(teacher: Reader, images: Tensor, batch: int, run: Run) -> list[Tensor]
     return list(torch.cat(found)[: len(images)].split(teacher.taps.channels, 1))
 
 
-def _kept(teacher: Reader, split: Split, batch: int, run: Run) -> Kept | None:
+def _kept(teacher: FeatureExtractor, split: Split, batch: int, run: Run) -> Kept | None:
     """The maps of all images, if they fit."""
     samples: list[Sample] = []
     for first in range(0, len(split), batch):

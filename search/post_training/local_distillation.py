@@ -1,4 +1,4 @@
-"""Local distillation: every choice at every site learns, by itself, what full attention yields there.
+"""Local distillation: train every choice at every site alone to match the output of full attention there.
 
 One pass of the original model gives every site its true input and its true output, so that all choices train at once
 and no error piles up from block to block.
@@ -74,7 +74,7 @@ def local_distillation(
 
 
 def loss_name(site: str, choice: Choice) -> str:
-    """What the loss of a choice at a site is called."""
+    """Name the loss of a choice at a site."""
     return f"{choice.label} at {site}"
 
 

@@ -24,7 +24,7 @@ _AS_FAST = 1.01
 
 
 class Evaluations:
-    """How good paths are: each is measured once, and kept in the folder of the search.
+    """The metric of paths: each is measured once, and kept in the folder of the search.
 
     Args:
         measure: how good a path is.
@@ -38,7 +38,7 @@ class Evaluations:
         self.values = {record["path"]: float(record["value"]) for record in kept if record["stage"] == stage}
 
     def __call__(self, path: Path) -> float:
-        """How good a path is."""
+        """Return the metric of a path, which is measured at the first call."""
         key = path_key(path)
         if key not in self.values:
             self.values[key] = self._measure(path)
@@ -49,7 +49,7 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to.
+    """The result of a path search.
 
     * best: the path that was chosen. levels: of the beam search. listed: the paths of the integer program, rated.
     * controls: paths that a search has to beat, by their names. full: the original model's value and latency.

@@ -1,4 +1,4 @@
-"""How a post-training attention search goes about it."""
+"""The stages and sizes of a post-training attention search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Recipe:
 
     * batch: images a step, over all processes.
     * head: of the task, on the original model. local, supernet: distillation of the choices.
-    * distil, task: of the chosen model, by features and by the task's own loss; None leaves a stage out. The control
+    * distil, task: of the chosen model, by features and by the loss of the task; None leaves a stage out. The control
       gets `task` too.
     * score_steps: batches that single choices are scored on.
     * survivors: how many linear and how many window attentions a site keeps after the local distillation.
@@ -44,5 +44,5 @@ class Recipe:
     flip: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a record."""
+        """The recipe as JSON for a record."""
         return dataclasses.asdict(self)

@@ -1,4 +1,4 @@
-"""What a search came to, on images that it has not seen: the rewritten model beside the original and the control."""
+"""Report the metrics of the rewritten model, the original and the control, on images that the search has not seen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jetvit.search.post_training.exam import Exam
+from jetvit.search.post_training.evaluation import EvalResult
 from jetvit.search.post_training.statistics import interval, non_inferior, paired
 from jetvit.search.tasks.task import Task
 
@@ -19,12 +19,12 @@ _RUN = 10
 _RUNS = 10
 
 
-def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin: float) -> dict[str, Any]:
+def report(task: Task, results: Mapping[str, EvalResult], groups: Sequence[str], margin: float) -> dict[str, Any]:
     """Entries for a plan's provenance.
 
     Args:
-        task: what was asked.
-        exams: of "original", "plan" and, if there is one, "control", on the same images.
+        task: the task of the search.
+        results: of "original", "plan" and, if there is one, "control", on the same images.
         groups: what each image was taken from; frames of one film are drawn in runs. Fewer than ten runs, or images,
             show that nothing is not inferior.
         margin: by how much the plan's metric may be below another's, and still count as not inferior.
@@ -37,15 +37,15 @@ def report(task: Task, exams: Mapping[str, Exam], groups: Sequence[str], margin:
         return task.metrics(counts)[task.metric]
 
     found: dict[str, Any] = {"metric": task.metric, "bootstrap_run": run, "enough_images": enough}
-    for name, exam in exams.items():
-        low, high = interval(value, exam.counts, run=run)
-        found[name] = {metric: _digits(each) for metric, each in task.metrics(exam.counts).items()}
+    for name, result in results.items():
+        low, high = interval(value, result.counts, run=run)
+        found[name] = {metric: _digits(each) for metric, each in task.metrics(result.counts).items()}
         found[name]["interval"] = [_digits(low), _digits(high)]
-        found[name]["feature_error"] = _digits(float(exam.errors.mean()))
-        found[name]["agreement"] = _digits(float(exam.agreement.mean()))
-    for name in exams:
+        found[name]["feature_error"] = _digits(float(result.errors.mean()))
+        found[name]["agreement"] = _digits(float(result.agreement.mean()))
+    for name in results:
         if name != "plan":
-            difference = paired(value, exams["plan"].counts, exams[name].counts, run=run)
+            difference = paired(value, results["plan"].counts, results[name].counts, run=run)
             found[f"plan_minus_{name}"] = [_digits(each) for each in difference]
             found[f"non_inferior_to_{name}"] = enough and non_inferior(difference, margin)
     found["margin"] = margin

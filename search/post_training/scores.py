@@ -1,4 +1,4 @@
-"""What a choice costs where it stands alone: latency, and error of the features that the head reads."""
+"""Score single choices: the latency of each, and the error of the features that the head reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jetvit.cost_model import FULL, Choice
 from jetvit.cost_model.optimum import Costs, least_loss
 from jetvit.search.calibration.model_latency import LatencySource
 from jetvit.search.data.stream import Stream
+from jetvit.search.post_training.feature_extractor import FeatureExtractor, relative_error
 from jetvit.search.post_training.paths import Alternatives
-from jetvit.search.post_training.reader import Reader, relative_error
 from jetvit.search.post_training.supernet import Path, Supernet
 from jetvit.search.post_training.train import Run
 
@@ -41,7 +41,7 @@ class PathLatency:
         return cls(attention_ms, source.share, source.whole([]).median_ms[0])
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept."""
+        """The latencies as the folder keeps them."""
         own = {
             name: [[choice.to_json(), ms] for choice, ms in some.items()] for name, some in self.attention_ms.items()
         }
@@ -56,7 +56,7 @@ class PathLatency:
         return cls(own, record["share"], record["full_ms"])
 
     def alone(self, name: str, choice: Choice) -> float:
-        """What a site adds to the whole model, in ms."""
+        """The latency that a site adds to the whole model, in ms."""
         return self.share * self.attention_ms[name][choice]
 
     def __call__(self, path: Path) -> float:
@@ -67,7 +67,13 @@ class PathLatency:
 
 @torch.no_grad()
 def score_alone(
-    net: Supernet, reader: Reader, teacher: Reader, alternatives: Alternatives, stream: Stream, steps: int, run: Run
+    net: Supernet,
+    extractor: FeatureExtractor,
+    teacher: FeatureExtractor,
+    alternatives: Alternatives,
+    stream: Stream,
+    steps: int,
+    run: Run,
 ) -> dict[str, dict[Choice, float]]:
     """The relative error of the features where one site has a choice and all others are full, over `steps` batches.
 
@@ -81,7 +87,7 @@ def score_alone(
             reference = teacher.tokens(images)
             for index, (name, choice) in enumerate(cases):
                 with net.path({name: choice}):
-                    sums[index] += relative_error(reader.tokens(images), reference).mean().double().cpu()
+                    sums[index] += relative_error(extractor.tokens(images), reference).mean().double().cpu()
                 run.progress("scoring choices", number * len(cases) + index + 1, steps * len(cases))
     run.processes.average([sums])
     found: dict[str, dict[Choice, float]] = {name: {FULL: 0.0} for name in alternatives}
@@ -142,7 +148,7 @@ class ScoredChoice:
         return {name: some[number] for name, some, number in rows}
 
     def error(self, path: Path) -> float:
-        """What the choices of a path add up to."""
+        """The sum of the errors of a path's choices."""
         return math.fsum(
             self.costs.loss[index][self.options[index].index(path[name])] for index, name in enumerate(self.names)
         )

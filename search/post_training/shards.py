@@ -24,7 +24,7 @@ def shard(module: nn.Module, processes: Processes) -> None:
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether this process holds a part of it."""
+    """Report whether this process holds only a part of a tensor."""
     return isinstance(tensor, DTensor)
 
 
@@ -42,5 +42,5 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has no NaN and no infinity; all processes get the same answer."""
+    """Report whether a tensor has no NaN and no infinity; all processes get the same answer."""
     return bool(whole(torch.isfinite(tensor.detach()).all()))

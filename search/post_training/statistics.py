@@ -1,4 +1,4 @@
-"""How sure a metric is, and whether one model is as good as another, by the bootstrap.
+"""Bootstrap intervals of a metric, and a test of whether one model is as good as another.
 
 The images that were measured are one draw of the images that there are; another draw would give another metric. To see
 how far it would be off, as many images are drawn anew from the measured ones, with repeats, a thousand times over; the
@@ -29,7 +29,7 @@ _PERCENT = (2.5, 97.5)
 
 
 class Difference(NamedTuple):
-    """How much more one model reaches than another, in the metric's unit: on the images, and its 95 % interval."""
+    """The difference of two models' metrics, in the metric's unit: on the images, and its 95 % interval."""
 
     mean: float
     low: float
@@ -76,7 +76,7 @@ def paired(
 
 
 def non_inferior(difference: Difference, margin: float) -> bool:
-    """Whether ours is, at 95 %, less than `margin` below theirs: the interval's lower end is above −margin.
+    """Report whether ours is, at 95 %, less than `margin` below theirs: the interval's lower end is above −margin.
 
     Args:
         difference: of a metric for which more is better.

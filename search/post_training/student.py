@@ -40,7 +40,7 @@ class Student:
 
     @property
     def choices(self) -> str:
-        """What the plan does to each attention, as text."""
+        """The choice of the plan for each attention, as text."""
         return path_key({site.name: site.choice for site in self._plan.sites})
 
     @property

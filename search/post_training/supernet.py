@@ -119,16 +119,21 @@ class Supernet(nn.Module):
         )
         self.choice_sites: dict[str, ChoiceSite] = owners
 
+    @property
+    def always_full(self) -> list[str]:
+        """The names of the sites that have no other choice than full attention."""
+        return [site.name for site in self.sites if site.name not in self.choice_sites]
+
     def train(self, mode: bool = True) -> Supernet:
-        """Nothing: the graph was captured in eval mode, and stays so."""
+        """Do nothing: the graph was captured in eval mode, and stays so."""
         return self
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """What the model yields on the active path."""
+        """Run the model on the active path."""
         return self.model(*args, **kwargs)
 
     def original(self, *args: object, **kwargs: object) -> object:
-        """What the model yields where all attention is full, whatever the active path."""
+        """Run the model with full attention everywhere, whatever the active path."""
         with self.path({}):
             return self.model(*args, **kwargs)
 

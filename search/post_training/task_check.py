@@ -25,8 +25,8 @@ from jetvit.search.calibration.fixed_grids import refuse_open_grids
 from jetvit.search.calibration.runner import Output, Runner, pick
 from jetvit.search.data.splits import Split, collate, filled_up
 from jetvit.search.data.stream import Inputs
-from jetvit.search.post_training.exam import Examiner
-from jetvit.search.post_training.reader import Reader, Reading
+from jetvit.search.post_training.evaluation import Evaluator
+from jetvit.search.post_training.feature_extractor import ExtractedFeatures, FeatureExtractor
 from jetvit.search.post_training.report import MARGIN, report
 from jetvit.search.post_training.train import Run
 from jetvit.search.tasks.drift import Drift, check_finite, place_axes, squared_errors, variations
@@ -113,16 +113,16 @@ def check_task(
     made_with = plan.provenance.get("taps") if plan.provenance.get("task") == task.name else None
     blocks = list(taps or made_with or task_blocks(task, original, sites))
     seen = Taps(original, blocks, sites[0])
-    teacher = Reader(original, seen, _head_of(task, head, seen.channels, tensor.device), call, output)
+    teacher = FeatureExtractor(original, seen, _head_of(task, head, seen.channels, tensor.device), call, output)
     changed = rewritten.module(check_guards=False)
-    reader = Reader(changed, Taps(changed, blocks, sites[0]), teacher.head, call, output)
+    extractor = FeatureExtractor(changed, Taps(changed, blocks, sites[0]), teacher.head, call, output)
     run = Run(device=tensor.device, progress=progress or (lambda *_: None))
     drift = _DriftOfBatches(output, Runner(program, output).channel_axes())
-    exams = {
-        "original": Examiner(teacher, task, data, batch, run)(teacher, "reading the images: original"),
-        "plan": Examiner(teacher, task, data, batch, run, watch=drift.add)(reader, "reading the images: plan"),
+    results = {
+        "original": Evaluator(teacher, task, data, batch, run)(teacher, "reading the images: original"),
+        "plan": Evaluator(teacher, task, data, batch, run, watch=drift.add)(extractor, "reading the images: plan"),
     }
-    record = report(task, exams, data.groups, margin)
+    record = report(task, results, data.groups, margin)
     mean, low, high = record["plan_minus_original"]
     return TaskReport(
         task.name,
@@ -197,7 +197,7 @@ class _DriftOfBatches:
     _variation: float = 0.0
     _pooled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add(self, ours: Reading, theirs: Reading, count: int) -> None:
+    def add(self, ours: ExtractedFeatures, theirs: ExtractedFeatures, count: int) -> None:
         """Count the first images of a batch."""
         output, reference = (pick(each.result, self.output)[:count].float() for each in (ours, theirs))
         check_finite(reference, "the model's output")

@@ -27,7 +27,7 @@ Groups = Mapping[str, Mapping[str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages of a search share.
+    """The settings that all stages of a search share.
 
     * seed: all that is drawn at random follows from it and from the number of the step.
     * folder: where progress is kept, if anywhere. save_every: steps between two saves.
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are trained.
+    """The schedule of a training.
 
     * steps: of the optimiser, AdamW.
     * learning_rate: of what is inherited from the model; new_learning_rate: of weights that it does not have.

@@ -1,1 +1,1 @@
-"""What a search optimises for: segmentation, depth or features, with their heads and metrics."""
+"""The tasks of a search: segmentation, depth or features, with their heads and metrics."""

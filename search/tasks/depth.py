@@ -95,7 +95,7 @@ class Depth:
         return torch.tensor(agreement(output, reference), dtype=torch.float64)
 
     def _known(self, depth: Tensor) -> Tensor:
-        """Where the depth is in range, which no NaN is."""
+        """Mask the pixels whose depth is in range, which no NaN is."""
         return (depth >= self.nearest) & (depth <= self.farthest)
 
     def _pair(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

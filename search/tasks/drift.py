@@ -1,4 +1,4 @@
-"""How far an output moved: squared error over the reference's own variation.
+"""Drift of an output: squared error over the reference's own variation.
 
 drift = Σ‖f̂ − f‖² / Σ‖f − f̄‖², with f̄ the mean of f per image and channel over its tokens or pixels, both sums over all
 images. For an output without tokens, [batch, features], f̄ is the mean over the images. 0 is no change; 1 is as wrong as

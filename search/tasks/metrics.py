@@ -1,4 +1,4 @@
-"""How good a dense prediction is: segmentation, relative depth, and agreement with the original model.
+"""Metrics of dense predictions: segmentation, relative depth, and agreement with the original model.
 
 Every metric that is a mean over images keeps its value for each image, for intervals over images need them.
 """
@@ -136,7 +136,7 @@ def _affine(p: Tensor, target: Tensor) -> Tensor:
 
 
 def closer_accuracy(predicted: Tensor, pairs: Sequence[Mapping[str, object]]) -> list[bool]:
-    """Whether the closer point of each pair has the larger disparity, strictly, as DA-2K counts it.
+    """Check that the closer point of each pair has the larger disparity, strictly, as DA-2K counts it.
 
     Args:
         predicted: [height, width] disparity at the annotations' own size.

@@ -79,7 +79,7 @@ class Taps:
                 tap.reads, tap.seen = False, None
 
     def tokens(self) -> list[Tensor]:
-        """What passed last at each tap: [batch, token, channel]."""
+        """Return the tokens that passed last at each tap: [batch, token, channel]."""
         found = [tap.seen for tap in self._taps if tap.seen is not None]
         assert len(found) == len(self._taps), "nothing has passed"
         return found
@@ -131,7 +131,7 @@ def evenly(blocks: Sequence[str], count: int) -> list[str]:
 
 
 def read_by_the_head(model: GraphModule, blocks: Sequence[str]) -> list[str]:
-    """Those of the blocks whose outputs are read by something that is in none of them."""
+    """Select the blocks whose outputs are read by something that is in none of them."""
     within = {node: _blocks_around(node, blocks) for node in model.graph.nodes}
     return [block for block in blocks if any(not within[user] for user in _output_of(model, block).users)]
 
@@ -159,7 +159,7 @@ def _output_of(model: GraphModule, block: str) -> Node:
 
 
 def _blocks_around(node: Node, blocks: Sequence[str]) -> list[str]:
-    """Which of the modules a node was made in."""
+    """Find the module that a node was made in."""
     stack = node.meta.get("nn_module_stack") or {}
     names = {clean_name(entry[0]) for entry in stack.values()}
     return [block for block in blocks if block in names]

@@ -1,4 +1,4 @@
-"""What a search is for: a head that reads the model's features, a loss to train with, and a metric."""
+"""The task of a search: a head that reads the model's features, a loss to train with, and a metric."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from jetvit.cost_model import Choice, Plan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.search.data.processes import Processes
 from jetvit.search.data.splits import Sample, Splits
-from jetvit.search.post_training.reader import Reader
+from jetvit.search.post_training.feature_extractor import FeatureExtractor
 from jetvit.search.post_training.recipe import Recipe
 from jetvit.search.post_training.search import search
 from jetvit.search.post_training.supernet import Supernet
@@ -126,14 +126,14 @@ def plain(images: Tensor) -> tuple[tuple[Tensor], dict[str, Any]]:
     return (images,), {}
 
 
-def readers(
+def extractors(
     depth: int = 3, batch: int = 2, taps: list[str] | None = None, head: nn.Module | None = None
-) -> tuple[Supernet, Reader, Reader]:
+) -> tuple[Supernet, FeatureExtractor, FeatureExtractor]:
     """A supernet, what reads its active path, and what reads the original."""
     net = Supernet(export_model(small(depth), (torch.randn(batch, 3, *SIZE),), {}), (LINEAR, CONV, WINDOW))
     names = taps if taps is not None else [f"blocks.{depth - 1}"]
-    reader = Reader(net, Taps(net.model, names, net.sites[0]), head, plain)
-    return net, reader, Reader(net.original, reader.taps, head, plain)
+    extractor = FeatureExtractor(net, Taps(net.model, names, net.sites[0]), head, plain)
+    return net, extractor, FeatureExtractor(net.original, extractor.taps, head, plain)
 
 
 def disturb(net: Supernet, seed: int = 0) -> None:

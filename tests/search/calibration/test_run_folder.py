@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from jetvit.patterns.errors import InputError
-from jetvit.search.calibration.run_folder import METRICS, RunFolder
-from jetvit.search.post_training.search import where_it_resumes
+from jetvit.search.calibration.run_folder import METRICS, RunFolder, resume_message
 from jetvit.search.post_training.train import Run, Schedule, Training
 
 
@@ -106,7 +105,7 @@ def test_where_a_search_resumes(tmp_path: Path):
     again = RunFolder(tmp_path, {})
     assert again.resumed
     assert again.stages() == [("local_distillation", True, 3), ("task", False, 2)]
-    assert where_it_resumes(again) == (
+    assert resume_message(again) == (
         f"the search in {tmp_path} resumes (done: local distillation; task resumes at step 3)"
     )
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from jetvit.search.post_training.exam import Exam
+from jetvit.search.post_training.evaluation import EvalResult
 from jetvit.search.post_training.report import report
 from jetvit.search.post_training.statistics import interval, non_inferior, paired
 from jetvit.search.tasks.features import Features
@@ -16,30 +16,30 @@ from jetvit.search.tasks.segmentation import Segmentation
 TASK = Segmentation(2)
 
 
-def exam(right: float, seed: int = 0, images: int = 40) -> Exam:
+def eval_result(right: float, seed: int = 0, images: int = 40) -> EvalResult:
     """Two classes, each labelled in half of the pixels, of which about so many are right."""
     generator = torch.Generator().manual_seed(seed)
     share = (right + 0.05 * torch.randn(images, generator=generator, dtype=torch.float64)).clamp(0, 1)
     counts = torch.stack([share, 1 - share, 1 - share, share], 1) * 50
-    return Exam(counts, torch.full((images,), 0.25, dtype=torch.float64), share)
+    return EvalResult(counts, torch.full((images,), 0.25, dtype=torch.float64), share)
 
 
 def test_its_numbers_are_those_of_the_statistics():
-    exams = {"original": exam(0.9), "plan": exam(0.898, 1), "control": exam(0.95)}
-    found = report(TASK, exams, [""] * 40, 0.005)
+    results = {"original": eval_result(0.9), "plan": eval_result(0.898, 1), "control": eval_result(0.95)}
+    found = report(TASK, results, [""] * 40, 0.005)
     assert json.loads(json.dumps(found)) == found
     assert (found["metric"], found["margin"], found["bootstrap_run"]) == ("miou", 0.005, 1)
 
     def value(counts: torch.Tensor) -> float:
         return TASK.metrics(counts)["miou"]
 
-    for name, each in exams.items():
+    for name, each in results.items():
         assert found[name]["miou"] == pytest.approx(value(each.counts), abs=1e-5)
         assert found[name]["pixel_accuracy"] == pytest.approx(float(each.agreement.mean()), abs=1e-5)
         assert found[name]["interval"] == pytest.approx(interval(value, each.counts), abs=1e-5)
         assert (found[name]["feature_error"], found[name]["agreement"]) == (0.25, found[name]["pixel_accuracy"])
     for name in ("original", "control"):
-        difference = paired(value, exams["plan"].counts, exams[name].counts)
+        difference = paired(value, results["plan"].counts, results[name].counts)
         assert found[f"plan_minus_{name}"] == pytest.approx(list(difference), abs=1e-5)
         assert found[f"non_inferior_to_{name}"] == non_inferior(difference, 0.005)
     assert not found["non_inferior_to_control"]
@@ -47,7 +47,7 @@ def test_its_numbers_are_those_of_the_statistics():
 
 
 def test_the_same_model_is_not_inferior():
-    found = report(TASK, {"original": exam(0.9), "plan": exam(0.9)}, [""] * 40, 0.005)
+    found = report(TASK, {"original": eval_result(0.9), "plan": eval_result(0.9)}, [""] * 40, 0.005)
     assert found["plan_minus_original"] == [0, 0, 0]
     assert found["non_inferior_to_original"]
     assert not {name for name in found if "control" in name}
@@ -66,26 +66,26 @@ def test_the_same_model_is_not_inferior():
     ],
 )
 def test_frames_of_a_film_are_drawn_in_runs(groups: list[str], run: int):
-    exams = {"original": exam(0.9, 0, len(groups)), "plan": exam(0.9, 1, len(groups))}
-    found = report(TASK, exams, groups, 0.005)
+    results = {"original": eval_result(0.9, 0, len(groups)), "plan": eval_result(0.9, 1, len(groups))}
+    found = report(TASK, results, groups, 0.005)
     assert found["bootstrap_run"] == run
 
     def value(counts: torch.Tensor) -> float:
         return TASK.metrics(counts)["miou"]
 
-    assert found["plan"]["interval"] == pytest.approx(interval(value, exams["plan"].counts, run=run), abs=1e-5)
+    assert found["plan"]["interval"] == pytest.approx(interval(value, results["plan"].counts, run=run), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("count", "film", "enough"), [(99, True, False), (100, True, True), (9, False, False), (10, False, True)]
 )
 def test_few_images_show_nothing(count: int, film: bool, enough: bool):
-    exams = {"original": exam(0.9, 0, count), "plan": exam(0.9, 0, count)}
-    found = report(TASK, exams, ["film" if film else ""] * count, 0.005)
+    results = {"original": eval_result(0.9, 0, count), "plan": eval_result(0.9, 0, count)}
+    found = report(TASK, results, ["film" if film else ""] * count, 0.005)
     assert found["enough_images"] == found["non_inferior_to_original"] == enough
 
 
 def test_what_is_no_number_is_left_open():
-    constant = Exam(torch.zeros(3, 2).double(), torch.full((3,), torch.nan), torch.ones(3))  # 0 of 0 is explained
+    constant = EvalResult(torch.zeros(3, 2).double(), torch.full((3,), torch.nan), torch.ones(3))  # 0 of 0 is explained
     found = report(Features(), {"plan": constant}, [""] * 3, 0.005)
     assert found["plan"] == {"explained": None, "interval": [None, None], "feature_error": None, "agreement": 1}

@@ -16,12 +16,12 @@ from jetvit.passes.frontends.capture import export_model
 from jetvit.search.calibration.model_latency import FromTable
 from jetvit.search.data.processes import Processes
 from jetvit.search.data.stream import Stream
-from jetvit.search.post_training.reader import relative_error
+from jetvit.search.post_training.feature_extractor import relative_error
 from jetvit.search.post_training.scores import PathLatency, ScoredChoice, score_alone, survivors
 from jetvit.search.post_training.supernet import FULL
 from jetvit.search.post_training.train import Run
 from tests.jetvit.costs import made_up_costs
-from tests.search.tiny import CONV, LINEAR, SIZE, WINDOW, Noise, disturb, readers, small
+from tests.search.tiny import CONV, LINEAR, SIZE, WINDOW, Noise, disturb, extractors, small
 
 CHOICES = (LINEAR, CONV, WINDOW, Choice("window", window=(3, 3)))
 Table = dict[str, dict[Choice, float]]
@@ -56,14 +56,14 @@ def test_latencies_of_a_table():
 
 
 def test_each_choice_is_scored_alone():
-    net, reader, teacher = readers(2)
+    net, extractor, teacher = extractors(2)
     disturb(net)
     alternatives = {"blocks.0.attn": (CONV, WINDOW), "blocks.1.attn": (LINEAR,)}
     told: list[tuple[str, int, int]] = []
     stream = Stream(Noise(4, 1), 2, "a", Processes())
     with net.path({"blocks.1.attn": WINDOW}):  # whatever the active path
         run = Run(progress=lambda *what: told.append(what))
-        scores = score_alone(net, reader, teacher, alternatives, stream, 2, run)
+        scores = score_alone(net, extractor, teacher, alternatives, stream, 2, run)
     assert {name: set(some) for name, some in scores.items()} == {
         "blocks.0.attn": {FULL, CONV, WINDOW},
         "blocks.1.attn": {FULL, LINEAR},
@@ -74,7 +74,7 @@ def test_each_choice_is_scored_alone():
             for step in range(2):
                 images, _ = stream(step)
                 with torch.no_grad(), net.path({name: choice}):
-                    errors.append(float(relative_error(reader.tokens(images), teacher.tokens(images)).mean()))
+                    errors.append(float(relative_error(extractor.tokens(images), teacher.tokens(images)).mean()))
             assert score == pytest.approx(sum(errors) / 2, rel=1e-5)
             assert (score == 0) == (choice == FULL)
     assert told == [("scoring choices", number, 6) for number in range(1, 7)]

@@ -21,10 +21,10 @@ import jetvit
 from jetvit.cost_model import Choice, Plan
 from jetvit.patterns.errors import InputError, PlanError
 from jetvit.search.data.splits import Sample, Splits
-from jetvit.search.post_training.exam import Examiner
+from jetvit.search.post_training import stages
+from jetvit.search.post_training.evaluation import Evaluator
 from jetvit.search.post_training.paths import path_key
 from jetvit.search.post_training.recipe import Recipe
-from jetvit.search.post_training.search import search as post_training
 from jetvit.search.post_training.student import Student
 from jetvit.search.post_training.train import Run
 from jetvit.search.tasks.depth import Depth
@@ -33,7 +33,20 @@ from jetvit.search.tasks.segmentation import Segmentation
 from jetvit.search.tasks.task import Task
 from tests.passes.models import assert_close
 from tests.search.fixed_latencies import fixed_latencies
-from tests.search.tiny import CONV, FEW, LONG, SIZE, TASKS, WINDOW, Noise, disturb, noise, readers, small, tiny_search
+from tests.search.tiny import (
+    CONV,
+    FEW,
+    LONG,
+    SIZE,
+    TASKS,
+    WINDOW,
+    Noise,
+    disturb,
+    extractors,
+    noise,
+    small,
+    tiny_search,
+)
 from tests.zoo.quick import sweep
 
 PROGRAM = ("-m", "tests.search.tiny")
@@ -153,7 +166,7 @@ class Students(list[Student]):
 @pytest.fixture
 def students(monkeypatch: pytest.MonkeyPatch) -> Students:
     made = Students()
-    monkeypatch.setattr(post_training, "Student", made)
+    monkeypatch.setattr(stages, "Student", made)
     return made
 
 
@@ -316,11 +329,11 @@ def test_a_site_that_cannot_be_trained_keeps_full_attention():
 
 
 def test_the_teacher_is_the_original_whatever_path_is_active():
-    net, reader, teacher = readers(head=Features().head([32]))
+    net, extractor, teacher = extractors(head=Features().head([32]))
     disturb(net)
-    examine = Examiner(teacher, Features(), Noise(3, 1), 2, Run())
+    evaluate = Evaluator(teacher, Features(), Noise(3, 1), 2, Run())
     with net.path(dict.fromkeys(net.choice_sites, CONV)):
-        original, converted = examine(teacher), examine(reader)
+        original, converted = evaluate(teacher), evaluate(extractor)
     assert original.errors.tolist() == [0, 0, 0]
     assert Features().metrics(original.counts)["explained"] == 1
     assert (converted.errors > 1e-2).all()
@@ -383,7 +396,7 @@ def test_other_labels_are_another_search(tmp_path: Path):
 
 
 def test_what_cannot_go_well_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(post_training, "local_distillation", None)
+    monkeypatch.setattr(stages, "local_distillation", None)
     with pytest.raises(InputError, match="a search without labels needs a bound"):
         tiny_search(max_full=None)
     with pytest.raises(InputError, match="bfloat16 weights cannot be trained") as error:

@@ -14,7 +14,7 @@ from jetvit.search.tasks.taps import Taps
 
 
 @dataclass(frozen=True)
-class Reading:
+class ExtractedFeatures:
     """Tokens at each tap [batch, token, channel], the task's output, and the result of the model itself."""
 
     tokens: list[Tensor]
@@ -23,11 +23,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads a model.
+class FeatureExtractor:
+    """A model with its taps and its head, which extracts features from images.
 
     * model: a captured graph, with the taps in it.
-    * head: takes the maps of the taps; None where the model itself yields the output.
+    * head: takes the maps of the taps; None where the task's output is the model's own.
     * inputs: from images to what the model is called with. output: which tensor of the result is the task's, if `head`
       is None.
     """
@@ -38,18 +38,18 @@ class Reader:
     inputs: Inputs
     output: Output = None
 
-    def __call__(self, images: Tensor) -> Reading:
+    def __call__(self, images: Tensor) -> ExtractedFeatures:
         """Run the model, and its head, on images [batch, 3, height, width]."""
         tokens, result = self._run(images)
         output = pick(result, self.output) if self.head is None else self.head(self.maps(tokens))
-        return Reading(tokens, output, result)
+        return ExtractedFeatures(tokens, output, result)
 
     def tokens(self, images: Tensor) -> list[Tensor]:
-        """What is at the taps, alone."""
+        """Return only the tokens at the taps."""
         return self._run(images)[0]
 
     def maps(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """What the head takes: the grid tokens as maps [batch, channel, height, width]."""
+        """Return the input of the head: the grid tokens as maps [batch, channel, height, width]."""
         return [each.float() for each in self.taps.maps(tokens)]
 
     def _run(self, images: Tensor) -> tuple[list[Tensor], object]:

@@ -1,4 +1,4 @@
-"""How good a model is on the images of a split, beside the original model."""
+"""Evaluate a model on the images of a split, beside the original model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from jetvit.search.data.splits import Split, collate, evenly_spaced, filled_up
-from jetvit.search.post_training.reader import Reader, Reading, relative_error
+from jetvit.search.post_training.feature_extractor import ExtractedFeatures, FeatureExtractor, relative_error
 from jetvit.search.post_training.train import Run
 from jetvit.search.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What was seen on every image of a split.
+class EvalResult:
+    """The result of an evaluation, image by image.
 
     * counts: [images, n], of the task. errors: [images], the relative error of the features at the taps.
     * agreement: [images], of the output with that of the original model.
@@ -28,27 +28,27 @@ class Exam:
     agreement: Tensor
 
 
-class Examiner:
-    """Examines models on one split.
+class Evaluator:
+    """Evaluates models on one split.
 
     Args:
         teacher: the original model, with the head.
-        task: what is asked.
+        task: the metric, and what its head reads.
         split: the images. limit: so many of them, evenly spaced.
         batch: images at a time: what the model was captured with.
         run: the processes share the work.
-        watch: called with the readings of the model and of the original, and the number of their images that count.
+        watch: called with the features of the model and of the original, and the number of their images that count.
     """
 
     def __init__(
         self,
-        teacher: Reader,
+        teacher: FeatureExtractor,
         task: Task,
         split: Split,
         batch: int,
         run: Run,
         limit: int | None = None,
-        watch: Callable[[Reading, Reading, int], None] | None = None,
+        watch: Callable[[ExtractedFeatures, ExtractedFeatures, int], None] | None = None,
     ):
         self.watch = watch
         self.teacher, self.task, self.split, self.batch, self.run = teacher, task, split, batch, run
@@ -56,8 +56,8 @@ class Examiner:
         self.groups = [split.groups[place] for place in self.places]
 
     @torch.no_grad()
-    def __call__(self, reader: Reader, what: str = "examining", *, compare: bool = True) -> Exam:
-        """Examine a model; `what` is told to the progress.
+    def __call__(self, extractor: FeatureExtractor, what: str = "evaluating", *, compare: bool = True) -> EvalResult:
+        """Evaluate a model; `what` describes the work to the progress.
 
         Without `compare` errors and agreement are NaN, and the original model runs only where a task has no labels.
         """
@@ -73,8 +73,8 @@ class Examiner:
             images, targets = collate(samples)
             images = filled_up(images, self.batch)
             with self.run.autocast():
-                ours = reader(images)
-                theirs = self._reference(reader, ours, images, compare)
+                ours = extractor(images)
+                theirs = self._reference(extractor, ours, images, compare)
             if turn < len(own):
                 if self.watch is not None and theirs is not None:
                     self.watch(ours, theirs, len(places))
@@ -82,15 +82,17 @@ class Examiner:
             self.run.progress(what, turn + 1, turns)
         ordered = [row for _, row in sorted(self.run.processes.gather(rows), key=lambda row: row[0])]
         counts, errors, agreement = zip(*ordered, strict=True)
-        return Exam(torch.stack(counts), torch.stack(errors), torch.stack(agreement))
+        return EvalResult(torch.stack(counts), torch.stack(errors), torch.stack(agreement))
 
-    def _reference(self, reader: Reader, ours: Reading, images: Tensor, compare: bool) -> Reading | None:
+    def _reference(
+        self, extractor: FeatureExtractor, ours: ExtractedFeatures, images: Tensor, compare: bool
+    ) -> ExtractedFeatures | None:
         if not compare and self.task.labelled:
             return None
-        return ours if reader is self.teacher else self.teacher(images)
+        return ours if extractor is self.teacher else self.teacher(images)
 
     def _rows(
-        self, ours: Reading, theirs: Reading | None, targets: Tensor | None, count: int
+        self, ours: ExtractedFeatures, theirs: ExtractedFeatures | None, targets: Tensor | None, count: int
     ) -> list[tuple[Tensor, ...]]:
         output = ours.output[:count].float()
         reference = output if theirs is None else theirs.output[:count].float()

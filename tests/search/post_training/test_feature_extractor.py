@@ -1,4 +1,4 @@
-"""What a task sees of a model."""
+"""Features, heads and outputs of a model, as a task reads them."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from jetvit.patterns.errors import InputError
-from jetvit.search.post_training.reader import Reader, relative_error
+from jetvit.search.post_training.feature_extractor import FeatureExtractor, relative_error
 from jetvit.search.tasks.features import Features
-from tests.search.tiny import CONV, SIZE, disturb, readers
+from tests.search.tiny import CONV, SIZE, disturb, extractors
 
 IMAGES = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def test_the_head_gets_maps_of_the_grid_tokens():
-    _, reader, _ = readers(taps=["blocks.0", "blocks.2"], head=Features().head([32, 32]))
-    found = reader(IMAGES)
+    _, extractor, _ = extractors(taps=["blocks.0", "blocks.2"], head=Features().head([32, 32]))
+    found = extractor(IMAGES)
     assert [tuple(each.shape) for each in found.tokens] == [(2, 17, 32)] * 2
     assert found.output.shape == (2, 64, 4, 4)
     for number, tokens in enumerate(found.tokens):
         own = found.output[:, 32 * number : 32 * (number + 1)].flatten(2).mT
         assert torch.equal(own, tokens[:, 1:])
-    assert all(torch.equal(*pair) for pair in zip(reader.tokens(IMAGES), found.tokens, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(extractor.tokens(IMAGES), found.tokens, strict=True))
 
 
 @torch.no_grad()
 def test_without_a_head_the_output_is_the_models():
-    net, reader, teacher = readers()
+    net, extractor, teacher = extractors()
     disturb(net)
-    assert torch.equal(reader(IMAGES).output, net(IMAGES))
+    assert torch.equal(extractor(IMAGES).output, net(IMAGES))
     with net.path(dict.fromkeys(net.choice_sites, CONV)):
-        assert torch.equal(reader(IMAGES).output, net(IMAGES))
+        assert torch.equal(extractor(IMAGES).output, net(IMAGES))
         assert not torch.equal(teacher(IMAGES).output, net(IMAGES))
     assert torch.equal(teacher(IMAGES).output, net(IMAGES))
 
 
 @torch.no_grad()
 def test_a_named_output():
-    net, reader, _ = readers()
+    net, extractor, _ = extractors()
 
     def model(*args: object) -> dict[str, object]:
         return {"number": torch.ones(1), "tokens": net(*args)}
 
-    named = Reader(model, reader.taps, None, reader.inputs, "tokens")
+    named = FeatureExtractor(model, extractor.taps, None, extractor.inputs, "tokens")
     assert torch.equal(named(IMAGES).output, net(IMAGES))
-    wrong = Reader(model, reader.taps, None, reader.inputs, "logits")
+    wrong = FeatureExtractor(model, extractor.taps, None, extractor.inputs, "logits")
     with pytest.raises(InputError, match="there is no output 'logits'"):
         wrong(IMAGES)
 
@@ -61,9 +61,9 @@ def test_gradients_pass_the_taps_and_maps_are_float():
             assert all(each.dtype == torch.float32 for each in maps)
             return maps[0] * 2
 
-    net, reader, _ = readers(taps=["blocks.0"], head=Double())
+    net, extractor, _ = extractors(taps=["blocks.0"], head=Double())
     with net.path({"blocks.0.attn": CONV}), torch.autocast("cpu", torch.bfloat16):
-        reader(IMAGES).output.sum().backward()
+        extractor(IMAGES).output.sum().backward()
     weights = net.choice_sites["blocks.0.attn"].parameters_of(CONV)
     assert any(value.grad is not None and value.grad.abs().max() > 0 for value in weights.values())
 

@@ -16,7 +16,8 @@ import torch
 from jetvit.files import load_exported
 from jetvit.passes.targets.aoti import read_signature
 from jetvit.passes.targets.onnx.convention import OPERATORS
-from jetvit.passes.targets.signature import KEY, Axis, Bound, Signature, TensorInput
+from jetvit.passes.targets.signature import KEY, Bound, Signature
+from jetvit.passes.targets.signature_inputs import OpenAxis, TensorInput
 from jetvit.patterns.errors import InputError
 from jetvit.torch_private import aoti_load_package
 
@@ -357,7 +358,7 @@ def _signature_of_onnx(
     for name, dtype, shape in inputs:
         if dtype not in _DTYPES:
             raise InputError(f"{path} cannot be run", why=f"its input {name} is of type {dtype}", do="give it tensors")
-        axes: tuple[int | Axis | None, ...] = tuple(size if isinstance(size, int) else None for size in shape)
+        axes: tuple[int | OpenAxis | None, ...] = tuple(size if isinstance(size, int) else None for size in shape)
         found.append(TensorInput(name, _DTYPES[dtype], axes))
     places = {name: place for place, name in enumerate(outputs)}
     return Signature(tuple(found), tuple((each.name, place) for place, each in enumerate(found)), (), places)

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.aten_sets import LAYOUTS
 from jetvit.patterns.site import AttentionSite, Layout, Operand
 
 aten = torch.ops.aten

@@ -15,13 +15,13 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.rewritable import RewritableGraph
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.aten_sets import LAYOUTS
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from jetvit.patterns.storage import storage, written
 from jetvit.torch_private import OpOverload, schema
 
 aten = torch.ops.aten
-_FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}
+_FREE = LAYOUTS | {aten.expand_as.default, aten.sym_size.int}
 # What was in memory before: it must not get into a file.
 _UNINITIALISED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 

@@ -22,10 +22,10 @@ from jetvit.passes.graph.regions import drop_dead_code, submodules
 from jetvit.passes.graph.rewritable import RewritableGraph, on_fake_tensors
 from jetvit.passes.rewrites.chains import chain_to, follow
 from jetvit.passes.rewrites.strided import Strided
+from jetvit.patterns.aten_sets import CASTS, LAYOUTS, SDPA
 from jetvit.patterns.calls import shape
 from jetvit.patterns.errors import RewriteError
-from jetvit.patterns.operators import CASTS, SDPA
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.operator_args import qkv_of
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same, same_sizes
 from jetvit.patterns.storage import storage, written
@@ -61,7 +61,7 @@ class _Surroundings:
 
     Args:
         graph: the graph to change.
-        attention: an operator that takes q, k and v first, with any strides but 1 along the last axis.
+        attention: a call of SDPA or of an operator of jetvit, which take any strides that are 1 along the last axis.
     """
 
     def __init__(self, graph: RewritableGraph, attention: Node):
@@ -73,7 +73,7 @@ class _Surroundings:
 
     def straighten_operands(self) -> int:
         """Straighten what leads to q, k and v; returns how many of them it changed."""
-        return sum(self._straighten_operand(operand) for operand in dict.fromkeys(self.attention.args[:3]))
+        return sum(self._straighten_operand(operand) for operand in dict.fromkeys(qkv_of(self.attention)))
 
     def straighten_results(self) -> int:
         """Straighten what leads from the result to its readers; returns how many tensors it changed."""
@@ -106,7 +106,7 @@ class _Surroundings:
                 yield node
             for user in users:
                 product = user.target is aten.linear.default and self.view.resolve(user.args[0]) is node
-                if user.target in LAYOUTS or user.target in CASTS or (product and not multiplied):
+                if user.target in LAYOUTS | CASTS or (product and not multiplied):
                     queue.append((user, multiplied or product))
 
     def _straight(self, node: Node) -> Strided | None:

@@ -86,7 +86,7 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
             return replace(side, node=node), factor
         before = node.args[0] if node.args else node
         if node.target in PERMUTES:
-            side = side.before_turn(before, permutation(node))
+            side = side.before_permutation(before, permutation(node))
         elif narrow and node.target in SCALINGS and isinstance(node.args[1], int | float):
             factor = factor / node.args[1] if "div" in str(node.target) else factor * node.args[1]
             side = replace(side, node=before)

@@ -1,4 +1,4 @@
-"""What single entries of tensors are computed from, read off the graph; nothing is run.
+"""The values that single entries of tensors are computed from, read off the graph; nothing is run.
 
 `Entries.value` follows the entry of a tensor at a generic place back through views, joins and elementwise operators to
 the values that it is computed from, each with the place that it has in its own tensor. Two entries of one value are

@@ -25,7 +25,7 @@ from jetvit.patterns.walk import LayoutWalk
 log = logging.getLogger(__name__)
 
 UNNAMED = "(root)"
-"""What an attention is called that is in no module of the model, or in the model itself."""
+"""The name of an attention that is in no module of the model, or in the model itself."""
 
 
 def find_sites(graph: CapturedGraph) -> Sites:
@@ -124,7 +124,7 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
 
 
 def _check_mutations(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> None:
-    """What an attention reads is read where it ends: nothing may write to it after it was first read."""
+    """Refuse an attention whose operands are written to between its first read and its end."""
     if not walk.writes:
         return
     assert core.q is not None

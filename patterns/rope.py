@@ -36,7 +36,7 @@ _TENSORS = torch.Tensor | list | tuple  # the values of nodes that are no sizes
 _CUTS = (
     SPLITS | VIEWS | PERMUTES | CASTS | {operator.getitem, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor}
 )
-"""How models cut cos and sin anew for each layer."""
+"""The views by which models cut cos and sin anew for each layer."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class RopeReader:
         return replace(rope, tables=self._tables(core.q, q, core.k, k, site)) if q.style == "half" else rope
 
     def _tables(self, q: Side, of_q: Rotation, k: Side, of_k: Rotation, site: AttentionSite) -> RopeTables | None:
-        """What an operator needs to do the rotation, None where it cannot."""
+        """The inputs of an operator that does the rotation itself; None where it cannot."""
         before_q, before_k = self._before(q, of_q, site), self._before(k, of_k, site)
         if before_q is None or before_k is None or before_q[1] != before_k[1]:
             return None

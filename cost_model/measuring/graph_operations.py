@@ -41,7 +41,7 @@ class GraphOperations:
 
     @property
     def launches(self) -> int:
-        """How many operators the graph runs on the device; a compiler may fuse some of them."""
+        """The number of operators that the graph runs on the device; a compiler may fuse some of them."""
         return self.counted.total() + self.others.total()
 
 

@@ -38,7 +38,7 @@ WRITTEN_OUT = "dynamic_shapes={'NAME': {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.D
 
 @dataclass(frozen=True)
 class Spelling:
-    """How the user asked for open sizes, for messages: the option, and how another image size is given."""
+    """The user's words for open sizes in messages: the option, and the way to give another image size."""
 
     option: str = "dynamic=True"
     other_size: str = "example images of another size than the model's own, such as {}"

@@ -51,7 +51,7 @@ class Link:
         return 0
 
     def applied(self, state: Strided) -> Strided | None:
-        """What the step makes of a view; None where its axes cannot be told."""
+        """Apply the step to a view; None where its axes cannot be told."""
         target = self.step.target
         if target in _ROW_WISE:
             return state.computed(self.node)

@@ -1,7 +1,7 @@
 """Exact: what no input has a part in is computed once.
 
 Covered: interpolated position embeddings and rotary tables at a fixed image size, masks, reparameterised weights. Only
-where the graph owns its weights; what is computed from constants alone is folded on every road. Views are left in
+where the graph owns its weights; what is computed from constants alone is folded in every frontend. Views are left in
 place, so that a token that is expanded over the batch is not stored for every image.
 """
 
@@ -91,7 +91,7 @@ def _operands(node: Node) -> list[Node]:
 
 
 def _is_pure(node: Node, module: GraphModule) -> bool:
-    """Whether a call only computes its result, the same each time; of a region, whether all calls in it do."""
+    """True if a call only computes its result, the same each time; for a region, if all calls in it do."""
     target = node.target
     if target in REGION_OPERANDS:
         region = module.get_submodule(node.args[REGION_OPERANDS[target] - 1].target)

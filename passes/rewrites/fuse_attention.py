@@ -15,7 +15,7 @@ import torch
 
 from jetvit.kernels.full_attention.arguments import FullAttentionArgs
 from jetvit.passes.graph.base import PassResult
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.operands import Operands
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.passes.rewrites.rope import OperatorOperands
@@ -48,7 +48,7 @@ class FuseAttention:
             elif not _is_plain(site):
                 _to_sdpa(graph, site)
                 fired += 1
-            elif relax_views(site.out.node):
+            elif views_to_reshapes(site.out.node):
                 fired += 1
         return PassResult(fired)
 

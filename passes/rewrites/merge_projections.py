@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns.aten_sets import RESHAPES
 from jetvit.patterns.cores import operator_core
@@ -84,7 +84,7 @@ def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
     for node, part in zip(nodes, split, strict=True):
         node.replace_all_uses_with(part)
         node.graph.erase_node(node)
-        relax_views(part)
+        views_to_reshapes(part)
     return True
 
 

@@ -142,7 +142,7 @@ def check_base_weights(plan: Plan, match: NameMatch, graph: RewritableGraph) -> 
 def notes_on(
     plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph, refused: Sequence[tuple[str, Rejection]]
 ) -> list[str]:
-    """What the user should be told, and is, as warnings of the log."""
+    """Notes for the user, which are logged as warnings."""
     notes = [f"{name} keeps full attention, against the plan: {rejection.reason}" for name, rejection in refused]
     if absent := [name for name in match.absent if name not in dict(refused)]:
         notes.append(f"this graph lacks {counted(len(absent), 'site')} of the plan, first {absent[0]}")

@@ -28,7 +28,7 @@ _OWN = "jetvit_rope_table"
 
 
 class OperatorOperands(Operands):
-    """What an operator of jetvit takes at a site, first the tensors and then where the grid is.
+    """The arguments of an operator of jetvit at a site.
 
     q and k are not rotated where the operator can rotate them itself; elsewhere the graph goes on to do it.
 

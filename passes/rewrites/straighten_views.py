@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.regions import drop_dead_code, submodules
 from jetvit.passes.graph.rewritable import RewritableGraph, on_fake_tensors
 from jetvit.passes.rewrites.chains import chain_to, follow
@@ -57,7 +57,7 @@ class StraightenViews:
 
 
 class _Surroundings:
-    """What stands before and after one attention.
+    """The nodes before and after one attention.
 
     Args:
         graph: the graph to change.
@@ -98,7 +98,7 @@ class _Surroundings:
         return _takes_strides(node, straight.value) and self._replace(node, straight)
 
     def _results(self) -> Iterator[Node]:
-        """What is read of the attention's result, through views and up to the next product; the nearest first."""
+        """The nodes read of the attention's result, through views and up to the next product; the nearest first."""
         queue = [(self.attention, False)]
         for node, multiplied in queue:
             users = self.view.users(node)
@@ -159,7 +159,7 @@ class _Surroundings:
         if (result := self._emit(straight, node)) is None:
             return False
         node.replace_all_uses_with(result)
-        relax_views(result)
+        views_to_reshapes(result)
         return True
 
 

@@ -65,7 +65,7 @@ class Strided:
 
     @property
     def moves(self) -> int:
-        """How many permutations and copies the calls make."""
+        """The number of permutations and copies that the calls make."""
         return sum(call.moves for call in self.calls)
 
     def is_tensor(self, node: Node) -> bool:
@@ -75,7 +75,7 @@ class Strided:
     # What a chain does. Each gives None where the axes cannot be told. -----------------------------------------------
 
     def rearranged(self, node: Node) -> Strided | None:
-        """What a node that permutes, merges or splits axes makes of it."""
+        """Apply a node that permutes, merges or splits axes."""
         axes = RULES[node.target](_OneTensor(self.axes), node)
         assert isinstance(axes, tuple)
         if any(atom.kind == "unknown" for axis in axes for atom in axis):
@@ -105,7 +105,7 @@ class Strided:
         return replace(cut, dims=dims, axes=axes)
 
     def computed(self, node: Node) -> Strided | None:
-        """What a node makes of it that computes each row of the last axis by itself."""
+        """Apply a node that computes each row of the last axis by itself."""
         if len(shape(node)) != len(self.axes):
             return None
         rows = self._split()._with_last_dim()

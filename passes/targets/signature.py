@@ -34,7 +34,7 @@ from jetvit.patterns.wording import counted
 from jetvit.torch_private import pytree
 
 KEY = "jetvit.signature"
-"""Where an ONNX file keeps it in metadata_props."""
+"""The key of the signature in an ONNX file's metadata_props."""
 VERSION = 1
 
 

@@ -106,7 +106,7 @@ def linear_attention(
 
 
 class _Place:
-    """Where the grid and the extra tokens stand among the tokens of x [batch, token, head, dim].
+    """The place of the grid and of the extra tokens among the tokens of x [batch, token, head, dim].
 
     `extra_after` is 0 where that can be known before it runs; a symbolic number of tokens may hide it.
     """

@@ -59,7 +59,7 @@ class Plugin:
         return f"({', '.join(f'{types[name]} {name}' for name in self.arguments)}) -> Tensor"
 
     def call(self, *args: Any) -> Tensor:
-        """What the plugin computes: jetvit's operator with the rest of its arguments filled in."""
+        """Call jetvit's operator with the rest of its arguments filled in."""
         given = dict(zip(self.arguments, args, strict=True)) | dict(self.bound)
         absent = given["q"].new_empty(0)
         return self.base(*(given.get(name, absent) for name in ARGUMENTS[self.base]._fields))

@@ -24,7 +24,7 @@ _CASTS = {
 
 
 def has_dynamic_sizes(node: Node) -> bool:
-    """Whether a node or one of its direct operands has a symbolic size, or is a symbolic number."""
+    """True if a node or one of its direct operands has a symbolic size, or is a symbolic number."""
     operands = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, Node)]
     return any(_is_dynamic(each) for each in (node, *operands))
 

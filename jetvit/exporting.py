@@ -27,7 +27,7 @@ from jetvit.passes.frontends.fixed_sizes import fixed_sizes
 from jetvit.passes.frontends.open_sizes import export_sizes
 from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.passes.targets.plain_outputs import plain_program, with_plain_outputs
-from jetvit.passes.targets.signature import dense, order_of
+from jetvit.passes.targets.strides import dense, order_of
 from jetvit.patterns.errors import InputError, RewriteError
 from jetvit.torch_private import pytree
 

@@ -149,6 +149,3 @@ def _open_package(path: Path) -> LoadedFile:
             raise refused_inputs(path, bound, error) from error
 
     return LoadedFile(path, "aoti", signature, run)
-
-
-# --- what runs ONNX ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the operators demand of their arguments."""
+"""Check the arguments of the operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refuse(wrong: bool | SymBool, message: str) -> None:
 
 
 def is_absent(tensor: Tensor) -> bool:
-    """Whether the tensor is the [0] that stands for an argument that is not given."""
+    """True for the [0] that stands for an argument that is not given."""
     return tensor.dim() == 1 and tensor.shape[0] == 0
 
 

@@ -1,4 +1,4 @@
-"""How a Triton kernel is launched: on a GPU, inside a trace, in the interpreter, or only written down."""
+"""Launch Triton kernels: on a GPU, inside a trace, in the interpreter, or only written down."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record_launches() -> Iterator[list[Launch]]:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors; decided when triton is first imported."""
+    """True if kernels run in Triton's interpreter, on CPU tensors; decided when triton is first imported."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -94,7 +94,7 @@ def launch(kernel: Any, grid: tuple[Any, ...], arguments: dict[str, Any], config
 
 
 def has_kernel(q: Tensor) -> bool:
-    """Whether the Triton kernels take q [batch, token, head, dim]; what they do not take runs the ATen reference.
+    """True if the Triton kernels take q [batch, token, head, dim]; any other q runs the ATen reference.
 
     They take fp16, bf16 and fp32 with an even head_dim of at most 128, on a GPU where triton is installed; and on a CPU
     under TRITON_INTERPRET=1, but for bf16, of which the interpreter handles the bits and not the values, and but for
@@ -148,7 +148,9 @@ def head_sizes(head_dim: int) -> dict[str, int]:
 
 
 def rope_options(rope_y: Tensor, dtype: torch.dtype) -> dict[str, object]:
-    """Whether a kernel rotates, and by what it multiplies then: a rotation can make a value √2 times as large, beyond
-    what fp16 holds."""
+    """The options of a kernel that may rotate, and the factor that keeps a rotated value in the range of fp16.
+
+    A rotation can make a value √2 times as large.
+    """
     rope = not is_absent(rope_y)
     return {"ROPE": rope, "SHRINK": 0.5 if rope and dtype == torch.float16 else 1.0}

@@ -1,4 +1,4 @@
-"""How a function becomes an operator of `torch.ops.jetvit`."""
+"""Register a function as an operator of `torch.ops.jetvit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several ways is fastest on this device: measured at the first use, kept in one file a device.
+"""Autotune on first use; one cache file per device.
 
 What is fastest belongs to a machine, so it is in no plan and no saved graph. A key names the kernel, dtype, head_dim
 and options, and the problem's size in steps of a factor of two: a new image size in the same step measures nothing and

@@ -45,7 +45,7 @@ PASSES = tuple(
 
 @dataclass(frozen=True)
 class RewriteOptions:
-    """How a graph is rewritten.
+    """The options of a rewrite.
 
     * `exact`: make the exact rewrites too. Without them a plan's weights keep their names, so that they can be trained.
     * `disable`: names of passes to leave out, of those in `PASSES`.

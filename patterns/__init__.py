@@ -1,4 +1,4 @@
-"""What full attention looks like in a graph. Reads graphs, never changes them."""
+"""Find full attention in graphs. Reads graphs, never changes them."""
 
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.errors import CaptureError, InputError, JetvitError, PlanError, RewriteError

@@ -1,4 +1,4 @@
-"""What every axis of a tensor is made of: the vocabulary of the layout walk.
+"""The atoms that an axis of a tensor is made of: the vocabulary of the layout walk.
 
 An axis is a row-major product of atoms; the empty product is an axis of size 1. Views merge and split axes, so two axes
 that hold the same atoms in the same order are the same axis, however the graph got there. A concatenation along an axis
@@ -101,7 +101,7 @@ def rejoin(axis: Axis) -> Axis:
 
 
 def rank_of(axis: Axis) -> int:
-    """How much is known of an axis: a join of two axes keeps the one of the higher rank."""
+    """The rank of an axis by how much is known of it: a join of two axes keeps the one of the higher rank."""
     ranks = {"weight": 0, "unknown": 1, "feature": 2, "input": 3, "row": 4, "col": 4}
 
     def rank(atom: Atom) -> int:
@@ -215,7 +215,7 @@ def cut(axis: Axis, start: Size, stop: Size) -> Axis:
 
 
 def uncut(axis: Axis) -> Axis:
-    """What a slice of a concatenation holds, where it holds whole segments; else the axis itself."""
+    """The segments of a slice of a concatenation, where it holds whole segments; else the axis itself."""
     inside = whole_segments(axis[0]) if len(axis) == 1 else None
     return axis if inside is None else inside
 
@@ -232,7 +232,7 @@ def alike(a: Axis, b: Axis) -> bool:
 
 
 def whole_segments(atom: Atom) -> Axis | None:
-    """What a slice of a concatenation holds, where its bounds provably fall between segments; else None."""
+    """The segments of a slice of a concatenation whose bounds provably fall between segments; else None."""
     if atom.cut is None:
         return None
     axis, start, stop = atom.cut

@@ -1,4 +1,4 @@
-"""Reading a call node: its arguments, and the sizes of what it yields."""
+"""Read a call node: its arguments, the sizes of its result, the order of axes that it makes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def shape(node: Node) -> tuple[Size, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def turned(node: Node) -> list[int]:
-    """For each axis of the result of a transposition, `permute` or one that swaps two axes, the axis before it."""
+def permutation(node: Node) -> list[int]:
+    """Return the source axis of each axis of the result of a call of `aten_sets.PERMUTES`."""
     order = list(range(len(shape(node))))
     if node.target is torch.ops.aten.permute.default:
         return [dim % len(order) for dim in node.args[1]]
-    first, second = (dim % len(order) for dim in (node.args[1:] or (-2, -1)))
-    order[first], order[second] = order[second], order[first]
+    if len(order) > 1:
+        first, second = (dim % len(order) for dim in (node.args[1:3] or (-2, -1)))
+        order[first], order[second] = order[second], order[first]
     return order

@@ -1,4 +1,4 @@
-"""The one graph form of jetvit: a pre-dispatch ATen graph, whichever road it came by."""
+"""The one graph form of jetvit: a pre-dispatch ATen graph, whichever frontend it came from."""
 
 from __future__ import annotations
 

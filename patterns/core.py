@@ -1,4 +1,4 @@
-"""What an attention is made of, as read off a graph: `Core`, its operands, and what speaks against it."""
+"""The parts of an attention, as read off a graph: `Core`, its operands, and its obstacles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Side:
             return list(self.slots)
         return [axis for axis in range(len(shape(self.node))) if axis not in (self.token, self.dim)]
 
-    def before_turn(self, node: Node, order: list[int]) -> Side:
+    def before_permutation(self, node: Node, order: list[int]) -> Side:
         """The same operand before a transposition, which takes axis `order[i]` of `node` to axis i."""
         slots = tuple(None if axis is None else order[axis] for axis in self.leading)
         return Side(node, order[self.token], order[self.dim], slots)

@@ -14,22 +14,24 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import argument, shape, turned
+from jetvit.kernels.full_attention.arguments import FullAttentionArgs
+from jetvit.patterns.aten_sets import CASTS, PERMUTES, SCALINGS, SDPA
+from jetvit.patterns.calls import permutation, shape
 from jetvit.patterns.core import Core, Side
 from jetvit.patterns.masks import describe_mask, is_neutral_mask
-from jetvit.patterns.operators import CASTS, SCALINGS, SDPA, TURNS
+from jetvit.patterns.operator_args import arguments_of, qkv_of, sdpa_arguments
 from jetvit.patterns.other_weights import core_without_softmax
 from jetvit.patterns.products import aligned_right
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same
-from jetvit.patterns.softmax_core import as_softmax, softmax_core
+from jetvit.patterns.softmax import as_softmax
+from jetvit.patterns.softmax_core import softmax_core
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.patterns.wording import operator_name
 
 aten = torch.ops.aten
 
-OPERATOR = "jetvit.full_attention.default"
-"""By name: the operators are registered in another room."""
+OPERATOR = torch.ops.jetvit.full_attention.default
 FUSED = (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default)
 
 
@@ -39,9 +41,11 @@ def find_cores(view: GraphView, walk: LayoutWalk) -> Iterator[Core]:
         core = None
         if node.target is SDPA:
             core = _from_sdpa(node, walk)
-        elif str(node.target) == OPERATOR:
+        elif node.target is OPERATOR:
             core = operator_core(node)
-            core.scale = float(node.args[8])
+            arguments = arguments_of(node)
+            assert isinstance(arguments, FullAttentionArgs)
+            core.scale = float(arguments.scale)
         elif node.target in FUSED:
             core = Core("fused", Side(node, 0, 0), nodes=[node])
             core.refuse(
@@ -81,8 +85,8 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
         if node.op != "call_function":
             return replace(side, node=node), factor
         before = node.args[0] if node.args else node
-        if node.target in TURNS:
-            side = side.before_turn(before, turned(node))
+        if node.target in PERMUTES:
+            side = side.before_permutation(before, permutation(node))
         elif narrow and node.target in SCALINGS and isinstance(node.args[1], int | float):
             factor = factor / node.args[1] if "div" in str(node.target) else factor * node.args[1]
             side = replace(side, node=before)
@@ -95,7 +99,7 @@ def _peel_side(core: Core, side: Side, view: GraphView, narrow: torch.dtype | No
 
 def operator_core(node: Node) -> Core:
     """The core of an operator of jetvit, which takes and gives [batch, token, head, dim]."""
-    q, k, v = (Side(operand, 1, 3) for operand in node.args[:3])
+    q, k, v = (Side(operand, 1, 3) for operand in qkv_of(node))
     absent = [each for each in node.all_input_nodes if each.target is aten.new_empty.default]  # reads no value of q
     core = Core("operator", Side(node, 1, 3), q, k, v, nodes=[node, *absent])
     core.pairs = [(q.node, dim, other.node, dim) for other in (k, v) for dim in (0, 2)]
@@ -103,27 +107,28 @@ def operator_core(node: Node) -> Core:
 
 
 def _from_sdpa(node: Node, walk: LayoutWalk) -> Core:
-    query, key, value = node.args[:3]
+    arguments = sdpa_arguments(node)
+    query, key, value = arguments.query, arguments.key, arguments.value
     rank, head_dim = len(shape(node)), shape(query)[-1]
-    scale = argument(node, 6, "scale")
+    scale = arguments.scale
     sides = []
     for each in (query, key, value):
         own = len(shape(each))
         sides.append(Side(each, own - 2, own - 1, tuple(aligned_right(own - 2, rank - 2))))
     q, k, v = sides
     core = Core("sdpa", Side(node, rank - 2, rank - 1), q, k, v, nodes=[node])
-    core.grouped = bool(argument(node, 7, "enable_gqa", False)) and not same(shape(query)[-3], shape(key)[-3])
+    core.grouped = bool(arguments.enable_gqa) and not same(shape(query)[-3], shape(key)[-3])
     for side in (k, v):
         pairs = list(zip(q.leading, side.leading, strict=True))[: rank - 2 - core.grouped]
         core.pairs += [(query, a, side.node, b) for a, b in pairs if a is not None and b is not None]
     core.scale = float(scale) if isinstance(scale, int | float) else 1.0 / math.sqrt(int(head_dim))
     if isinstance(scale, Node):
         core.refuse("the softmax scale is not a constant", node)
-    if argument(node, 5, "is_causal", False):
+    if arguments.is_causal:
         core.refuse("causal attention", node)
-    if dropout := argument(node, 4, "dropout_p", 0.0):
+    if dropout := arguments.dropout_p:
         core.refuse(f"dropout on the attention weights is active (p = {dropout}); call eval() before the capture", node)
-    mask = argument(node, 3, "attn_mask")
+    mask = arguments.attn_mask
     if mask is not None and not is_neutral_mask(mask, walk, node):
         core.refuse(describe_mask(mask, walk), mask)
     return core

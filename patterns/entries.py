@@ -1,4 +1,4 @@
-"""What single entries of tensors are computed from, read off the graph; nothing is run.
+"""The values that single entries of tensors are computed from, read off the graph; nothing is run.
 
 `Entries.value` follows the entry of a tensor at a generic place back through views, joins and elementwise operators to
 the values that it is computed from, each with the place that it has in its own tensor. Two entries of one value are
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from jetvit.patterns.calls import argument
+from jetvit.patterns.aten_sets import CASTS, COPIES, PERMUTES, ROW_MAJOR, SPLITS
+from jetvit.patterns.calls import argument, permutation
 from jetvit.patterns.lengths import Length, Lengths, product, quotient
-from jetvit.patterns.operators import CASTS, COPIES, SPLITS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.storage import storage
 from jetvit.torch_private import OpOverload, schema
@@ -219,28 +219,18 @@ def in_place(entries: Entries, node: Node, place: Place) -> tuple[Node, Place]:
     return node.args[0], place
 
 
-@move(
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
-    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view_as.default,
-    aten.reshape_as.default,
-)  # fmt: skip
+@move(*ROW_MAJOR)
 def view(entries: Entries, node: Node, place: Place) -> tuple[Node, Place] | None:
     """Row-major order stays."""
     before = deal([digit for index in place for digit in index], entries.lengths.shape(node.args[0]))
     return None if before is None else (node.args[0], before)
 
 
-@move(aten.permute.default, aten.transpose.int, aten.swapaxes.default, aten.t.default, aten.mT.default)
-def turn(entries: Entries, node: Node, place: Place) -> tuple[Node, Place]:
+@move(*PERMUTES)
+def permute(entries: Entries, node: Node, place: Place) -> tuple[Node, Place]:
     """Axes in another order."""
-    order = list(range(len(place)))
-    if node.target is aten.permute.default:
-        order = [dim % len(order) for dim in node.args[1]]
-    elif len(order) > 1:
-        first, second = (dim % len(order) for dim in (node.args[1:3] or (-2, -1)))
-        order[first], order[second] = order[second], order[first]
-    before: list[Index] = [()] * len(order)
-    for index, dim in zip(place, order, strict=True):
+    before: list[Index] = [()] * len(place)
+    for index, dim in zip(place, permutation(node), strict=True):
         before[dim] = index
     return node.args[0], tuple(before)
 

@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-import jetvit.patterns.maps  # noqa: F401  registers rules of the layout walk
 from jetvit.patterns import axes as ax
+from jetvit.patterns.aten_sets import PERMUTES
 from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.core import Core, Refused
 from jetvit.patterns.cores import find_cores
 from jetvit.patterns.geometry import Geometry, read_geometry
 from jetvit.patterns.known_axes import entries
 from jetvit.patterns.names import module_name, source_line, unique
-from jetvit.patterns.operators import TURNS
 from jetvit.patterns.projections import read_projections
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import RopeReader
@@ -26,7 +25,7 @@ from jetvit.patterns.walk import LayoutWalk
 log = logging.getLogger(__name__)
 
 UNNAMED = "(root)"
-"""What an attention is called that is in no module of the model, or in the model itself."""
+"""The name of an attention that is in no module of the model, or in the model itself."""
 
 
 def find_sites(graph: CapturedGraph) -> Sites:
@@ -125,7 +124,7 @@ def _site(name: str, core: Core, geometry: Geometry, graph: CapturedGraph, view:
 
 
 def _check_mutations(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> None:
-    """What an attention reads is read where it ends: nothing may write to it after it was first read."""
+    """Refuse an attention whose operands are written to between its first read and its end."""
     if not walk.writes:
         return
     assert core.q is not None
@@ -134,7 +133,7 @@ def _check_mutations(core: Core, walk: LayoutWalk, order: dict[Node, int]) -> No
     read = [side.node for side in (core.q, core.k, core.v)] + [factor.node for factor in core.factors]
     storages = {storage(node, walk.view) for node in read}
     # A transposition that was taken in looks at the same memory: it reads nothing.
-    reads = (*core.nodes, *(node for node in core.peeled if node.target not in TURNS))
+    reads = (*core.nodes, *(node for node in core.peeled if node.target not in PERMUTES))
     first, last = min(map(order.__getitem__, reads)), order[core.out.node]
     for node, target in walk.writes:
         if target is core.out.node:

@@ -104,7 +104,7 @@ def read_geometry(core: Core, walk: LayoutWalk) -> Geometry:
 
 
 def read_tokens(axis: Axis, node: Node) -> Tokens:
-    """Where the token grid lies on an axis.
+    """The token grid on an axis.
 
     Raises:
         Refused: the axis holds no two-dimensional grid in row-major order, more than one, parts of another, or many
@@ -282,7 +282,7 @@ def _mixed(sides: dict[str, Axis]) -> list[str]:
 
 
 def _folded_heads(queries: Axis, keys: Axis) -> Size:
-    """How many heads stand beside the tokens of `keys` on the axis of the queries' tokens; 0 if that is not so."""
+    """The number of heads beside the tokens of `keys` on the axis of the queries' tokens; 0 if there are none."""
     heads = tuple(atom for atom in queries if is_head(atom))
     rest = tuple(atom for atom in queries if not is_head(atom))
     return ax.axis_size(heads) if heads and rest and _same_tokens(rest, keys) else 0

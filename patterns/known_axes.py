@@ -1,4 +1,4 @@
-"""Where the token grid is in a tensor that one graph hands to another.
+"""The token grid of a tensor that one graph hands to another.
 
 A model with code that Dynamo cannot follow becomes several graphs. The second one gets the tokens as a row of some
 length: that they are the patches of an image, row by row, was to be seen in the first. So the first tells it, in words
@@ -22,7 +22,7 @@ from jetvit.patterns.tokens import Known, MapSide, Tokens
 
 
 def describe(axes: Axes, node: Node) -> Known | None:
-    """What another graph can be told of a tensor with these axes; None if nothing."""
+    """A description, for another graph, of a tensor with these axes; None if nothing is known."""
     known = tuple(_describe(axis, node) for axis in axes)
     return known if any(each is not None for each in known) else None
 

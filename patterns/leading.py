@@ -56,12 +56,12 @@ def read_leading(core: Core, walk: LayoutWalk) -> Leading:
 
 
 def leading_axes(walk: LayoutWalk, side: Side) -> list[Axis]:
-    """What the leading axes of an operand are made of, in the order of the products."""
+    """The atoms of the leading axes of an operand, in the order of the products."""
     return [axis_of(walk, side, dim) for dim in side.leading]
 
 
 def axis_of(walk: LayoutWalk, side: Side, dim: int | None) -> Axis:
-    """What an axis of an operand is made of."""
+    """The atoms of an axis of an operand."""
     axes = walk.of(walk.view.resolve(side.node))
     return axes[dim] if dim is not None and dim < len(axes) else ()
 
@@ -72,7 +72,7 @@ def is_head(atom: Atom) -> bool:
 
 
 def number_of_heads(axes: list[Axis]) -> Size:
-    """How many heads stand on these axes together."""
+    """The number of heads on these axes together."""
     return ax.axis_size(tuple(atom for axis in axes for atom in axis if is_head(atom)))
 
 
@@ -85,7 +85,7 @@ def same_batch(a: list[Axis], b: list[Axis]) -> bool:
 
 
 def kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int:
-    """How many heads k and v have, of which each is for several of q.
+    """The number of heads of k and v, each for several of q.
 
     Raises:
         Refused: their numbers do not fit.
@@ -102,10 +102,10 @@ def kv_heads(core: Core, walk: LayoutWalk, heads: dict[str, Size]) -> int:
 
 
 def check_alignment(core: Core, walk: LayoutWalk, leading: Leading) -> None:
-    """What a product takes together has to be the same batch or the same heads: equal sizes do not make them so.
+    """Refuse products that pair axes of different batches or heads: equal sizes do not make them the same.
 
     Raises:
-        Refused: it is not.
+        Refused: a product pairs different ones.
     """
     assert core.k is not None
     assert core.v is not None

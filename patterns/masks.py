@@ -14,7 +14,7 @@ def is_neutral_mask(mask: Node, walk: LayoutWalk, reader: Node) -> bool:
 
 
 def describe_mask(mask: Node, walk: LayoutWalk) -> str:
-    """What a mask does, as a reason to refuse."""
+    """The effect of a mask, as a reason to refuse."""
     sources = walk.sources.get(walk.view.resolve(mask), frozenset())
     if _is_boolean(mask):
         return "a boolean mask hides some keys"

@@ -1,4 +1,4 @@
-"""What a site is called: the innermost module, by the same name on every road."""
+"""The name of a site: the innermost module, the same name from every frontend."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clean_name(path: str) -> str:
 
 
 def source_line(node: Node) -> str:
-    """Where in the model's code a node was made: "file.py:12 in forward: code", or "" if it is not known."""
+    """The line of the model's code that made a node: "file.py:12 in forward: code", or "" if it is not known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     places = [index for index, line in enumerate(lines) if line.startswith("File ")]
     if not places:

@@ -11,7 +11,7 @@ from jetvit.patterns.core import Core, Side
 from jetvit.patterns.products import Product, as_product
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same, same_sizes
-from jetvit.patterns.softmax_core import ENDS, SEARCH, as_softmax
+from jetvit.patterns.softmax import ENDS, SEARCH, as_softmax
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.patterns.wording import operator_name
 from jetvit.torch_private import OpOverload
@@ -75,7 +75,7 @@ def _comes_from_softmax(node: Node, view: GraphView) -> bool:
             return True
         product = as_product(node)
         first = product.first if product is not None else node.args[0] if node.args else None
-        if not isinstance(first, Node) or node.target in (*ENDS, torch.ops.aten.linear.default):
+        if not isinstance(first, Node) or node.target in ENDS | {torch.ops.aten.linear.default}:
             return False
         node = first
     return False

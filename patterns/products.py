@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from jetvit.patterns.calls import argument, shape
-from jetvit.patterns.walk import parse_einsum
+from jetvit.patterns.einsum import parse_einsum
 
 aten = torch.ops.aten
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 
 import torch
 from torch.fx import Node
 
+from jetvit.patterns.aten_sets import CASTS, LAYOUTS, NORMS, SCALINGS
 from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.core import Core
-from jetvit.patterns.operators import CASTS, COPIES, SCALINGS, SPLITS, VIEWS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope import read_rotation
 from jetvit.patterns.site import Linear, Projections
 
 aten = torch.ops.aten
-LAYOUTS = (
-    *VIEWS, *COPIES, aten.permute.default, aten.transpose.int, aten.t.default, aten.select.int, aten.unbind.int,
-    *SPLITS, aten.slice.Tensor, aten.squeeze.dim,
-    aten.squeeze.default, aten.unsqueeze.default, aten.flatten.using_ints, aten.unflatten.int, operator.getitem,
-    aten.movedim.int, aten.swapaxes.default, aten.squeeze.dims,
-)  # fmt: skip
-"""Operators that rearrange entries without changing them."""
-
-_ROTARY = (aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.neg.default, aten.stack.default)
-NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+_ROTARY = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.neg.default, aten.stack.default})
+"""Compute a rotary embedding."""
+_ROW_WISE = LAYOUTS | CASTS | NORMS | {aten.repeat_interleave.self_int}
+"""May stand between a projection and the attention."""
 
 
 def read_projections(core: Core, view: GraphView, names: Mapping[Node, str]) -> Projections:
@@ -62,9 +55,7 @@ def _back(node: Node, view: GraphView) -> tuple[Node, set[Node]] | None:
         if rotation is not None:
             way |= _between(node, rotation.before, view)
             node = view.resolve(rotation.before)
-        elif node.target in (*LAYOUTS, *CASTS, *NORMS, aten.repeat_interleave.self_int) or (
-            node.target in SCALINGS and not isinstance(node.args[1], Node)
-        ):
+        elif node.target in _ROW_WISE or (node.target in SCALINGS and not isinstance(node.args[1], Node)):
             node = view.resolve(node.args[0])
         else:
             return None
@@ -80,14 +71,7 @@ def _between(node: Node, before: Node, view: GraphView) -> set[Node]:
         if each in inner or each is before or each.op != "call_function":
             continue
         inner.add(each)
-        rotary = each.target in (
-            aten.add.Tensor,
-            aten.mul.Tensor,
-            aten.cat.default,
-            aten.neg.default,
-            aten.stack.default,
-        )
-        if rotary or each.target in (*LAYOUTS, *CASTS):
+        if each.target in _ROTARY | LAYOUTS | CASTS:
             stack.extend(each.all_input_nodes)
     return inner
 
@@ -119,7 +103,7 @@ def _forward(node: Node, view: GraphView) -> Node | None:
         if node.target is aten.linear.default:
             return node
         idle = node.target is aten.dropout.default and not argument(node, 2, "train", False)
-        if not (node.target in (*LAYOUTS, *CASTS) or idle):
+        if not (node.target in LAYOUTS | CASTS or idle):
             return None
 
 

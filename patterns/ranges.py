@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from jetvit.patterns.aten_sets import CASTS, COPIES, SQUEEZES, VIEWS
 from jetvit.patterns.calls import argument
 
 aten = torch.ops.aten
 Range = tuple[float, float]
 _ANY: Range = (-math.inf, math.inf)
-_SAME = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default, aten.expand_as.default,
-    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
-    aten.contiguous.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.permute.default,
-    aten.transpose.int, aten.lift_fresh_copy.default, aten.flatten.using_ints, aten.repeat.default,
-}  # fmt: skip
-_CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default, aten.type_as.default}
+_SAME = (
+    (VIEWS - {aten.unflatten.int})  # masks are not seen to be unflattened, nor squeezed along several axes
+    | (SQUEEZES - {aten.squeeze.dims})
+    | COPIES
+    | {aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int}
+    | {aten.expand_as.default, aten.repeat.default, aten.lift_fresh_copy.default}
+)
+"""Return no other values than those of their first argument."""
+_CASTS = CASTS | {aten.to.device}
 _FILLED = {
     aten.zeros.default: 0.0, aten.zeros_like.default: 0.0, aten.new_zeros.default: 0.0,
     aten.ones.default: 1.0, aten.ones_like.default: 1.0, aten.new_ones.default: 1.0,

@@ -19,7 +19,7 @@ _MEMORY_TEXT = re.compile(
 
 
 def disk_full(error: BaseException) -> str:
-    """What the system says if an error, or its cause, means that a disk, a quota or a file is full; else ""."""
+    """The system's message if an error, or its cause, means that a disk, a quota or a file is full; else ""."""
     message = ""
     for each in _chain(error):  # the first cause says it best
         if isinstance(each, OSError) and each.errno in _DISK_ERRNO:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from jetvit.patterns.aten_sets import CASTS, COPIES, PERMUTES, SPLITS, VIEWS
 from jetvit.patterns.axes import Axis, axis_size
 from jetvit.patterns.calls import argument, shape
 from jetvit.patterns.core import Core, Side
 from jetvit.patterns.geometry import layout_like
 from jetvit.patterns.lengths import Lengths, product, total
-from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
+from jetvit.patterns.operator_args import arguments_of
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.rope_tables import AxialTables
 from jetvit.patterns.site import AttentionSite, Operand, Rope, RopeTables
@@ -32,7 +33,10 @@ from jetvit.patterns.walk import LayoutWalk
 
 aten = torch.ops.aten
 _TENSORS = torch.Tensor | list | tuple  # the values of nodes that are no sizes
-_CUTS = {operator.getitem, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor, *SPLITS, *VIEWS, *TURNS, *CASTS}
+_CUTS = (
+    SPLITS | VIEWS | PERMUTES | CASTS | {operator.getitem, aten.unsqueeze.default, aten.select.int, aten.slice.Tensor}
+)
+"""The views by which models cut cos and sin anew for each layer."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class RopeReader:
         """The rotary embedding that q and k of a site share, or None."""
         assert core.q is not None
         assert core.k is not None
-        if core.form == "operator" and shape(core.out.node.args[3]) != (0,):
+        if core.form == "operator" and shape(arguments_of(core.out.node).rope_y) != (0,):
             return Rope("half", None, None, core.q.node, core.k.node)
         q, k = read_rotation(core.q.node, self.view), read_rotation(core.k.node, self.view)
         if q is None or k is None or q.style != k.style:
@@ -84,7 +88,7 @@ class RopeReader:
         return replace(rope, tables=self._tables(core.q, q, core.k, k, site)) if q.style == "half" else rope
 
     def _tables(self, q: Side, of_q: Rotation, k: Side, of_k: Rotation, site: AttentionSite) -> RopeTables | None:
-        """What an operator needs to do the rotation, None where it cannot."""
+        """The inputs of an operator that does the rotation itself; None where it cannot."""
         before_q, before_k = self._before(q, of_q, site), self._before(k, of_k, site)
         if before_q is None or before_k is None or before_q[1] != before_k[1]:
             return None
@@ -171,7 +175,7 @@ class RopeReader:
 
 def read_rotation(node: Node, view: GraphView) -> Rotation | None:
     """The rotation that a tensor comes from, through casts and a concatenation with tokens that are not rotated."""
-    node = _through(node, view, (*CASTS, *COPIES, *VIEWS, *TURNS))
+    node = _through(node, view, CASTS | COPIES | VIEWS | PERMUTES)
     if node.target is aten.cat.default:
         parts = {part: _rotated(_through(part, view, CASTS), view) for part in node.args[0]}
         found = [rotation for rotation in parts.values() if rotation is not None]
@@ -212,7 +216,7 @@ def _rotation_style(node: Node, x: Node, view: GraphView) -> str | None:
         if negative.target is aten.neg.default:
             halves = _half(view.resolve(negative.args[0]), x, view), _half(positive, x, view)
             return "half" if halves == (1, 0) else None
-    node = _through(node, view, (*VIEWS, aten.flatten.using_ints))
+    node = _through(node, view, VIEWS)
     if node.target is aten.stack.default and len(node.args[0]) == 2:
         negative, positive = (view.resolve(part) for part in node.args[0])
         if negative.target is aten.neg.default:
@@ -282,7 +286,7 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
     return wide.is_floating_point and torch.promote_types(wide, narrow) == wide
 
 
-def _through(node: Node, view: GraphView, targets: tuple[object, ...]) -> Node:
+def _through(node: Node, view: GraphView, targets: frozenset[object]) -> Node:
     node = view.resolve(node)
     while node.op == "call_function" and node.target in targets:
         node = view.resolve(node.args[0])

@@ -1,4 +1,4 @@
-"""Whether the tables of a rotary embedding are axial, as the operators of jetvit want them: proven from the graph.
+"""Prove from the graph that the tables of a rotary embedding are axial, as the operators of jetvit want them.
 
 A table [token, head_dim] is axial where the tokens are a grid, the second half of head_dim repeats the first, and of a
 half the first part varies with the row of a token alone and the second with its column alone. HF DINOv3 and timm's

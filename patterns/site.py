@@ -1,4 +1,4 @@
-"""What `find_attention` answers with: an `AttentionSite` for each full attention, a `Rejection` for each near miss."""
+"""The result of `find_attention`: an `AttentionSite` for each full attention, a `Rejection` for each near miss."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.fx import Node
 from jetvit.patterns.sizes import Size
 
 UNKNOWN_GRID = "unknown token grid"
-"""How the reason of a rejection begins where the token grid is not known."""
+"""The beginning of a rejection's reason where the token grid is not known."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which role each axis of a tensor plays.
+    """The role of each axis of a tensor.
 
     `roles` has one entry an axis; each entry is a tuple over "b" (batch), "h" (head), "t" (token), "d" (head_dim).
     ("b", "h"), ("t",), ("d",) is the [B·H, N, D] of `bmm`; an axis of size 1 that plays no role is (). Batch or heads
@@ -66,7 +66,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class RopeTables:
-    """What an operator of jetvit needs to do a rotation itself; that it would be the same rotation is proven.
+    """The inputs of an operator of jetvit that does a rotation itself, proven to be the same rotation.
 
     `q` and `k` are the whole tensors before the rotation, extra tokens too. `cos` and `sin` are the nodes of the tables
     […, token, …, head_dim], equal along every other axis; `token` is their axis of tokens, counted from the last one,

@@ -63,3 +63,8 @@ def quotient(a: Size, b: Size) -> Size | None:
 def is_floor_of(part: Size, whole: Size, divisor: Size) -> bool:
     """True if part is written as whole // divisor."""
     return is_static(divisor) and expression(part) == FloorDiv(expression(whole), sympy.Integer(int(divisor)))
+
+
+def same_last_two(a: Sequence[Size], b: Sequence[Size]) -> bool:
+    """True if both have at least two axes, and the last two agree."""
+    return min(len(a), len(b)) >= 2 and all(map(same, a[-2:], b[-2:]))

@@ -1,4 +1,4 @@
-"""Which nodes look at the same memory, which memory is written to in place, and who relies on its strides."""
+"""Find the nodes that share memory, the memory written to in place, and the readers that rely on strides."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _base(node: Node) -> Node | None:
 
 
 def _targets(node: Node) -> list[Node]:
-    """What an in-place node writes to. A higher-order operator that is no region may write to all that it reads."""
+    """The tensors that an in-place node writes to; a higher-order operator may write to all inputs, unless a region."""
     if isinstance(node.target, HigherOrderOperator):
         return [] if node.target in REGION_OPERANDS else node.all_input_nodes
     if not isinstance(node.target, OpOverload) or not schema(node.target).is_mutable:

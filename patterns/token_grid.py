@@ -17,9 +17,9 @@ from jetvit.patterns.captured import CapturedGraph
 from jetvit.patterns.core import Refused
 from jetvit.patterns.geometry import grid_axis, read_tokens
 from jetvit.patterns.regions import GraphView
+from jetvit.patterns.rules import AxisReader, Value, rule
 from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.tokens import Tokens
-from jetvit.patterns.walk import LayoutWalk, Value, rule
 from jetvit.patterns.wording import counted
 
 
@@ -83,7 +83,7 @@ def _check(x: Tensor, height: int, width: int, before: int, dim: int) -> None:
 
 
 @rule(TOKEN_GRID)
-def _named(walk: LayoutWalk, node: Node) -> Value:
+def _named(walk: AxisReader, node: Node) -> Value:
     """The axes of the tensor, one of them with the grid that was named; lost, where the graph shows another grid."""
     axes = list(walk.of(node.args[0]))
     height, width, before, dim = map(traced_value, node.args[1:])

@@ -1,4 +1,4 @@
-"""What is known of the axes of a tensor: where the token grid lies, in values that need no graph."""
+"""The known axes of a tensor with its token grid, in values that need no graph."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ class MapSide:
 
 
 Known = tuple[Tokens | MapSide | None, ...]
-"""What is known of each axis of a tensor."""
+"""The known part of each axis of a tensor."""

@@ -19,7 +19,7 @@ ROOMS = ("kernels", "patterns", "cost_model", "passes", "search", "jetvit")
 NUMERIC = {"torch", "numpy"}
 MAY_IMPORT = {
     "kernels": {"torch", "triton"},
-    "patterns": {"torch", "networkx", "onnx", "onnx_ir", "onnxscript", "sympy"},
+    "patterns": {"torch", "networkx", "onnx", "onnx_ir", "onnxscript", "sympy", "jetvit.kernels"},
     "cost_model": NUMERIC
     | {"safetensors", "jsonschema", "networkx", "scipy", "sklearn", "threadpoolctl"}
     | {"jetvit.kernels", "jetvit.patterns"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import jetvit
 from jetvit.cost_model import Choice
-from jetvit.patterns.operators import SDPA
+from jetvit.patterns.aten_sets import SDPA
 from tests.passes.models import nodes_of, plan_of
 from tests.windows import assert_windows, assert_windows_of_open_sizes, reasons, window_bias
 from tests.zoo.case import images, randomize

@@ -1,4 +1,8 @@
-"""A rewritten graph with plain PyTorch in place of our operators, as the paper ran its hybrids. No custom kernel."""
+"""A rewritten graph with plain PyTorch in place of our operators, as the paper ran its hybrids. No custom kernel.
+
+A rival implementation shares no code with ours: it pads and masks as the paper's code would, so that the benchmark
+compares two implementations. Property tests compare its functions with the operators.
+"""
 
 from __future__ import annotations
 

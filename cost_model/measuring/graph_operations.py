@@ -1,4 +1,4 @@
-"""Which `Operation`s a captured graph runs, before and after the rewrites."""
+"""Count the `Operation`s that a captured graph runs, before and after the rewrites."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from jetvit.cost_model.measuring.operation import ELEMENT_BYTES, Operation
+from jetvit.kernels.arguments import ARGUMENTS
 from jetvit.kernels.checks import is_absent
+from jetvit.kernels.linear_attention.arguments import LinearAttentionArgs
 from jetvit.kernels.tuning import hint
-from jetvit.patterns.calls import argument
-from jetvit.patterns.operators import SDPA
+from jetvit.kernels.window_attention.arguments import WindowAttentionArgs
+from jetvit.patterns.aten_sets import SDPA
+from jetvit.patterns.operator_args import arguments_of, sdpa_arguments
 from jetvit.patterns.regions import GraphView
 from jetvit.torch_private import OpOverload
 
@@ -38,7 +41,7 @@ class GraphOperations:
 
     @property
     def launches(self) -> int:
-        """How many operators the graph runs on the device; a compiler may fuse some of them."""
+        """The number of operators that the graph runs on the device; a compiler may fuse some of them."""
         return self.counted.total() + self.others.total()
 
 
@@ -71,16 +74,15 @@ def _operation(node: Node) -> Operation | None:
     return Operation(dtype=dtype, **fields)
 
 
-def _sizes(node: Node, position: int = 0) -> list[int] | None:
-    """The sizes of an argument; None if they depend on data."""
-    value = node.args[position].meta["val"]
-    sizes = [hint(size) for size in value.shape]
+def _sizes(node: Node) -> list[int] | None:
+    """The sizes of a tensor; None if they depend on data."""
+    sizes = [hint(size) for size in node.meta["val"].shape]
     return None if None in sizes or 0 in sizes else sizes
 
 
 def _row_wise(op: str) -> Callable[[Node], dict[str, Any] | None]:
     def read(node: Node) -> dict[str, Any] | None:
-        sizes = _sizes(node)
+        sizes = _sizes(node.args[0])
         if not sizes:
             return None
         return {"op": op, "batch": 1, "grid_h": 1, "grid_w": math.prod(sizes[:-1]), "inputs": sizes[-1]}
@@ -97,39 +99,36 @@ def _add(node: Node) -> dict[str, Any] | None:
 
 
 def _gemm(node: Node) -> dict[str, Any] | None:
-    fields, weight = _row_wise("gemm")(node), _sizes(node, 1)
+    fields, weight = _row_wise("gemm")(node), _sizes(node.args[1])
     if fields is None or weight is None:
         return None
     return fields | {"outputs": weight[0]}
 
 
 def _sdpa(node: Node) -> dict[str, Any] | None:
-    sizes = _sizes(node)
-    if sizes is None or len(sizes) != 4 or sizes != _sizes(node, 1) or argument(node, 3, "attn_mask") is not None:
+    arguments = sdpa_arguments(node)
+    sizes = _sizes(arguments.query)
+    if sizes is None or len(sizes) != 4 or sizes != _sizes(arguments.key) or arguments.attn_mask is not None:
         return None
     batch, heads, tokens, head_dim = sizes
     return {"op": "full", "batch": batch, "grid_h": 1, "grid_w": tokens, "heads": heads, "head_dim": head_dim}
 
 
-def _operator(op: str, grid: int) -> Callable[[Node], dict[str, Any] | None]:
-    """An operator of ours, whose `grid`-th argument is grid_h."""
-
-    def read(node: Node) -> dict[str, Any] | None:
-        sizes = _sizes(node)
-        grid_h, grid_w = (_int(node.args[position]) for position in (grid, grid + 1))
-        if sizes is None or grid_h is None or grid_w is None:
-            return None
-        batch, tokens, heads, head_dim = sizes
-        fields: dict[str, Any] = {"op": op, "batch": batch, "heads": heads, "head_dim": head_dim}
-        fields |= {"grid_h": grid_h, "grid_w": grid_w, "extra": tokens - grid_h * grid_w}
-        fields["rope"] = not is_absent(node.args[3].meta["val"])
-        if op == "window":
-            fields |= {"window_h": _int(node.args[grid + 3]), "window_w": _int(node.args[grid + 4])}
-        elif op == "linear":
-            fields |= {"conv_size": node.args[grid + 3], "feature_map": node.args[grid + 5]}
-        return fields
-
-    return read
+def _operator(node: Node) -> dict[str, Any] | None:
+    """One of jetvit's operators."""
+    arguments = arguments_of(node)
+    sizes, grid_h, grid_w = _sizes(arguments.q), _int(arguments.grid_h), _int(arguments.grid_w)
+    if sizes is None or grid_h is None or grid_w is None:
+        return None
+    batch, tokens, heads, head_dim = sizes
+    fields: dict[str, Any] = {"op": "full", "batch": batch, "heads": heads, "head_dim": head_dim}
+    fields |= {"grid_h": grid_h, "grid_w": grid_w, "extra": tokens - grid_h * grid_w}
+    fields["rope"] = not is_absent(arguments.rope_y.meta["val"])
+    if isinstance(arguments, WindowAttentionArgs):
+        fields |= {"op": "window", "window_h": _int(arguments.window_h), "window_w": _int(arguments.window_w)}
+    elif isinstance(arguments, LinearAttentionArgs):
+        fields |= {"op": "linear", "conv_size": arguments.conv_size, "feature_map": arguments.feature_map}
+    return fields
 
 
 def _int(value: object) -> int | None:
@@ -143,7 +142,5 @@ _READERS: dict[object, Callable[[Node], dict[str, Any] | None]] = {
     aten.add.Tensor: _add,
     aten.add_.Tensor: _add,
     SDPA: _sdpa,
-    torch.ops.jetvit.full_attention.default: _operator("full", 5),
-    torch.ops.jetvit.window_attention.default: _operator("window", 5),
-    torch.ops.jetvit.linear_attention.default: _operator("linear", 9),
+    **dict.fromkeys(ARGUMENTS, _operator),
 }

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from jetvit.passes.targets.onnx.convention import OPERATORS
-from jetvit.passes.targets.signature import KEY, Axis, Bound, Signature, TensorInput
+from jetvit.passes.targets.signature import KEY, Bound, Signature
+from jetvit.passes.targets.signature_inputs import OpenAxis, TensorInput
 from jetvit.patterns.errors import InputError
 from jetvit.runtimes.loaded_file import LoadedFile, refused_inputs
 
@@ -152,7 +153,7 @@ def _signature_of_onnx(
     for name, dtype, shape in inputs:
         if dtype not in _DTYPES:
             raise InputError(f"{path} cannot be run", why=f"its input {name} is of type {dtype}", do="give it tensors")
-        axes: tuple[int | Axis | None, ...] = tuple(size if isinstance(size, int) else None for size in shape)
+        axes: tuple[int | OpenAxis | None, ...] = tuple(size if isinstance(size, int) else None for size in shape)
         found.append(TensorInput(name, _DTYPES[dtype], axes))
     places = {name: place for place, name in enumerate(outputs)}
     return Signature(tuple(found), tuple((each.name, place) for place, each in enumerate(found)), (), places)

@@ -21,7 +21,7 @@ def full_attention_reference(
     extra_before: int,
     scale: float,
 ) -> Tensor:
-    """What `jetvit::full_attention` computes; the operator's own docstring has the contract."""
+    """Compute `jetvit::full_attention`; the operator's own docstring has the contract."""
     if q.shape[2] == 0:  # on a CPU torch 2.11 divides by the count of heads, which ends the process
         return q.new_empty(q.shape)
     with without_autocast(q.device):

@@ -53,7 +53,7 @@ def linear_attention_reference(
     eps: float,
     feature_map: str,
 ) -> Tensor:
-    """What `jetvit::linear_attention` computes; the operator's own docstring has the contract."""
+    """Compute `jetvit::linear_attention`; the operator's own docstring has the contract."""
     with without_autocast(q.device):
         dtype = q.dtype
         # fp32 holds the sums over any number of fp16 tokens. A kernel that keeps them in 16 bits scales them by 1/N.

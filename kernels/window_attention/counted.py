@@ -44,7 +44,7 @@ def window_attention_counted(
     window_w: int,
     scale: float,
 ) -> Tensor:
-    """What `jetvit::window_attention` computes, with `windows` and `places` of `count_windows`, which layers share."""
+    """Compute `jetvit::window_attention` with `windows` and `places` of `count_windows`, which layers share."""
     inside = partial(_counted_windows, windows, places)
     return attend_in_windows(inside, q, k, v, rope_y, rope_x, grid_h, grid_w, extra_before, window_h, window_w, scale)
 

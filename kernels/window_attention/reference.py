@@ -27,7 +27,7 @@ def window_attention_reference(
     window_w: int,
     scale: float,
 ) -> Tensor:
-    """What `jetvit::window_attention` computes; the operator's own docstring has the contract."""
+    """Compute `jetvit::window_attention`; the operator's own docstring has the contract."""
     # A graph with a symbolic grid cannot ask whether the last window is short: it masks always.
     static = isinstance(grid_h, int) and isinstance(grid_w, int)
     inside = sliced_windows if static else masked_windows
@@ -48,7 +48,7 @@ def attend_in_windows(
     window_w: int,
     scale: float,
 ) -> Tensor:
-    """The operator with what is inside of windows computed by `inside`: `sliced_windows`, or one of its like."""
+    """Compute the operator; `inside` attends inside the windows: `sliced_windows` or a function of its signature."""
     with without_autocast(q.device):
         if not is_absent(rope_y):
             q, k = (x.to(v.dtype) for x in rotate(q, k, rope_y, rope_x, extra_before))
@@ -73,17 +73,25 @@ def attend_in_windows(
 
 
 def sliced_windows(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window_h: int, window_w: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    window_h: int,
+    window_w: int,
+    scale: float,
 ) -> Tensor:
-    """Attention of q, k, v [batch, grid_h, grid_w, head, dim] inside each window and to the extra keys and values.
+    """Attend inside each window of q, k, v [batch, grid_h, grid_w, head, dim] and to the extra keys and values.
 
     The short last row and column of windows are attended to apart, so that nothing is padded and nothing masked.
+    `extra_k` and `extra_v` [batch, token, head, dim] are None for runtimes without tensors of length 0.
     """
     rows = []
     for y, side_h in window_runs(q.shape[1], window_h):
         row = []
         for x, side_w in window_runs(q.shape[2], window_w):
-            own = [part[:, y.start : y.stop, x.start : x.stop] for part in (q, k, v)]
+            own = [_cut(_cut(part, 1, y), 2, x) for part in (q, k, v)]
             own_q, own_k, own_v = (to_windows(part, side_h, side_w) for part in own)
             out = attend_to_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
             row.append(to_grid(out, own[0].shape, side_h, side_w))
@@ -92,23 +100,32 @@ def sliced_windows(
 
 
 def masked_windows(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window_h: int, window_w: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    window_h: int,
+    window_w: int,
+    scale: float,
 ) -> Tensor:
-    """The same as `sliced_windows` by one graph for every grid size: short windows are filled up and masked.
+    """Compute `sliced_windows` by one graph for every grid size: short windows are filled up and masked.
 
     Tokens are gathered by index, because a reshape of a padded grid guards on whether the padding is empty.
     """
-    token, real, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
-    mask = F.pad(real, (0, extra_k.shape[1]), value=True)[None]
+    token, mask, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
+    if extra_k is not None:
+        # Not a padding, which TensorRT does not take of a boolean tensor.
+        mask = torch.cat([mask, mask.new_ones(()).expand(mask.shape[0], extra_k.shape[1])], dim=1)
     own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
-    out = attend_to_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
+    out = attend_to_windows(own_q, own_k, own_v, extra_k, extra_v, mask[None], scale)
     return out.flatten(1, 2)[:, place]
 
 
 def window_places(
     grid_h: int, grid_w: int, window_h: int, window_w: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the tokens of a grid of any size stand in its windows, all of one size, the last ones filled up.
+    """Index the tokens of a grid of any size in its windows, all of one size, the last ones filled up.
 
     Returns token [window, place], the number of the token at a place of a window; real [window, place], False where
     the window is filled up; and place [grid_h, grid_w], the place of a token among those of all windows in a row.
@@ -143,15 +160,16 @@ def to_grid(x: Tensor, shape: torch.Size, side_h: int, side_w: int) -> Tensor:
 
 
 def attend_to_windows(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, mask: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Attention of each window [batch, window, token, head, dim] to its keys and the extra [batch, token, head, dim].
+    """Attend from each window [batch, window, token, head, dim] to its keys and the extra [batch, token, head, dim].
 
     `mask` is [1, window, key], True where a key is real.
     """
     batch, windows = q.shape[:2]
-    k = torch.cat([k, extra_k[:, None].expand(-1, windows, -1, -1, -1)], dim=2)
-    v = torch.cat([v, extra_v[:, None].expand(-1, windows, -1, -1, -1)], dim=2)
+    if extra_k is not None and extra_v is not None:
+        k = torch.cat([k, extra_k.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
+        v = torch.cat([v, extra_v.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
     if mask is not None:
         mask = mask.expand(batch, -1, -1).flatten(0, 1)[:, None, None]
     out = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
@@ -167,4 +185,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def join(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate parts along an axis; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _cut(x: Tensor, dim: int, tokens: range) -> Tensor:
+    return x if len(tokens) == x.shape[dim] else x.narrow(dim, tokens.start, len(tokens))

@@ -1,4 +1,4 @@
-"""How a rewritten model is called: as the original was, with inputs by position or by name."""
+"""Call a rewritten model as the original was called, with inputs by position or by name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class OtherShape(NamedTuple):
         return f"{self.name} is {self.given}, captured was {self.captured}"
 
     def advice(self) -> str:
-        """What to do where the program was captured for fixed sizes."""
+        """Advice for a program that was captured for fixed sizes."""
         if len(self.given) != len(self.captured):
             return "optimize for an input of this shape"
         pairs = enumerate(zip(self.given, self.captured, strict=True))
@@ -92,7 +92,7 @@ def other_shape(program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[s
 
 
 def _places(program: ExportedProgram) -> tuple[int, list[str]]:
-    """How many inputs were captured by position, and the names of the others."""
+    """The number of inputs captured by position, and the names of the others."""
     inputs = program.call_spec.in_spec
     args, kwargs = inputs.child(0), inputs.child(1)
     return args.num_children, list(kwargs.context)

@@ -150,7 +150,7 @@ class _Runs:
 
 @dataclass(frozen=True)
 class _Digest:
-    """What is kept of a tensor, so that the results of all modules need no room: its shape, Σx and Σ|x|."""
+    """A summary of a tensor, so that the results of all modules need no room: its shape, Σx and Σ|x|."""
 
     shape: tuple[int, ...]
     total: float

@@ -1,4 +1,4 @@
-"""What a failed `torch.export` says, in the words of one who wrote the model, where the cause is a known one."""
+"""Messages of a failed `torch.export` with a known cause, in the words of the model's author."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _FUNCTIONS = {"min": min, "max": max, "int": int, "float": float, "sym_float": f
 
 
 def fixed_sizes(program: ExportedProgram) -> list[str]:
-    """What must hold of the open sizes of a program, and does not for every size: "height // 8 == 4".
+    """A condition on the open sizes of a program that does not hold for every size: "height // 8 == 4".
 
     A size that must be a multiple of something is not among them, nor what holds for all of many sizes that are tried:
     torch writes down equations that it could not simplify.
@@ -58,7 +58,7 @@ class _Guard:
         return not any(isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mod) for side in sides)
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it holds for these sizes; False where it reads something else."""
+        """True if it holds for these sizes; False if it reads anything else."""
         try:
             return bool(eval(self._code, {"__builtins__": {}, "sizes": sizes, **_FUNCTIONS}))
         except (NameError, TypeError, ZeroDivisionError):

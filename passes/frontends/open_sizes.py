@@ -1,4 +1,4 @@
-"""`dynamic=True`: a program whose batch, height and width are open, or the reason why the model has no such program.
+"""`dynamic=True`: a program whose batch, height and width are open, or the reason why a model has no such program.
 
 torch.export specialises in silence: a model that turns its token grid into Python ints is captured without an error,
 and the program then refuses, or gets wrong, every other size. So the program is run at another size and compared.
@@ -6,12 +6,10 @@ and the program then refuses, or gets wrong, every other size. So the program is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -20,15 +18,15 @@ from jetvit.passes.frontends.calling import signature_of
 from jetvit.passes.frontends.capture import export_model, refuse_inputs
 from jetvit.passes.frontends.differences import copied, differ, tensors
 from jetvit.passes.frontends.emit import OptimizedModule
+from jetvit.passes.frontends.size_guards import AXES, SizeGuard, named_axes, noted_guards
 from jetvit.passes.frontends.unchanged import unchanged
-from jetvit.passes.graph.source_lines import failing_line, first_lines, running_line
+from jetvit.passes.graph.source_lines import failing_line, first_lines
 from jetvit.patterns.errors import CaptureError, InputError
 from jetvit.patterns.wording import counted
-from jetvit.torch_private import FakeTensor, observed_guards, pytree
+from jetvit.torch_private import FakeTensor, pytree
 from jetvit.torch_private import OptimizedModule as CompiledModule
 
 Size = tuple[int, int]
-AXES = {0: "batch", 2: "height", 3: "width"}
 PATCH_SIZES = (16, 14, 8)
 """To try where a model does not specify its own."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -40,7 +38,7 @@ WRITTEN_OUT = "dynamic_shapes={'NAME': {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.D
 
 @dataclass(frozen=True)
 class Spelling:
-    """How the user asked for open sizes, for messages: the option, and how another image size is given."""
+    """The user's words for open sizes in messages: the option, and the way to give another image size."""
 
     option: str = "dynamic=True"
     other_size: str = "example images of another size than the model's own, such as {}"
@@ -102,22 +100,14 @@ def export_open(
     capture = _Capture(model, call, own_size, spelling)
     size, batch, expected = capture.other_size(patch_size)
     example = call.with_images(torch.cat([call.images] * 2) if len(call.images) == 1 else call.images)
-    guards: list[_Guard] = []
-
-    def observe(guard: Any, sources: Mapping[str, str]) -> None:
-        if not isinstance(guard, sympy.Basic) or not all(str(symbol) in sources for symbol in guard.free_symbols):
-            return
-        axes = {symbol: _axis(sources[str(symbol)]) for symbol in guard.free_symbols}
-        if axes and all(axes.values()):
-            guards.append(_Guard(guard, axes, running_line()))
-
+    guards: list[SizeGuard] = []
     try:
-        with observed_guards(observe):
+        with noted_guards(guards):
             program = export_model(model, *example, call.shapes(model, example), check)
     except CaptureError as error:
         if capture.failing(guards, size) is None:  # not about sizes, or not to be told from what torch.export says
             do = error.do.replace("leave dynamic_shapes out", f"leave {spelling.option} out")
-            raise CaptureError(error.what, why=_letters(error.why), where=error.where, do=do) from error
+            raise CaptureError(error.what, why=named_axes(error.why), where=error.where, do=do) from error
         raise capture.refusal(size, "", guards) from error
     try:
         with torch.no_grad():
@@ -126,40 +116,16 @@ def export_open(
         if capture.takes_two(program, size):
             raise CaptureError(
                 "the model cannot be captured with an open batch",
-                why=f"torch.export's program takes two images and more, and not one: {_letters(str(error))[:300]}",
+                why=f"torch.export's program takes two images and more, and not one: {named_axes(str(error))[:300]}",
                 do=f"leave {spelling.option} out; or export it in Python with jetvit.export(..., {WRITTEN_OUT}), and "
                 "never call it with a single image",
             ) from error
         why = f"torch.export fixed a size: captured at {capture.size_text}, the program fails for one image of "
-        raise capture.refusal(size, f"{why}{_text(size)}: {_letters(str(error))[:300]}", guards) from error
+        raise capture.refusal(size, f"{why}{_text(size)}: {named_axes(str(error))[:300]}", guards) from error
     if not _close(found, expected) and not capture.is_random(batch, expected):
         why = f"captured at {capture.size_text}, the program gives other results than the model for {_text(size)}"
         raise capture.refusal(size, why, guards)
     return program
-
-
-@dataclass(frozen=True)
-class _Guard:
-    """A condition on the sizes that torch.export relies on, the axis of each symbol, and the model line."""
-
-    condition: sympy.Basic
-    axes: dict[sympy.Symbol, str]
-    line: str
-
-    def fails(self, lengths: Mapping[str, int]) -> bool:
-        """Report whether the condition is false for the lengths of the axes."""
-        try:
-            return self.condition.subs({symbol: lengths[axis] for symbol, axis in self.axes.items()}) == sympy.false
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError):
-            return False
-
-    def __str__(self) -> str:
-        names = {symbol: sympy.Symbol(axis, integer=True, positive=True) for symbol, axis in self.axes.items()}
-        relation = getattr(self.condition, "rel_op", None)
-        if relation is None:
-            return str(self.condition.xreplace(names))
-        left, right = (each.xreplace(names) for each in self.condition.args)
-        return f"{left} {relation} {right}"
 
 
 @dataclass(frozen=True)
@@ -263,14 +229,14 @@ class _Capture:
             return False
         return True
 
-    def failing(self, guards: Sequence[_Guard], size: Size) -> _Guard | None:
+    def failing(self, guards: Sequence[SizeGuard], size: Size) -> SizeGuard | None:
         """The first condition that is false for another batch of a size; of those of the same line, the shortest."""
         lengths = {"batch": len(self.call.images) + 2, "height": size[0], "width": size[1]}
         failing = [guard for guard in guards if guard.fails(lengths)]
         of_one_line = [guard for guard in failing if guard.line == failing[0].line]
         return min(of_one_line, key=lambda guard: len(str(guard)), default=None)
 
-    def refusal(self, other: Size, why: str, guards: Sequence[_Guard]) -> CaptureError:
+    def refusal(self, other: Size, why: str, guards: Sequence[SizeGuard]) -> CaptureError:
         """The error for a model that is right at one size alone: which axes, by which line, and what to try."""
         option = self.spelling.option
         axes, every, where = "open sizes", "size", ""
@@ -329,26 +295,6 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
         return True
     error = (ours.float() - theirs.float()).abs().max()
     return bool(error <= CLOSE.get(theirs.dtype, 1e-3) * theirs.float().abs().max().clamp_min(1e-6))
-
-
-def _axis(source: str) -> str:
-    """The axis of a symbol by its source in torch, such as "L['x'].size()[2]"; "" for another source."""
-    match = re.search(r"\.size\(\)\[(\d+)\]$", source)
-    return AXES.get(int(match[1]), "") if match else ""
-
-
-def _letters(text: str) -> str:
-    """torch's "pixel_values.size()[2]" as "height", without its advice."""
-    text = re.sub(r"(L\[')?\w+('\])?\.size\(\)\[([023])\]", lambda match: AXES[int(match[3])], text)
-    text = re.sub(
-        r'Constraints violated \([^)]*\)! For more information, run with TORCH_LOGS="\+dynamic"\.\s*-\s*', "", text
-    )
-    text = re.sub(
-        r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)",
-        r"its code fixes the \1 to \2",
-        text,
-    )
-    return text.partition(" If you're using mark_dynamic")[0]  # advice for those who call torch.export themselves
 
 
 def _text(size: Size, typed: bool = False) -> str:

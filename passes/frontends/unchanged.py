@@ -152,5 +152,5 @@ def _entries(container: Any) -> list[Any]:
 
 
 def _identities(container: Any, entries: list[Any]) -> list[int]:
-    """What tells entries apart; those of a dictionary are pairs, made anew each time that they are listed."""
+    """A key that tells entries apart; those of a dictionary are pairs, made anew each time that they are listed."""
     return [id(each) for each in (itertools.chain(*entries) if isinstance(container, dict) else entries)]

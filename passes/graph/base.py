@@ -1,4 +1,4 @@
-"""What a pass is, and what it answers with."""
+"""The interface of a pass, and its result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jetvit.passes.graph.rewritable import RewritableGraph
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: how often it fired, and what a reader should know, one sentence each.
+    """The result of a pass: how often it fired, and notes for the reader, one sentence each.
 
     `planned` are the sites of a plan that the graph has, by the plan's names.
     """

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.aten_sets import LAYOUTS
 from jetvit.patterns.site import AttentionSite, Layout, Operand
 
 aten = torch.ops.aten
@@ -105,13 +105,13 @@ def _sizes_of_parts(insertion: Insertion, node: Node, layout: Layout) -> dict[st
     } | dict.fromkeys(merged, -1)
 
 
-def relax_views(node: Node) -> int:
-    """Let the views of a tensor take any strides: `view` becomes `reshape`. Returns how many did.
+def views_to_reshapes(node: Node) -> int:
+    """Turn each `view` of a tensor into a `reshape`, which takes any strides; returns how many there were.
 
     Where a `view` may stand is a matter of the strides that were seen at capture, and torch.export leaves out the
     `contiguous` that does nothing for them. The two differ in nothing else, as nobody writes to a site's tensors.
     """
-    relaxed = 0
+    fired = 0
     reached, stack = {node}, [node]
     while stack:
         for user in stack.pop().users:
@@ -120,5 +120,5 @@ def relax_views(node: Node) -> int:
                 stack.append(user)
                 if user.target is aten.view.default:
                     user.target = aten.reshape.default
-                    relaxed += 1
-    return relaxed
+                    fired += 1
+    return fired

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.passes.graph.layouts import factor_in_order, from_order, relax_views, to_order
+from jetvit.passes.graph.layouts import factor_in_order, from_order, to_order, views_to_reshapes
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
@@ -56,4 +56,4 @@ class Operands:
         result = from_order(self.insertion, result, self.site, self.order)
         out.replace_all_uses_with(result)
         out.graph.erase_node(out)
-        relax_views(result)
+        views_to_reshapes(result)

@@ -107,7 +107,7 @@ class _Interpreter(RegionInterpreter):
 
 
 def _call(node: Node) -> Any:
-    """What a node calls, on which nodes and constants, and under which autocast."""
+    """The target of a node, its nodes and constants, and its autocast."""
     return node.target, _typed(node.args), _typed(node.kwargs), ambient_autocast()
 
 

@@ -1,4 +1,4 @@
-"""Captured graphs that passes may change: one class a road, one way to add a tensor and to put nodes in.
+"""Captured graphs that passes may change: one class a frontend, one way to add a tensor and to insert nodes.
 
 A pass never touches the user's module or program: an `ExportedGraph` works on a copy of the graph and shares its
 tensors.
@@ -33,7 +33,7 @@ class RewritableGraph(CapturedGraph):
 
     Attributes:
         owns_weights: True if the values of parameters and buffers belong to this graph, so that what is computed from
-            them may be folded. False on the Dynamo road, where one graph serves every instance of a class.
+            them may be folded. False in the Dynamo frontend, where one graph serves every instance of a class.
     """
 
     owns_weights: bool

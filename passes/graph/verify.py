@@ -16,7 +16,7 @@ from jetvit.torch_private import pytree
 
 
 class Verification:
-    """What a graph yields, to be compared with what it yields after each pass.
+    """The shapes and dtypes of a graph's results, to be compared after each pass.
 
     Attributes:
         expected: the recorded value of each result, when this was made.

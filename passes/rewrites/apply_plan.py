@@ -15,8 +15,10 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-import jetvit.kernels  # noqa: F401  registers the operators
 from jetvit.cost_model import Choice, Plan
+from jetvit.kernels.arguments import OperatorArgs
+from jetvit.kernels.linear_attention.arguments import LinearAttentionArgs
+from jetvit.kernels.window_attention.arguments import WindowAttentionArgs
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.passes.rewrites.plan_checks import (
@@ -102,19 +104,21 @@ def _rewrite(
     """
     view = GraphView(graph.module, graph.ambient_autocast)
     operands = OperatorOperands(graph, site, view)
-    tensors, place, insertion = operands.tensors, operands.place, operands.insertion
+    common, insertion = operands.common, operands.insertion
     if choice.window is not None:
         target = torch.ops.jetvit.window_attention.default
-        result = insertion.call(target, *tensors, *place, *choice.window, site.scale)
+        window_h, window_w = choice.window
+        arguments: OperatorArgs = WindowAttentionArgs(**common, window_h=window_h, window_w=window_w, scale=site.scale)
     else:
         target = torch.ops.jetvit.linear_attention.default
         for name in generator.values():
             if name not in added:
                 added[name] = graph.add_tensor(name, _like(weights[name], operands.v))
         nodes = {part: insertion.bring(added[name]) for part, name in generator.items()}
-        parts = [nodes.get(part) or operands.absent for part in GENERATOR]
-        result = insertion.call(target, *tensors, *parts, *place, choice.conv_size, choice.eps, choice.feature_map)
-    operands.replace(result)
+        parts = {part: nodes.get(part) or operands.absent for part in GENERATOR}
+        options = {"conv_size": choice.conv_size, "eps": choice.eps, "feature_map": choice.feature_map}
+        arguments = LinearAttentionArgs(**common, **parts, **options)
+    operands.replace(insertion.call(target, *arguments))
     log.info("%s: full -> %s", site.name, choice.label)
 
 

@@ -9,23 +9,20 @@ import torch
 from torch.fx import Node
 
 from jetvit.passes.rewrites.strided import Strided
+from jetvit.patterns.aten_sets import CASTS, COPIES, NORMS, PARTS, PERMUTES, SQUEEZES, VIEWS
 from jetvit.patterns.axes import Axes
 from jetvit.patterns.calls import argument, shape
-from jetvit.patterns.operators import CASTS, COPIES, SPLITS, TURNS, VIEWS
-from jetvit.patterns.projections import NORMS
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same_sizes
 
 aten = torch.ops.aten
-_TURNS = {*TURNS, aten.movedim.int}
-_COPIES = {aten.contiguous.default, aten.clone.default}
-_SAME = {*COPIES, aten.expand.default}
-_SQUEEZES = {aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default}
-_VIEWS = {*VIEWS, *_SQUEEZES} - _SAME
-_PARTS = {aten.unbind.int, *SPLITS}
-_SELECTIONS = {*_PARTS, aten.select.int, aten.slice.Tensor}
-_ROW_WISE = {*CASTS, *NORMS, aten.linear.default}
-_LINKS = _TURNS | _SAME | _VIEWS | _SELECTIONS | _ROW_WISE
+_PERMUTES = PERMUTES | {aten.movedim.int}
+_MOVES = COPIES - {aten.detach.default, aten.alias.default}  # these two never move memory
+_SAME = COPIES | {aten.expand.default}
+_VIEWS = (VIEWS | SQUEEZES) - _SAME  # an expand needs no reshape: it stays where it is
+_SELECTIONS = PARTS | {aten.select.int, aten.slice.Tensor}
+_ROW_WISE = CASTS | NORMS | {aten.linear.default}
+_LINKS = _PERMUTES | _SAME | _VIEWS | _SELECTIONS | _ROW_WISE
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Link:
     def moves(self) -> int:
         """1 for a permutation or a copy, 0 for anything else."""
         if self.step.target not in _VIEWS:
-            return int(self.step.target in _TURNS | _COPIES)
+            return int(self.step.target in _PERMUTES | _MOVES)
         try:
             self.before.meta["val"].view(shape(self.node))
         except (RuntimeError, ValueError):  # no strides give this shape
@@ -54,11 +51,11 @@ class Link:
         return 0
 
     def applied(self, state: Strided) -> Strided | None:
-        """What the step makes of a view; None where its axes cannot be told."""
+        """Apply the step to a view; None where its axes cannot be told."""
         target = self.step.target
         if target in _ROW_WISE:
             return state.computed(self.node)
-        if target in _VIEWS | _TURNS:
+        if target in _VIEWS | _PERMUTES:
             return state.rearranged(self.node)
         if target in _SELECTIONS:
             return self._selected(state)
@@ -103,7 +100,7 @@ def follow(links: list[Link]) -> tuple[Strided, int]:
     passed: list[tuple[Link, Axes, int]] = []
     for link in links:
         moved = link.moves
-        stands = state.is_tensor(link.before) and not moved and link.step.target not in _SQUEEZES
+        stands = state.is_tensor(link.before) and not moved and link.step.target not in SQUEEZES
         following = None if stands else link.applied(state)
         if following is None:
             state, moves = Strided.of(link.node), 0
@@ -119,7 +116,7 @@ def follow(links: list[Link]) -> tuple[Strided, int]:
 
 def _link(node: Node, view: GraphView) -> Link | None:
     step = view.resolve(node.args[0]) if node.target is operator.getitem else node
-    if step.target not in _LINKS or (step is node) is (step.target in _PARTS):
+    if step.target not in _LINKS or (step is node) is (step.target in PARTS):
         return None
     if step.target in NORMS and len(step.args[1]) != 1:
         return None

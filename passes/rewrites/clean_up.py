@@ -11,14 +11,16 @@ from torch.fx import Graph, Node
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.regions import drop_dead_code, submodules
 from jetvit.passes.graph.rewritable import RewritableGraph
-from jetvit.patterns.calls import shape
+from jetvit.patterns.aten_sets import PERMUTES
+from jetvit.patterns.calls import permutation, shape
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same_sizes
 from jetvit.patterns.storage import relies_on_strides, storage, written
 from jetvit.patterns.token_grid import TOKEN_GRID
 
 aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten.reshape.default)
+_VIEWS = {aten.view.default, aten.reshape.default}  # alone of RESHAPES they take the whole shape of the result
+_PERMUTES = PERMUTES - {aten.t.default, aten.mT.default}  # transposed weights stay as the model wrote them
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,8 @@ def _merge_permutations(graph: Graph, node: Node, order: list[int]) -> int:
 
 
 def _permutation(node: Node) -> list[int] | None:
-    """The order of axes that a transposition or permutation makes, or None."""
-    value = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.dim():
-        return None
-    order = list(range(value.dim()))
-    if node.target is aten.permute.default:
-        return [dim % len(order) for dim in node.args[1]]
-    if node.target in (aten.transpose.int, aten.swapaxes.default):
-        first, second = (dim % len(order) for dim in node.args[1:3])
-        order[first], order[second] = order[second], order[first]
-        return order
-    return None
+    """The order of axes that a permutation with explicit axes makes, or None."""
+    return permutation(node) if node.target in _PERMUTES and shape(node) else None
 
 
 def _same_strides(node: Node) -> bool:

@@ -1,7 +1,7 @@
 """Exact: what no input has a part in is computed once.
 
 Covered: interpolated position embeddings and rotary tables at a fixed image size, masks, reparameterised weights. Only
-where the graph owns its weights; what is computed from constants alone is folded on every road. Views are left in
+where the graph owns its weights; what is computed from constants alone is folded in every frontend. Views are left in
 place, so that a token that is expanded over the batch is not stored for every image.
 """
 
@@ -15,13 +15,13 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.rewritable import RewritableGraph
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.aten_sets import LAYOUTS
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from jetvit.patterns.storage import storage, written
 from jetvit.torch_private import OpOverload, schema
 
 aten = torch.ops.aten
-_FREE = {*LAYOUTS, aten.expand_as.default, aten.sym_size.int}
+_FREE = LAYOUTS | {aten.expand_as.default, aten.sym_size.int}
 # What was in memory before: it must not get into a file.
 _UNINITIALISED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 
@@ -91,7 +91,7 @@ def _operands(node: Node) -> list[Node]:
 
 
 def _is_pure(node: Node, module: GraphModule) -> bool:
-    """Whether a call only computes its result, the same each time; of a region, whether all calls in it do."""
+    """True if a call only computes its result, the same each time; for a region, if all calls in it do."""
     target = node.target
     if target in REGION_OPERANDS:
         region = module.get_submodule(node.args[REGION_OPERANDS[target] - 1].target)

@@ -13,14 +13,15 @@ from typing import ClassVar
 
 import torch
 
-import jetvit.kernels  # noqa: F401  registers the operators
+from jetvit.kernels.full_attention.arguments import FullAttentionArgs
 from jetvit.passes.graph.base import PassResult
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.operands import Operands
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.passes.rewrites.rope import OperatorOperands
-from jetvit.patterns.calls import argument, shape
-from jetvit.patterns.operators import SDPA
+from jetvit.patterns.aten_sets import SDPA
+from jetvit.patterns.calls import shape
+from jetvit.patterns.operator_args import sdpa_arguments
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite
 
@@ -47,7 +48,7 @@ class FuseAttention:
             elif not _is_plain(site):
                 _to_sdpa(graph, site)
                 fired += 1
-            elif relax_views(site.out.node):
+            elif views_to_reshapes(site.out.node):
                 fired += 1
         return PassResult(fired)
 
@@ -61,9 +62,11 @@ class FuseAttention:
 def _is_plain(site: AttentionSite) -> bool:
     """True for an SDPA node that exporters and fast backends know too: no mask, no broadcast heads, no fifth axis."""
     node = site.out.node
-    broadcast = site.kv_heads is not None and not argument(node, 7, "enable_gqa", False)
-    is_narrow = len(shape(node)) <= 4
-    return node.target is SDPA and argument(node, 3, "attn_mask") is None and not broadcast and is_narrow
+    if node.target is not SDPA:
+        return False
+    arguments = sdpa_arguments(node)
+    broadcast = site.kv_heads is not None and not arguments.enable_gqa
+    return arguments.attn_mask is None and not broadcast and len(shape(node)) <= 4
 
 
 def _to_sdpa(graph: RewritableGraph, site: AttentionSite) -> None:
@@ -75,4 +78,4 @@ def _to_sdpa(graph: RewritableGraph, site: AttentionSite) -> None:
 def _to_operator(graph: RewritableGraph, site: AttentionSite) -> None:
     operands = OperatorOperands(graph, site, GraphView(graph.module, graph.ambient_autocast))
     target = torch.ops.jetvit.full_attention.default
-    operands.replace(operands.call(target, *operands.tensors, *operands.place, site.scale))
+    operands.replace(operands.call(target, *FullAttentionArgs(**operands.common, scale=site.scale)))

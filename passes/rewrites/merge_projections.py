@@ -15,8 +15,9 @@ from torch.fx import Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.rewritable import RewritableGraph
+from jetvit.patterns.aten_sets import RESHAPES
 from jetvit.patterns.cores import operator_core
 from jetvit.patterns.names import module_name
 from jetvit.patterns.projections import read_projections
@@ -26,7 +27,7 @@ from jetvit.patterns.sizes import same
 from jetvit.patterns.storage import storage, written
 
 aten = torch.ops.aten
-_SPLITTING_VIEWS = (aten.view.default, aten.reshape.default, aten.unflatten.int, aten._unsafe_view.default)
+_SPLITTING_VIEWS = RESHAPES - {aten.flatten.using_ints}  # a flatten joins axes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _merge(graph: RewritableGraph, linears: list[Linear]) -> bool:
     for node, part in zip(nodes, split, strict=True):
         node.replace_all_uses_with(part)
         node.graph.erase_node(node)
-        relax_views(part)
+        views_to_reshapes(part)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Whether a plan fits a graph, and what the user is told of it. Nothing here changes the graph."""
+"""Check that a plan fits a graph, and report the differences. Nothing here changes the graph."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from jetvit.cost_model import Choice, NameMatch, Plan, base_warning, check_base, match_names, renamed_matches
+from jetvit.kernels.linear_attention.arguments import LinearAttentionArgs
+from jetvit.kernels.window_attention.arguments import WindowAttentionArgs
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns.errors import MEND_THE_BREAK, NAME_THE_GRID, PlanError
 from jetvit.patterns.find import UNNAMED
+from jetvit.patterns.operator_args import arguments_of
 from jetvit.patterns.site import AttentionSite, Rejection, Rewritten, Sites, lacks_grid
 from jetvit.patterns.sizes import is_static
 from jetvit.patterns.wording import counted
@@ -26,11 +29,11 @@ def covers(site: AttentionSite, choice: Choice) -> bool:
 
 def rewritten_choice(entry: Rewritten) -> Choice:
     """The choice that a rewritten site was made from."""
-    node = entry.node
-    if node.target is torch.ops.jetvit.window_attention.default:
-        return Choice("window", window=(node.args[8], node.args[9]))
-    conv_size, eps, feature_map = node.args[12:15]
-    return Choice("linear", conv_size=conv_size, eps=eps, feature_map=feature_map)
+    arguments = arguments_of(entry.node)
+    if isinstance(arguments, WindowAttentionArgs):
+        return Choice("window", window=(arguments.window_h, arguments.window_w))
+    assert isinstance(arguments, LinearAttentionArgs)
+    return Choice("linear", conv_size=arguments.conv_size, eps=arguments.eps, feature_map=arguments.feature_map)
 
 
 def refused_sites(plan: Plan, sites: Sites, partial: bool) -> Iterator[tuple[str, Rejection]]:
@@ -139,7 +142,7 @@ def check_base_weights(plan: Plan, match: NameMatch, graph: RewritableGraph) -> 
 def notes_on(
     plan: Plan, match: NameMatch, sites: Sites, graph: RewritableGraph, refused: Sequence[tuple[str, Rejection]]
 ) -> list[str]:
-    """What the user should be told, and is, as warnings of the log."""
+    """Notes for the user, which are logged as warnings."""
     notes = [f"{name} keeps full attention, against the plan: {rejection.reason}" for name, rejection in refused]
     if absent := [name for name in match.absent if name not in dict(refused)]:
         notes.append(f"this graph lacks {counted(len(absent), 'site')} of the plan, first {absent[0]}")

@@ -18,6 +18,7 @@ from jetvit.passes.graph.insertion import Insertion
 from jetvit.passes.graph.operands import Operands
 from jetvit.passes.graph.rewritable import RewritableGraph
 from jetvit.patterns.calls import shape
+from jetvit.patterns.operator_args import arguments_of
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.site import AttentionSite, RopeTables
 from jetvit.torch_private import OpOverload
@@ -27,7 +28,7 @@ _OWN = "jetvit_rope_table"
 
 
 class OperatorOperands(Operands):
-    """What an operator of jetvit takes at a site, first the tensors and then where the grid is.
+    """The arguments of an operator of jetvit at a site.
 
     q and k are not rotated where the operator can rotate them itself; elsewhere the graph goes on to do it.
 
@@ -45,7 +46,8 @@ class OperatorOperands(Operands):
         if tables is not None:
             self.rope_y, self.rope_x = map(self.insertion.bring, table_nodes(graph, site, tables, view))
         elif site.form == "operator":
-            self.rope_y, self.rope_x = site.out.node.args[3:5]
+            arguments = arguments_of(site.out.node)
+            self.rope_y, self.rope_x = arguments.rope_y, arguments.rope_x
         else:
             self.rope_y = self.rope_x = self.absent
 
@@ -55,15 +57,11 @@ class OperatorOperands(Operands):
         return self.insertion.call(aten.new_empty.default, self.q, [0])
 
     @property
-    def tensors(self) -> tuple[Node, Node, Node, Node, Node]:
-        """q, k, v, rope_y, rope_x."""
-        return self.q, self.k, self.v, self.rope_y, self.rope_x
-
-    @property
-    def place(self) -> tuple[int | Node, int | Node, int | Node]:
-        """grid_h, grid_w, extra_before."""
-        height, width, before = (self.insertion.size(size) for size in (*self.site.grid, self.site.extra_before))
-        return height, width, before
+    def common(self) -> dict[str, int | Node]:
+        """The arguments that all operators have, by name."""
+        tensors = {"q": self.q, "k": self.k, "v": self.v, "rope_y": self.rope_y, "rope_x": self.rope_x}
+        sizes = zip(("grid_h", "grid_w", "extra_before"), (*self.site.grid, self.site.extra_before), strict=True)
+        return tensors | {name: self.insertion.size(size) for name, size in sizes}
 
 
 def table_nodes(graph: RewritableGraph, site: AttentionSite, tables: RopeTables, view: GraphView) -> tuple[Node, Node]:

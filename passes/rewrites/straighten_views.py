@@ -17,15 +17,15 @@ from torch.fx import Node
 
 from jetvit.passes.graph.base import PassResult
 from jetvit.passes.graph.insertion import Insertion
-from jetvit.passes.graph.layouts import relax_views
+from jetvit.passes.graph.layouts import views_to_reshapes
 from jetvit.passes.graph.regions import drop_dead_code, submodules
 from jetvit.passes.graph.rewritable import RewritableGraph, on_fake_tensors
 from jetvit.passes.rewrites.chains import chain_to, follow
 from jetvit.passes.rewrites.strided import Strided
+from jetvit.patterns.aten_sets import CASTS, LAYOUTS, SDPA
 from jetvit.patterns.calls import shape
 from jetvit.patterns.errors import RewriteError
-from jetvit.patterns.operators import CASTS, SDPA
-from jetvit.patterns.projections import LAYOUTS
+from jetvit.patterns.operator_args import qkv_of
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.sizes import same, same_sizes
 from jetvit.patterns.storage import storage, written
@@ -57,11 +57,11 @@ class StraightenViews:
 
 
 class _Surroundings:
-    """What stands before and after one attention.
+    """The nodes before and after one attention.
 
     Args:
         graph: the graph to change.
-        attention: an operator that takes q, k and v first, with any strides but 1 along the last axis.
+        attention: a call of SDPA or of an operator of jetvit, which take any strides that are 1 along the last axis.
     """
 
     def __init__(self, graph: RewritableGraph, attention: Node):
@@ -73,7 +73,7 @@ class _Surroundings:
 
     def straighten_operands(self) -> int:
         """Straighten what leads to q, k and v; returns how many of them it changed."""
-        return sum(self._straighten_operand(operand) for operand in dict.fromkeys(self.attention.args[:3]))
+        return sum(self._straighten_operand(operand) for operand in dict.fromkeys(qkv_of(self.attention)))
 
     def straighten_results(self) -> int:
         """Straighten what leads from the result to its readers; returns how many tensors it changed."""
@@ -98,7 +98,7 @@ class _Surroundings:
         return _takes_strides(node, straight.value) and self._replace(node, straight)
 
     def _results(self) -> Iterator[Node]:
-        """What is read of the attention's result, through views and up to the next product; the nearest first."""
+        """The nodes read of the attention's result, through views and up to the next product; the nearest first."""
         queue = [(self.attention, False)]
         for node, multiplied in queue:
             users = self.view.users(node)
@@ -106,7 +106,7 @@ class _Surroundings:
                 yield node
             for user in users:
                 product = user.target is aten.linear.default and self.view.resolve(user.args[0]) is node
-                if user.target in LAYOUTS or user.target in CASTS or (product and not multiplied):
+                if user.target in LAYOUTS | CASTS or (product and not multiplied):
                     queue.append((user, multiplied or product))
 
     def _straight(self, node: Node) -> Strided | None:
@@ -159,7 +159,7 @@ class _Surroundings:
         if (result := self._emit(straight, node)) is None:
             return False
         node.replace_all_uses_with(result)
-        relax_views(result)
+        views_to_reshapes(result)
         return True
 
 

@@ -1,4 +1,4 @@
-"""A view of a tensor that is put off: what is taken of it and in which order, before a node is made for it.
+"""Lazy strided view of a tensor: the entries that it takes and their order, before a node is made for it.
 
 A chain of views, selections, permutations and copies says which entries of a tensor are read. `Strided` follows such a
 chain on the axes alone. Permutations and copies only change the order in which axes stand, so they make no call until
@@ -18,8 +18,8 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Atom, Axes, Axis
 from jetvit.patterns.calls import shape
+from jetvit.patterns.rules import RULES, AxisReader
 from jetvit.patterns.sizes import Size, same, same_sizes
-from jetvit.patterns.walk import RULES, LayoutWalk
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ class Strided:
 
     @property
     def moves(self) -> int:
-        """How many permutations and copies the calls make."""
+        """The number of permutations and copies that the calls make."""
         return sum(call.moves for call in self.calls)
 
     def is_tensor(self, node: Node) -> bool:
@@ -75,7 +75,7 @@ class Strided:
     # What a chain does. Each gives None where the axes cannot be told. -----------------------------------------------
 
     def rearranged(self, node: Node) -> Strided | None:
-        """What a node that permutes, merges or splits axes makes of it."""
+        """Apply a node that permutes, merges or splits axes."""
         axes = RULES[node.target](_OneTensor(self.axes), node)
         assert isinstance(axes, tuple)
         if any(atom.kind == "unknown" for axis in axes for atom in axis):
@@ -105,7 +105,7 @@ class Strided:
         return replace(cut, dims=dims, axes=axes)
 
     def computed(self, node: Node) -> Strided | None:
-        """What a node makes of it that computes each row of the last axis by itself."""
+        """Apply a node that computes each row of the last axis by itself."""
         if len(shape(node)) != len(self.axes):
             return None
         rows = self._split()._with_last_dim()
@@ -192,10 +192,11 @@ class Strided:
         return replace(self, value=target(self.value, *args), calls=(*self.calls, Call(target, args, {}, moves)))
 
 
-class _OneTensor(LayoutWalk):
-    """The rules of the layout walk, asked about a single tensor."""
+class _OneTensor(AxisReader):
+    """The axes of a single tensor, for the rules of the layout walk."""
 
     def __init__(self, axes: Axes):
+        super().__init__()
         self._axes = axes
 
     def of(self, node: Any) -> Axes:

@@ -21,11 +21,13 @@ from torch.export.pt2_archive.constants import EXTRA_DIR
 from torch.fx import GraphModule, Node
 
 from jetvit.cost_model.files.whole_file import stream_for_cpp
+from jetvit.kernels.window_attention.arguments import WindowAttentionArgs
 from jetvit.kernels.window_attention.counted import count_windows, window_attention_counted
 from jetvit.passes.graph.regions import submodules
 from jetvit.passes.targets.signature import Signature
 from jetvit.patterns.calls import traced_value
 from jetvit.patterns.errors import InputError, RewriteError
+from jetvit.patterns.operator_args import arguments_of
 
 SIGNATURE = "jetvit_signature.json"
 """The extra record of a package that holds its signature."""
@@ -124,16 +126,18 @@ def _count_windows(module: GraphModule) -> None:
     for part in submodules(module):
         counted: dict[Any, tuple[Node, Node]] = {}
         for node in part.graph.find_nodes(op="call_function", target=torch.ops.jetvit.window_attention.default):
-            q, (grid_h, grid_w, _, *window, _) = node.args[0], node.args[5:]
-            device = q.meta["val"].device
-            if device.type != "cpu" or not (isinstance(grid_h, Node) or isinstance(grid_w, Node)):
+            arguments = arguments_of(node)
+            assert isinstance(arguments, WindowAttentionArgs)
+            grid, window = (arguments.grid_h, arguments.grid_w), (arguments.window_h, arguments.window_w)
+            device = arguments.q.meta["val"].device
+            if device.type != "cpu" or not any(isinstance(size, Node) for size in grid):
                 continue
-            key = (*(str(traced_value(size)) for size in (grid_h, grid_w)), *window)
+            key = (*(str(traced_value(size)) for size in grid), *window)
             with part.graph.inserting_before(node):
                 if key not in counted:
-                    both = part.graph.call_function(count_windows, (grid_h, grid_w, *window, device))
+                    both = part.graph.call_function(count_windows, (*grid, *window, device))
                     counted[key] = tuple(part.graph.call_function(operator.getitem, (both, i)) for i in range(2))
-                new = part.graph.call_function(window_attention_counted, (*counted[key], *node.args))
+                new = part.graph.call_function(window_attention_counted, (*counted[key], *arguments))
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             part.graph.erase_node(node)

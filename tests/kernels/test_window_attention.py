@@ -68,6 +68,10 @@ def test_masked_windows_are_sliced_windows(grid_h, grid_w, window_h, window_w, e
     extra_k, extra_v = torch.randn(2, batch, extras, 2, 8, dtype=torch.float64)
     arguments = (q, k, v, extra_k, extra_v, window_h, window_w, 0.4)
     torch.testing.assert_close(masked_windows(*arguments), sliced_windows(*arguments), rtol=0, atol=1e-14)
+    if not extras:
+        absent = (q, k, v, None, None, window_h, window_w, 0.4)
+        for function in (masked_windows, sliced_windows):
+            assert torch.equal(function(*absent), function(*arguments))
 
 
 @settings(max_examples=30, deadline=None)

@@ -25,6 +25,7 @@ from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.passes.pipeline import PASSES, RewriteOptions, passes, run_pipeline
 from jetvit.passes.pipeline import rewrite as rewrite_graph
 from jetvit.patterns import CaptureError, InputError, PlanError, Sites
+from jetvit.patterns.operator_args import qkv_of
 from tests.passes.models import (
     FULL,
     LINEAR,
@@ -297,7 +298,7 @@ def test_under_autocast_the_operator_gets_the_dtype_of_the_region(name: str) -> 
     sites = jetvit.find_attention(program)
     optimized = jetvit.optimize(program, plan=plan_of(sites))
     operators = [node for node in nodes_of(optimized.graph_module) if str(node.target).startswith("jetvit.")]
-    dtypes = [[operand.meta["val"].dtype for operand in node.args[:3]] for node in operators]
+    dtypes = [[operand.meta["val"].dtype for operand in qkv_of(node)] for node in operators]
     assert dtypes == [[site.autocast or torch.float32] * 3 for site in sites]
 
 

@@ -1,4 +1,4 @@
-"""Captures models by both roads and runs what was captured, so that a site's claims can be held against real values."""
+"""Capture models by both frontends and run the graphs, to check a site's claims against real values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Attention:
 
 @dataclass(repr=False)
 class Captured:
-    """What one road makes of a model: its graphs (several on the Dynamo road), their sites and near misses.
+    """The capture of a model by one frontend: its graphs (several from Dynamo), their sites and near misses.
 
     `attentions` holds the values of each site, `values` those of every node and `output` the result of the latest run,
     at first the one that captured them. `run(args, kwargs)` is another run.
@@ -76,7 +76,7 @@ class Captured:
 def by_export(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
 ) -> Captured:
-    """The export road."""
+    """Capture by torch.export."""
     graph = capture(model, args, kwargs, dynamic_shapes)
 
     def run(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Attention]:
@@ -97,7 +97,7 @@ def by_export(
 def by_dynamo(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, dynamic_dims: Sequence[int] = ()
 ) -> Captured:
-    """The Dynamo road.
+    """Capture by Dynamo.
 
     `dynamic_dims` are the axes of the four-dimensional inputs whose sizes stay open where the model allows it.
     """

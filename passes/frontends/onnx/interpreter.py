@@ -175,7 +175,7 @@ def _forward(model: ImportedModel, *inputs: Tensor) -> dict[str, Tensor]:
 
 
 def inputs_of(graph: ir.Graph) -> list[ir.Value]:
-    """What a graph is called with: old files list their constants as inputs too."""
+    """The inputs of a graph's call: old files list their constants as inputs too."""
     return [value for value in graph.inputs if value.const_value is None]
 
 

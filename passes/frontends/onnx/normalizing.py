@@ -1,4 +1,4 @@
-"""What exporters take apart and PyTorch has a function for, put together again by onnxscript's rewriter.
+"""Put together, by onnxscript's rewriter, the functions of PyTorch that exporters take apart.
 
 Covered: GELU by erf (x/√2 or x·√½; the half on x, on the bracket or on the product), GELU by tanh (x³ as a power or as
 products), layer normalisation over the last axis as means and a root, with a bias or without one, and masked attention

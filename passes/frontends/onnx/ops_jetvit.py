@@ -20,7 +20,7 @@ def rewritten(call: Call) -> Tensor | None:
     if written is None:
         return None
     places = {value: index for index, value in enumerate(call.node.inputs) if value is not None}
-    q = call.tensor(0)
+    q = call.tensor(places[written.arguments["q"]])
     arguments: list[Any] = []
     for name, kind in parameters(written.operator).items():
         value = written.arguments[name]

@@ -52,7 +52,7 @@ def reduce(call: Call) -> Tensor:
 
 
 def _noop(kind: str, x: Tensor) -> Tensor:
-    """What is left of a reduction over no axes: its elementwise part."""
+    """A reduction over no axes: its elementwise part."""
     if kind in ("ReduceL1", "ReduceL2"):
         return x.abs()
     if kind == "ReduceSumSquare":
@@ -62,7 +62,7 @@ def _noop(kind: str, x: Tensor) -> Tensor:
 
 @operator("ArgMax", "ArgMin")
 def arg_max(call: Call) -> Tensor:
-    """Where the largest or smallest entry of an axis is."""
+    """The index of the largest or smallest entry of an axis."""
     x, dim, keep = call.tensor(0), call.attribute("axis", 0), bool(call.attribute("keepdims", 1))
     find = torch.argmax if call.node.op_type == "ArgMax" else torch.argmin
     if not call.attribute("select_last_index", 0):

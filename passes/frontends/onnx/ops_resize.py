@@ -156,7 +156,7 @@ def _nearest(call: Call, x: Tensor, target: list[Number], factors: list[float] |
 
 
 def _picked(before: Number, after: Number, scale: Number | None, transform: str, rounding: str) -> Tensor:
-    """Which entries of an axis are picked."""
+    """The entries of an axis that a resize picks."""
     places = torch.arange(after, dtype=torch.float32)
     ratio = torch.sym_float(after) / before if scale is None else scale
     if transform in ("half_pixel", "pytorch_half_pixel"):

@@ -37,7 +37,7 @@ def shape(call: Call) -> Known:
 
 @operator("Size")
 def size(call: Call) -> Known:
-    """How many entries a tensor has."""
+    """The number of entries of a tensor."""
     value = call.inputs[0]
     assert value is not None
     return known(product(value.shape))

@@ -97,7 +97,7 @@ _CHANNELS = (1, 3, 4)
 
 
 def _plane(axes: list[int | str]) -> tuple[int, int]:
-    """Which axes of four are height and width: the last two, or the middle ones if the channels come last."""
+    """The two of four axes that are height and width: the last two, or the middle ones if the channels come last."""
     return (1, 2) if axes[3] in _CHANNELS and axes[1] not in _CHANNELS else (2, 3)
 
 

@@ -1,4 +1,4 @@
-"""Which module of the original model a node of an ONNX graph was made in, and where in its code.
+"""The module of the original model that a node of an ONNX graph was made in, and the line of its code.
 
 The exporter of torch.export writes both into the metadata of each node. The TorchScript exporter names nodes after
 modules, "/blocks/blocks.0/attn/qkv/MatMul", and writes no more.
@@ -73,7 +73,7 @@ def parameters(graph: ir.Graph) -> frozenset[str]:
 
 
 def stack_trace(node: ir.Node, file: str, index: int) -> str:
-    """Where a node comes from, as Python writes it: the model's own code, or the node's place in the file."""
+    """The origin of a node, as Python writes it: the model's own code, or the node's place in the file."""
     own = node.metadata_props.get(STACK)
     return own if own else f'File "{file}", line {index}, in {node.op_type}\n    {node.name or ""}'.rstrip()
 

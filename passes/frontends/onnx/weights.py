@@ -206,7 +206,7 @@ class Weights:
         return fqn
 
     def _name(self, value: ir.Value) -> str:
-        """What a constant is called: its own name, or one by the module that reads it."""
+        """The name of a constant: its own, or one by the module that reads it."""
         if value in self._names:
             return self._names[value]
         if not self.is_made_up(value):
@@ -215,7 +215,7 @@ class Weights:
         return f"{path}.{_last(value)}" if path else f"constants.{_last(value)}"
 
     def _weight_name(self, node: ir.Node, linear: Linear) -> str | None:
-        """What the weight of a linear layer was called, if its own name, its bias or its module tells."""
+        """The original name of a linear layer's weight, if its own name, its bias or its module shows it."""
         if not self.is_made_up(linear.weight):
             return str(linear.weight.name)
         if linear.bias is not None and not self.is_made_up(linear.bias):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of q, k and v [batch, token, head, dim] and of the extra tokens; None is known at run time only."""
+    """The sizes of q, k and v [batch, token, head, dim] and the extra tokens; None is known at run time only."""
 
     batch: int | None
     tokens: int | None
@@ -139,7 +139,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the grid tokens stand among the tokens; every size may be known or computed."""
+    """The place of the grid tokens among the tokens; every size may be known or computed."""
 
     height: Any
     width: Any
@@ -160,7 +160,7 @@ class Grid:
 
     @property
     def alone(self) -> bool:
-        """Whether there are provably no extra tokens."""
+        """True if there are provably no extra tokens."""
         return isinstance(self.before, int) and isinstance(self.after, int) and self.before + self.after == 0
 
     def part(self, body: Body, x: ir.Value) -> ir.Value:

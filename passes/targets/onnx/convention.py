@@ -1,4 +1,4 @@
-"""How a jetvit operator stands in an ONNX file, for those who write one and those who read one.
+"""The form of a jetvit operator in an ONNX file, for writers and for readers.
 
 By default calls are inlined (`inlining`), and a record in the metadata of the last node keeps what follows. Otherwise a
 call of `jetvit::linear_attention`, `window_attention` or `full_attention` is one node:

@@ -147,7 +147,7 @@ def _export(program: ExportedProgram, opset: int) -> Any:
 
 
 def _refusal(error: BaseException) -> InputError:
-    """What of the exporter's chain of errors a user can act on."""
+    """The part of the exporter's chain of errors that a user can act on."""
     chain = list(_causes(error))
     for each in chain:
         if match := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", str(each)):

@@ -60,7 +60,7 @@ def add_functions(model: ir.Model) -> int:
 
 
 def _known(value: Any) -> Any:
-    """What of an argument a body is made for: its value, or that it is there."""
+    """The part of an argument that a body depends on: its value, or its presence."""
     return value if value is None or isinstance(value, int | float | str) else "given"
 
 
@@ -100,7 +100,7 @@ def _function(name: str, node: ir.Node, call: Call, shape: Shape, opset: int) ->
 
 
 def _shape(node: ir.Node, call: Call) -> Shape:
-    """What the model says about the sizes of a call."""
+    """The sizes of a call, as far as the model has them."""
     import onnx_ir as ir
 
     dims: list[int | None] = []

@@ -191,7 +191,7 @@ def _attribute(attribute: ir.Attr) -> str:
 
 
 def _constant(value: Any) -> bytes:
-    """What tells constants apart: type, shape and bytes."""
+    """A key that tells constants apart: type, shape and bytes."""
     if not hasattr(value, "nbytes") or value.nbytes > _MOST_BYTES:
         return b"a constant that no body has"
     return f"{value.dtype.name} {list(value.shape)} ".encode() + value.tobytes()

@@ -1,4 +1,8 @@
-"""The body of linear attention."""
+"""The body of linear attention.
+
+It restates the ATen reference in standard ONNX operators, which no tensor function can emit; a property test compares
+it in ONNX Runtime with the operator.
+"""
 
 from __future__ import annotations
 

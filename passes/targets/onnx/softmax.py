@@ -1,4 +1,8 @@
-"""The bodies of full and of window attention, and what they share with linear attention: RoPE."""
+"""The bodies of full and of window attention, and the RoPE that they share with linear attention.
+
+They restate the ATen references in standard ONNX operators, which no tensor function can emit; a property test compares
+them in ONNX Runtime with the operators.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +155,7 @@ def _masked_windows(
     windows: tuple[int, int],
     scale: float,
 ) -> ir.Value:
-    """The same for a grid of any size: tokens are gathered by index, short windows are filled up and masked."""
+    """Attend inside the windows of a grid of any size: gather tokens by index, fill up and mask short windows."""
     heads, dim = shape.heads, shape.head_dim
     height, width = grid.height, grid.width
     count_h, count_w = body.ceil_divide(height, windows[0]), body.ceil_divide(width, windows[1])

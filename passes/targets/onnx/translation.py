@@ -1,4 +1,4 @@
-"""What the exporter of torch makes of the operators: nodes by the convention, still without a body."""
+"""Translate the operators for torch's exporter: nodes by the convention, still without a body."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _translator(operator: str) -> Callable[..., Any]:
 
 
 def _is_absent(value: Any) -> bool:
-    """Whether a tensor is the [0] by which an operator takes an argument as absent."""
+    """True for the [0] by which an operator takes an argument as absent."""
     return value is None or (value.shape is not None and len(value.shape) == 1 and value.shape[0] == 0)
 
 

@@ -1,4 +1,4 @@
-"""What the known release of Torch-TensorRT can convert: `converters.json`, read and checked.
+"""The converters of the known release of Torch-TensorRT: `converters.json`, read and checked.
 
 `python -m benchmarks.targets.tensorrt_converters` makes the file from a wheel. It holds names alone.
 """

@@ -98,7 +98,7 @@ def uncovered(program: ExportedProgram, known: Release | None = None) -> list[Un
 
 
 class _Lowered:
-    """Which nodes the lowering passes take away.
+    """The nodes that the lowering passes remove.
 
     constants: their values are known when the engine is built, so that they are folded.
     gone: constants, what is erased, and what nobody reads then.

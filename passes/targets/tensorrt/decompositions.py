@@ -17,8 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from jetvit.kernels.checks import is_absent
 from jetvit.kernels.linear_attention.reference import FEATURE_MAPS, convolve_by_taps
 from jetvit.kernels.rope import rotate
-from jetvit.kernels.window_attention.reference import attend, join, to_grid, to_windows, window_places
-from jetvit.kernels.window_attention.windows import window_runs
+from jetvit.kernels.window_attention.reference import attend, join, masked_windows, sliced_windows
 
 
 def full_attention(
@@ -58,7 +57,7 @@ def window_attention(
     place = _Place(q, grid_h, grid_w, extra_before)
     extra_k, extra_v = place.extra(k), place.extra(v)
     static = isinstance(grid_h, int) and isinstance(grid_w, int)
-    attend_windows = _sliced_windows if static else _masked_windows
+    attend_windows = sliced_windows if static else masked_windows
     grid = attend_windows(place.grid(q), place.grid(k), place.grid(v), extra_k, extra_v, window_h, window_w, scale)
     extra_q = place.extra(q)
     extra = None if extra_q is None else attend(extra_q, k, v, None, scale)
@@ -107,7 +106,7 @@ def linear_attention(
 
 
 class _Place:
-    """Where the grid and the extra tokens stand among the tokens of x [batch, token, head, dim].
+    """The place of the grid and of the extra tokens among the tokens of x [batch, token, head, dim].
 
     `extra_after` is 0 where that can be known before it runs; a symbolic number of tokens may hide it.
     """
@@ -152,68 +151,9 @@ def _rotated(q: Tensor, k: Tensor, rope_y: Tensor, rope_x: Tensor, extra_before:
     return q.to(dtype), k.to(dtype)
 
 
-def _attend_windows(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, mask: Tensor | None, scale: float
-) -> Tensor:
-    """Attention of windows [batch, window, token, head, dim] to their keys and the extra [batch, token, head, dim]."""
-    batch, windows = q.shape[:2]
-    if extra_k is not None and extra_v is not None:
-        k = torch.cat([k, extra_k.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
-        v = torch.cat([v, extra_v.unsqueeze(1).expand(-1, windows, -1, -1, -1)], dim=2)
-    out = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale)
-    return out.unflatten(0, (batch, windows))
-
-
-def _sliced_windows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
-    window_h: int,
-    window_w: int,
-    scale: float,
-) -> Tensor:
-    """Attention of q, k, v [batch, grid_h, grid_w, head, dim] in windows, those of one shape in one SDPA."""
-    rows = []
-    for y, side_h in window_runs(q.shape[1], window_h):
-        row = []
-        for x, side_w in window_runs(q.shape[2], window_w):
-            parts = [_cut(_cut(part, 1, y), 2, x) for part in (q, k, v)]
-            own_q, own_k, own_v = (to_windows(part, side_h, side_w) for part in parts)
-            out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, None, scale)
-            row.append(to_grid(out, parts[0].shape, side_h, side_w))
-        rows.append(join(row, dim=2))
-    return join(rows, dim=1)
-
-
-def _masked_windows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
-    window_h: int,
-    window_w: int,
-    scale: float,
-) -> Tensor:
-    """The same by one graph for every grid: tokens are gathered by index, short windows filled up and masked."""
-    token, mask, place = window_places(q.shape[1], q.shape[2], window_h, window_w, q.device)
-    if extra_k is not None:
-        mask = torch.cat([mask, mask.new_ones(()).expand(mask.shape[0], extra_k.shape[1])], dim=1)
-    mask = mask.unsqueeze(0).expand(q.shape[0], -1, -1).flatten(0, 1)[:, None, None]
-    own_q, own_k, own_v = (part.flatten(1, 2)[:, token] for part in (q, k, v))
-    out = _attend_windows(own_q, own_k, own_v, extra_k, extra_v, mask, scale)
-    return out.flatten(1, 2)[:, place]
-
-
 def _convolve(x: Tensor, kernel: Tensor, size: int) -> Tensor:
     """Depthwise cross-correlation of x [batch, height, width, channel] with one kernel [channel·K·K] of every image."""
     channels = x.shape[3]
     x = x.permute(0, 3, 1, 2).contiguous()
     out = F.conv2d(x, kernel.reshape(channels, 1, size, size), padding=size // 2, groups=channels)
     return out.permute(0, 2, 3, 1)
-
-
-def _cut(x: Tensor, dim: int, tokens: range) -> Tensor:
-    return x if len(tokens) == x.shape[dim] else x.narrow(dim, tokens.start, len(tokens))

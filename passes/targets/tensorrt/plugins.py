@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-import jetvit.kernels  # noqa: F401  registers the operators
+from jetvit.kernels.arguments import ARGUMENTS
 from jetvit.kernels.checks import is_absent
+from jetvit.patterns.operator_args import arguments_of
 from jetvit.torch_private import OpOverload, schema, type_named
 
 LIBRARY = "jetvit_tensorrt"
@@ -49,7 +50,7 @@ class Plugin:
     def arguments(self) -> list[str]:
         """The names of the arguments that are left, in their order."""
         gone = {*self.absent, *dict(self.bound)}
-        return [each.name for each in schema(self.base).arguments if each.name not in gone]
+        return [name for name in ARGUMENTS[self.base]._fields if name not in gone]
 
     @property
     def schema(self) -> str:
@@ -58,10 +59,10 @@ class Plugin:
         return f"({', '.join(f'{types[name]} {name}' for name in self.arguments)}) -> Tensor"
 
     def call(self, *args: Any) -> Tensor:
-        """What the plugin computes: jetvit's operator with the rest of its arguments filled in."""
+        """Call jetvit's operator with the rest of its arguments filled in."""
         given = dict(zip(self.arguments, args, strict=True)) | dict(self.bound)
-        absent = args[0].new_empty(0)
-        return self.base(*(given.get(each.name, absent) for each in schema(self.base).arguments))
+        absent = given["q"].new_empty(0)
+        return self.base(*(given.get(name, absent) for name in ARGUMENTS[self.base]._fields))
 
 
 def _plugins() -> Iterable[Plugin]:
@@ -91,8 +92,7 @@ _registered: set[str] = set()
 
 def to_plugin(node: Node) -> str | None:
     """Make a node of a jetvit operator call the plugin instead; returns why not, or None where it was done."""
-    names = [each.name for each in schema(node.target).arguments]
-    given = dict(zip(names, node.args, strict=True))
+    given = arguments_of(node)._asdict()
     if (why := _refusal(given)) is not None:
         return why
     absent = {name for name, each in given.items() if isinstance(each, Node) and is_absent(each.meta["val"])}

@@ -102,7 +102,7 @@ def lower(graph: RewritableGraph, plugins: bool = False) -> int:
 
 
 def _signature(node: Node, view: GraphView) -> Any:
-    """What the decomposition of a node depends on: the blocks of a model share one."""
+    """A key of everything that the decomposition of a node depends on: the blocks of a model share one."""
 
     def described(argument: Any) -> Any:
         value = traced_value(argument)

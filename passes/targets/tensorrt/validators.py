@@ -14,6 +14,8 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
+from jetvit.patterns.operator_args import sdpa_arguments
+
 MAX_RANK = 8
 MAX_TOPK = 3840
 _CASTS = {
@@ -22,7 +24,7 @@ _CASTS = {
 
 
 def has_dynamic_sizes(node: Node) -> bool:
-    """Whether a node or one of its direct operands has a symbolic size, or is a symbolic number."""
+    """True if a node or one of its direct operands has a symbolic size, or is a symbolic number."""
     operands = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, Node)]
     return any(_is_dynamic(each) for each in (node, *operands))
 
@@ -109,10 +111,11 @@ def boolean_bits(node: Node) -> str | None:
 
 
 def sdpa(node: Node) -> str | None:
-    q, k, v = (each.meta["val"].shape for each in node.args[:3])
-    if _argument(node, 5, False) and _argument(node, 3) is not None:
+    arguments = sdpa_arguments(node)
+    q, k, v = (each.meta["val"].shape for each in (arguments.query, arguments.key, arguments.value))
+    if arguments.is_causal and arguments.attn_mask is not None:
         return "it is causal and has a mask"
-    if node.kwargs.get("enable_gqa", False):
+    if arguments.enable_gqa:
         return "grouped queries are not looked at here"
     if not len(q) == len(k) == len(v):
         return "q, k and v have other numbers of axes"

@@ -22,6 +22,7 @@ from jetvit.passes.graph.rewritable import ExportedGraph
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.plan_checks import rewritten_choice
 from jetvit.patterns import PlanError
+from jetvit.patterns.operator_args import arguments_of
 from tests.passes.models import (
     ALTERNATING,
     FULL,
@@ -644,8 +645,10 @@ def test_the_softmax_scale_goes_into_windows_alone() -> None:
     plan = plan_of(jetvit.find_attention(program), [WINDOW, LINEAR])
     graph, _ = rewrite(program, plan)
     window, linear = (node for node in graph.module.graph.nodes if str(node.target).startswith("jetvit."))
-    assert window.args[10] == 0.4
-    assert linear.args[9:] == (4, 6, 1, 0, 1e-6, "relu")
+    assert arguments_of(window).scale == 0.4
+    options = ("grid_h", "grid_w", "extra_before", "conv_size", "eps", "feature_map")
+    arguments = arguments_of(linear)._asdict()
+    assert [arguments[name] for name in options] == [4, 6, 1, 0, 1e-6, "relu"]
     assert_close(graph.program().module()(*inputs[0]), planned(program, inputs, plan))
 
 

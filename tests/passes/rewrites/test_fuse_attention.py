@@ -18,9 +18,9 @@ from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.patterns import AttentionSite, PlanError, find_sites
-from jetvit.patterns.operators import SDPA
+from jetvit.patterns.aten_sets import SDPA
+from jetvit.patterns.calls import argument
 from jetvit.patterns.storage import relies_on_strides
-from jetvit.patterns.walk import argument
 from tests.passes.models import (
     ALTERNATING,
     FULL,

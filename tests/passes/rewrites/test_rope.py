@@ -22,6 +22,7 @@ from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.patterns import find_sites
+from jetvit.patterns.operator_args import arguments_of
 from jetvit.patterns.regions import GraphView
 from tests.passes.models import (
     FULL,
@@ -79,7 +80,10 @@ def operators(module: nn.Module) -> list[Node]:
 def tables(module: nn.Module) -> set[tuple[Node, Node]]:
     """The tables that the operators of a graph are given."""
     view = GraphView(module)
-    return {tuple(view.resolve(table) for table in node.args[3:5]) for node in operators(module)}
+    return {
+        (view.resolve(arguments.rope_y), view.resolve(arguments.rope_x))
+        for arguments in map(arguments_of, operators(module))
+    }
 
 
 def assert_folded(module: nn.Module) -> None:

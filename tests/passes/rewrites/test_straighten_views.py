@@ -21,7 +21,7 @@ from jetvit.passes.rewrites.clean_up import CleanUp
 from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.passes.rewrites.normalize import Normalize
 from jetvit.passes.rewrites.straighten_views import StraightenViews
-from jetvit.patterns.operators import SDPA
+from jetvit.patterns.aten_sets import SDPA
 from tests.passes.models import assert_close, aten, count, exported, nodes_of
 from tests.zoo.case import images, randomize
 from tests.zoo.handwritten import DIM, HEAD_DIM, HEADS, SIZE, SelfMHA, TinyViT

@@ -65,16 +65,6 @@ def test_full_attention(of: dict[str, Any]) -> None:
     check(decompositions.full_attention, full_attention_reference, of, *args)
 
 
-@settings(max_examples=40)
-@given(operands(), side, side)
-def test_masked_windows_are_sliced_windows(of: dict[str, Any], window_h: int, window_w: int) -> None:
-    q, k, v = (x[:, : of["place"][0] * of["place"][1]].unflatten(1, of["place"][:2]) for x in of["tensors"][:3])
-    extras = make_qkv("contiguous", q.shape[0], 2, 2, 8, of["dtype"])[:2] if of["place"][2] else [None, None]
-    args = (q, k, v, *extras, window_h, window_w, 0.4)
-    ours, theirs = decompositions._masked_windows(*args), decompositions._sliced_windows(*args)
-    torch.testing.assert_close(ours, theirs, rtol=CLOSE[of["dtype"]], atol=CLOSE[of["dtype"]])
-
-
 def graph_of(function: Callable[..., Tensor], *args: Any) -> torch.fx.Graph:
     tensors = [x for x in args if isinstance(x, Tensor)]
     rest = args[len(tensors) :]

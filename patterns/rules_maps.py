@@ -12,14 +12,14 @@ from torch.fx import Node
 from jetvit.patterns import axes as ax
 from jetvit.patterns.axes import Axis
 from jetvit.patterns.calls import argument, shape
+from jetvit.patterns.rules import AxisReader, Value, rule
 from jetvit.patterns.sizes import Size, same
-from jetvit.patterns.walk import LayoutWalk, Value, rule
 
 aten = torch.ops.aten
 
 
 @rule(aten.conv1d.default, aten.conv1d.padding)
-def conv1d(walk: LayoutWalk, node: Node) -> Value:
+def conv1d(walk: AxisReader, node: Node) -> Value:
     """Features and one row of tokens, [batch, channel, token]: a projection where the kernel is 1."""
     axes, sizes = walk.of(node.args[0]), shape(node)
     if len(axes) != 3:
@@ -39,7 +39,7 @@ def conv1d(walk: LayoutWalk, node: Node) -> Value:
     aten.pixel_unshuffle.default,
     aten._upsample_bicubic2d_aa.default, aten._upsample_bilinear2d_aa.default,
 )  # fmt: skip
-def map2d(walk: LayoutWalk, node: Node) -> Value:
+def map2d(walk: AxisReader, node: Node) -> Value:
     """A two-dimensional map in, a two-dimensional map out: what is spatial before is spatial after."""
     axes, sizes = walk.of(node.args[0]), shape(node)
     if len(axes) != 4 or len(sizes) != 4:
@@ -57,7 +57,7 @@ def map2d(walk: LayoutWalk, node: Node) -> Value:
 
 
 @rule(aten.conv3d.default, aten.conv3d.padding, aten.max_pool3d.default, aten.avg_pool3d.default)
-def map3d(walk: LayoutWalk, node: Node) -> Value:
+def map3d(walk: AxisReader, node: Node) -> Value:
     """A film in, a film out: frames, or tubelets of frames, of two-dimensional maps."""
     axes, sizes = walk.of(node.args[0]), shape(node)
     if len(axes) != 5 or not all(_is_spatial(axis) for axis in axes[3:]):
@@ -72,7 +72,7 @@ def map3d(walk: LayoutWalk, node: Node) -> Value:
 
 
 @rule(aten.im2col.default)
-def im2col(walk: LayoutWalk, node: Node) -> Value:
+def im2col(walk: AxisReader, node: Node) -> Value:
     """Patches as columns: [batch, channel · patch, row · col]."""
     axes, (kernel, dilation, padding, stride) = walk.of(node.args[0]), node.args[1:5]
     if len(axes) != 4 or not all(_is_spatial(axis) for axis in axes[2:]):

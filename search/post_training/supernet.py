@@ -92,7 +92,7 @@ class Supernet(nn.Module):
             kernel generator that yields zeros.
         seed: of the new weights.
         dynamic: whether the kernel of a convolution depends on the image; else it is a weight.
-        inherit: whether choices begin with the weights of the site's projections; else these are drawn anew, to see
+        inherit: whether choices begin with the weights of the site's projections; else these are reinitialised, to see
             what inheriting them is worth.
     Raises:
         JetvitError: no site can be trained.
@@ -199,7 +199,7 @@ class Supernet(nn.Module):
                 try:
                     branch = cut_out(cuts[site.name], graph, outside, trained=choice != FULL)
                     if not inherit and choice != FULL:
-                        _draw_anew(branch, site, generator)
+                        _reinitialise(branch, site, generator)
                     branches[site.name][choice] = branch
                 except CannotCut as error:
                     self.kept_full[site.name] = str(error)
@@ -264,7 +264,7 @@ def _new_generator(site: AttentionSite, conv_size: int, generator: torch.Generat
     return named if dynamic else {name: named[name] for name in generator_names(site.name)[-1:]}
 
 
-def _draw_anew(branch: Branch, site: AttentionSite, generator: torch.Generator) -> None:
+def _reinitialise(branch: Branch, site: AttentionSite, generator: torch.Generator) -> None:
     """Give the projections of a branch random weights and no bias."""
     own = dict(branch.module.named_parameters())
     for linear in site.projections.named().values():

@@ -110,7 +110,7 @@ def search_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
 def ablation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """Designs of the linear block: quality after local distillation, and latency of the whole model."""
     lines = [
-        "| all twelve blocks | mIoU (95 % interval) | drift | own loss | speed-up, not compiled | new weights |",
+        "| all twelve blocks | mIoU (95 % interval) | drift | local loss | speed-up, not compiled | new weights |",
         "|---|---|---|---|---|---|",
     ]
     for _, record in results:

@@ -134,5 +134,5 @@ def test_a_full_disk_behind_stdout():
         words = [sys.executable, "-m", "jetvit", "measure", "--dry", "--minutes", "1"]
         found = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     assert found.returncode == 1
-    assert found.stderr.startswith("error: the disk is full")
+    assert "error: the disk is full" in found.stderr.splitlines()  # torch's build for CUDA may warn first
     assert "Exception ignored" not in found.stderr

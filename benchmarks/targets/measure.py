@@ -36,6 +36,7 @@ from torch.export import Dim, ExportedProgram
 
 import jetvit
 from benchmarks.results import default_path, environment, write_table
+from benchmarks.targets.coverage import uncovered
 from benchmarks.targets.runtimes import COLUMNS as SPEED_COLUMNS
 from benchmarks.targets.runtimes import ROUNDS, drawn_plan, installed_runtimes
 from benchmarks.targets.runtimes import rows as speed
@@ -45,7 +46,7 @@ from jetvit.models.torchvision_shim import ensure_torchvision
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.frontends.differences import tensors
 from jetvit.passes.targets.plain_outputs import with_plain_outputs
-from jetvit.passes.targets.tensorrt import prepare, uncovered
+from jetvit.passes.targets.tensorrt import prepare
 from jetvit.patterns.site import AttentionSite
 
 CHOICES = (

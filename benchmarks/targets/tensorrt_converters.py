@@ -6,7 +6,7 @@ TensorRT is needed, and nothing of the wheel runs. What comes out are names: `je
 with them that every operator of a prepared graph has a converter.
 
     pip download --no-deps torch-tensorrt
-    python -m benchmarks.targets.tensorrt_converters torch_tensorrt-*.whl -o passes/targets/tensorrt/converters.json
+    python -m benchmarks.targets.tensorrt_converters torch_tensorrt-*.whl -o benchmarks/targets/converters.json
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Trees = dict[str, ast.Module]
 
 
 def read_wheel(path: Path) -> dict[str, Any]:
-    """The document that `passes/targets/tensorrt/converters.json` holds, from a wheel of Torch-TensorRT.
+    """The document that `benchmarks/targets/converters.json` holds, from a wheel of Torch-TensorRT.
 
     Raises:
         ValueError: the file is no wheel of Torch-TensorRT, or of one that is built otherwise.

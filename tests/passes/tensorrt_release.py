@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +15,9 @@ import pytest
 import torch
 from torch._dynamo.backends import registry
 
+from benchmarks.targets.converters import Signature, release
 from jetvit.passes.targets.tensorrt import plugins
-from jetvit.passes.targets.tensorrt.converters import Signature, release
+from jetvit.torch_private import type_named
 
 
 class Input:
@@ -87,3 +89,26 @@ class Release:
     def _backend(self, gm: torch.fx.GraphModule, inputs: list[Any], **kwargs: Any) -> Callable[..., Any]:
         self.calls.append(("backend", {"graph": gm, "inputs": inputs, **kwargs}))
         return gm
+
+
+def schema_refusals(schema: torch.FunctionSchema, types: Sequence[str]) -> list[str]:
+    """List why the plugin generator takes no such schema, one sentence a reason; empty if it takes it.
+
+    Args:
+        schema: of an operator.
+        types: the types that the generator takes, by their names in `torch._C`.
+    """
+    known = [type_named(name) for name in types]
+    found = [
+        f"{each.name} is a {each.type}, which the generator does not take"
+        for each in schema.arguments
+        if not any(each.type.isSubtypeOf(kind) for kind in known)
+    ]
+    tensors = [each.type.isSubtypeOf(type_named("TensorType")) for each in schema.arguments]
+    if any(later and not earlier for earlier, later in itertools.pairwise(tensors)):
+        found.append("a tensor stands after an attribute: the converter takes the first arguments for the tensors")
+    if schema.overload_name:
+        found.append(f"it is the overload {schema.overload_name!r}, and the generator looks up the default one")
+    if any(not each.type.isSubtypeOf(type_named("TensorType")) for each in schema.returns):
+        found.append("it returns something else than tensors")
+    return found

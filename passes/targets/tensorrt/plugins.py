@@ -12,8 +12,7 @@ An engine that holds a plugin can be loaded where `register_plugins()` was calle
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.fx import Node
 from jetvit.kernels.arguments import ARGUMENTS
 from jetvit.kernels.checks import is_absent
 from jetvit.patterns.operator_args import arguments_of
-from jetvit.torch_private import OpOverload, schema, type_named
+from jetvit.torch_private import OpOverload, schema
 
 LIBRARY = "jetvit_tensorrt"
 _WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -135,26 +134,3 @@ def register_plugins(custom_op: Callable[..., None], targets: Iterable[Any] = PL
         custom_op(name, supports_dynamic_shapes=True)
         _registered.add(name)
     return new
-
-
-def schema_refusals(schema: torch.FunctionSchema, types: Sequence[str]) -> list[str]:
-    """Why the plugin generator takes no such schema, one sentence for each reason; none if it takes it.
-
-    Args:
-        schema: of an operator.
-        types: the types that the generator takes, by their names in `torch._C`.
-    """
-    known = [type_named(name) for name in types]
-    found = [
-        f"{each.name} is a {each.type}, which the generator does not take"
-        for each in schema.arguments
-        if not any(each.type.isSubtypeOf(kind) for kind in known)
-    ]
-    tensors = [each.type.isSubtypeOf(type_named("TensorType")) for each in schema.arguments]
-    if any(later and not earlier for earlier, later in itertools.pairwise(tensors)):
-        found.append("a tensor stands after an attribute: the converter takes the first arguments for the tensors")
-    if schema.overload_name:
-        found.append(f"it is the overload {schema.overload_name!r}, and the generator looks up the default one")
-    if any(not each.type.isSubtypeOf(type_named("TensorType")) for each in schema.returns):
-        found.append("it returns something else than tensors")
-    return found

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.targets.converters import FILE, release
 from benchmarks.targets.tensorrt_converters import main, read_wheel
-from jetvit.passes.targets.tensorrt.converters import FILE, release
 
 CONVERTERS = """
 import operator, torch, no_such_module

@@ -12,10 +12,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 import jetvit.kernels
-from jetvit.passes.targets.tensorrt.converters import release
-from jetvit.passes.targets.tensorrt.plugins import PLUGINS, Plugin, register_plugins, schema_refusals
+from benchmarks.targets.converters import release
+from jetvit.passes.targets.tensorrt.plugins import PLUGINS, Plugin, register_plugins
 from tests.kernels.naive import ABSENT, make_qkv, make_rope
 from tests.kernels.test_linear_attention import make_weights
+from tests.passes.tensorrt_release import schema_refusals
 
 OWN = [getattr(torch.ops.jetvit, name).default for name in ("full_attention", "window_attention", "linear_attention")]
 BY_NAME = [pytest.param(op, plugin, id=plugin.name) for op, plugin in PLUGINS.items()]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.targets.converters import FILE, name_of, op_of, release
+from benchmarks.targets.coverage import decomposition_table, uncovered
+from benchmarks.targets.validators import VALIDATORS
 from jetvit.cost_model import Choice
-from jetvit.passes.targets.tensorrt import prepare, uncovered
-from jetvit.passes.targets.tensorrt.converters import FILE, name_of, op_of, release
-from jetvit.passes.targets.tensorrt.coverage import decomposition_table
-from jetvit.passes.targets.tensorrt.validators import VALIDATORS
+from jetvit.passes.targets.tensorrt import prepare
 from jetvit.patterns.errors import InputError
 from tests.passes.plans import MIXED, rewritten
 from tests.zoo import CASES, found

@@ -18,9 +18,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from jetvit.passes.targets.tensorrt.converters import Converter, Release, name_of, op_of, release
+from benchmarks.targets.converters import Converter, Release, name_of, op_of, release
+from benchmarks.targets.validators import MAX_RANK, VALIDATORS, has_dynamic_sizes
 from jetvit.passes.targets.tensorrt.plugins import PLUGINS
-from jetvit.passes.targets.tensorrt.validators import MAX_RANK, VALIDATORS, has_dynamic_sizes
 from jetvit.torch_private import (
     OpOverloadPacket,
     composite_operators,

@@ -1,4 +1,4 @@
-"""What each choice costs, and the `Plan` that records which choice was made at every attention site."""
+"""The costs of each choice, and the `Plan` that records the choice at every attention site."""
 
 from jetvit.cost_model.measuring.timing import AttentionShape, Latency, measure_choices, time_choice
 from jetvit.cost_model.plans.base_weights import (

@@ -31,7 +31,7 @@ _SAME = 1e-5
 
 @dataclass(frozen=True)
 class Costs:
-    """What the options of every site cost, alone and in pairs.
+    """The costs of the options of every site, alone and in pairs.
 
     * latency_ms, loss: by site and option. Loss is in any unit that adds up; an infinite one is never taken.
     * latency_pairs, loss_pairs: what taking both picks of a pair adds, to be negative if it is less than the sum.

@@ -49,7 +49,7 @@ def layered_graph(costs: Costs) -> nx.DiGraph:
 
 
 def front_by_paths(costs: Costs) -> list[Rated]:
-    """What `jetvit.cost_model.optimum.front` gives, from the slowest plan to the fastest.
+    """Return what `jetvit.cost_model.optimum.front` returns, from the slowest plan to the fastest.
 
     Raises:
         ValueError: a correction is between sites that are no neighbours.
@@ -69,7 +69,7 @@ def front_by_paths(costs: Costs) -> list[Rated]:
 
 
 def _unbeaten(ways: Iterable[Way]) -> list[Way]:
-    """Those that no other one beats in both measures, the fastest first; of equal ones one."""
+    """Keep the ways that no other beats in both measures, the fastest first; of equal ones one."""
     kept: list[Way] = []
     for way in sorted(ways):
         if not kept or way[1] < kept[-1][1]:

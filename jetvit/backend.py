@@ -190,7 +190,7 @@ def _refuse_mode(mode: str | None, inner: Any) -> None:
 
 
 def _tensorrt(options: BackendOptions, mode: str | None) -> Callable[[DynamoGraph, Sequence[Any]], Compiled]:
-    """What compiles a rewritten graph with Torch-TensorRT; all that can be refused is, before the graph is captured.
+    """Return what compiles a rewritten graph with Torch-TensorRT; refuse what can be refused before the capture.
 
     Raises:
         InputError: Torch-TensorRT is missing, a mode, or a setting that it does not know.

@@ -57,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `bench` measured.
+    """The measurements of `bench`.
 
     `ratio` is the latency of compiled full attention over that of compiled jetvit, the median over rounds, above 1
     where jetvit is faster; `ratio_low` and `ratio_high` bound it at 95 %. `choices` counts the sites by what they
@@ -240,7 +240,7 @@ def _predictions(
 
 
 def count_choices(plan: Plan | None, sites: Sites) -> dict[str, int]:
-    """How many sites of a model become what under a plan, by label, the most frequent first."""
+    """Count the sites of a model by what a plan makes of them, the most frequent label first."""
     names = [] if plan is None or sites.rewritten else list(plan.match(sites).planned.values())
     counts = Counter(rewritten_choice(site).label for site in sites.rewritten)
     if plan is not None:

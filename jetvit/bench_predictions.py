@@ -1,4 +1,4 @@
-"""What a latency table predicts of the columns of `bench`, beside what was measured."""
+"""Predictions of a latency table for the columns of `bench`, beside the measurements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PredictedColumn:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a table predicts.
+    """The predictions of a table.
 
     `machine` and `torch` are those of the table. `columns`: by name, those that can be predicted. `ratio`: of the
     predicted latencies of two columns, None where one is not known. `unknown`: why columns are missing. `overheads`:

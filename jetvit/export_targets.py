@@ -95,7 +95,7 @@ READERS: Mapping[str, Callable[..., Run | str]] = {
     "onnx": _read,
     "tensorrt": _read_tensorrt,
 }
-"""What runs a written file, or why it cannot be run here."""
+"""Functions that return what runs a written file, or why it cannot be run here."""
 
 
 def run_program(program: ExportedProgram, inputs: Inputs) -> list[Tensor]:

@@ -244,7 +244,7 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Whether `text` is made of numbers, sizes (s0, `L['x'].size()[2]`) and sympy classes (Max, FloorDiv) alone.
+    """Report whether `text` is made of numbers, sizes (s0, `L['x'].size()[2]`) and sympy classes (Max, FloorDiv) alone.
 
     It is evaluated with Python's built-in functions at hand; of these only max, min and the like may be called. A
     string (the name in `Symbol('s0', integer=True)`) must be a plain word or number, for sympy evaluates it again.
@@ -280,7 +280,7 @@ def _is_word(text: str) -> bool:
 
 
 def _has_plain_keys(spec: str) -> bool:
-    """Whether a serialised tree of inputs has no quote, bracket or backslash in the keys of its dicts."""
+    """Report whether the keys in a serialised tree of inputs have no quote, bracket or backslash."""
     return re.fullmatch(r"""(?:[\w\s\[\]{}",:./-]|\\")*""", spec) is not None
 
 

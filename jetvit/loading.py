@@ -66,7 +66,7 @@ def load(
 
 
 def file_kind(path: Path) -> str:
-    """What a file is, by its content.
+    """Return the kind of a file, by its content.
 
     Raises:
         InputError: there is no such file, or it is nothing that jetvit writes.

@@ -142,7 +142,7 @@ def schema(operator: OpOverload) -> Any:
 
 
 def edit_count(tensor: Tensor) -> int | None:
-    """How often a tensor was edited in place; None for one that was made in inference mode, which keeps no count."""
+    """Count the in-place edits of a tensor; None for one made in inference mode, which keeps no count."""
     return None if tensor.is_inference() else attribute_of(tensor, "_version")
 
 
@@ -152,7 +152,7 @@ def flat_inputs(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping
 
 
 def size_guards(program: ExportedProgram) -> list[str]:
-    """What a program asks of the sizes of its inputs, as Python expressions such as "L['x'].size()[2] // 8 == 4"."""
+    """Return the guards of a program on the sizes of its inputs, such as "L['x'].size()[2] // 8 == 4"."""
     return list(attribute_of(program, "_guards_code") or ())
 
 
@@ -188,7 +188,7 @@ def set_state(program: ExportedProgram, state: Mapping[str, Any]) -> None:
 
 
 def symbols_of_input(context: TracingContext, tensor: Tensor) -> Any:
-    """Which sizes of an input of a Dynamo graph are symbols, for `FakeTensorMode.from_tensor`; None if unknown."""
+    """Return which sizes of a Dynamo graph's input are symbols, for `FakeTensorMode.from_tensor`; None if unknown."""
     return attribute_of(context, "tensor_to_context").get(tensor)
 
 
@@ -225,7 +225,7 @@ def running_call() -> RunningCall | None:
 
 
 def is_vmap(target: Any) -> bool:
-    """Whether a function is a part of `torch.vmap`, which opens and closes levels and gives nothing back."""
+    """Report whether a function is a part of `torch.vmap`, which opens and closes levels and returns nothing."""
     return str(getattr(target, "__module__", None)).startswith("torch._functorch.")
 
 

@@ -1,4 +1,4 @@
-"""Which releases of the libraries below it jetvit was tested with. Another one is warned of, once, at import."""
+"""The releases of other libraries that jetvit was tested with; any other is warned of once, at import."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def installed() -> dict[str, str]:
 
 
 def untested_releases(releases: Mapping[str, str]) -> Iterator[str]:
-    """Those older or newer than all tested releases, each as "torch 2.9.1 (2.11.0 to 2.13.0 were)".
+    """List the packages older or newer than all tested releases, each as "torch 2.9.1 (2.11.0 to 2.13.0 were)".
 
     A later patch of a tested release counts as tested: the first two numbers are compared.
     """

@@ -53,7 +53,7 @@ def refuse_unsafe(path: Path) -> None:
 
 
 def repair(path: Path, otherwise: str) -> str:
-    """What to do about a file that cannot be read.
+    """Say what to do about a file that cannot be read.
 
     Args:
         path: the file.
@@ -73,7 +73,7 @@ def repair(path: Path, otherwise: str) -> str:
 
 
 def is_truncated(path: Path) -> bool:
-    """Whether a file begins as a safetensors file, a zip archive, a pickle or an ONNX model, and ends too early."""
+    """Report whether a safetensors file, zip archive, pickle or ONNX model ends too early."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(16)
@@ -126,7 +126,7 @@ def _dangerous(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _archive_fault(path: Path) -> tuple[str, str] | None:
-    """What is wrong with a zip archive, and why; None if nothing is."""
+    """Say what is wrong with a zip archive, and why; None if nothing is."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
@@ -161,7 +161,7 @@ def _pickle_ends_early(stream: IO[bytes]) -> bool:
 
 
 def _safetensors_size(stream: IO[bytes], size: int) -> int:
-    """How many bytes the header asks for; 0 if there is no header."""
+    """Return how many bytes the header asks for; 0 if there is no header."""
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
     if length > 100_000_000:  # more than the format allows
@@ -176,7 +176,7 @@ def _safetensors_size(stream: IO[bytes], size: int) -> int:
 
 
 def _protobuf_size(stream: IO[bytes], size: int) -> int:
-    """Where the fields of a protobuf message end, which is beyond a truncated file; 0 if it is no message."""
+    """Return where the fields of a protobuf message end, beyond the end of a truncated file; 0 if it is no message."""
     stream.seek(0)
     place = 0
 

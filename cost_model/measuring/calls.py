@@ -22,7 +22,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed: `run` makes the call, forward only, without gradients; `config` says in words what it runs."""
+    """A call to time: `run` makes it, forward only, without gradients; `config` says in words what it runs."""
 
     run: Callable[[], object]
     config: str

@@ -33,7 +33,7 @@ Measure = Callable[[Operation, torch.device], tuple[Latency, str]]
 
 @dataclass
 class Outcome:
-    """What became of a sweep: rows written, operations known before, what was skipped and why, what is left.
+    """The result of a sweep: rows written, operations known before, what was skipped and why, what is left.
 
     skipped: operations that this device cannot run, each with the reason. left: those that the time did not suffice
     for, in one pass or in several. busy: one entry for each row that was left out, because the process waited for a
@@ -154,7 +154,7 @@ def measure_all(
 
 
 class _Pace:
-    """How long a measurement takes, with making its data, by those before it."""
+    """Predict the time of a measurement, with making its data, from those before it."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[tuple[int, float]]] = {}
@@ -179,7 +179,10 @@ class _Pace:
 def _affordable(
     todo: Sequence[Operation], left_s: Callable[[], float], pace: _Pace, left: dict[Operation, None]
 ) -> Iterator[Operation]:
-    """Those that fit into the time, in order; what seems too long is tried again after the others, then is `left`."""
+    """Yield the operations that fit into the time, in order.
+
+    One that seems too long is tried again after the others; then it is `left`.
+    """
     put_off: dict[Operation, None] = {}
     for queue, others in ((todo, put_off), (put_off, left)):
         for operation in list(queue):
@@ -195,7 +198,7 @@ def _work(operation: Operation) -> int:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether an operation cannot run here, by an exception of torch or, for a kernel that does not fit, of Triton."""
+    """Report whether an operation cannot run here, by an exception of torch, or of Triton for too large a kernel."""
     return isinstance(error, RuntimeError | MemoryError) or type(error).__module__.partition(".")[0] == "triton"
 
 

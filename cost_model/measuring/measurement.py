@@ -87,7 +87,7 @@ class Measurement:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the name that the device gives itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

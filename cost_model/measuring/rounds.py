@@ -40,7 +40,7 @@ def time_ms(run: Run, calls: int, device: torch.device) -> float:
 
 
 def sampler(run: Run, device: torch.device, *, warm_up: int = 1) -> Sampler:
-    """What takes a sample of `run` on `device`: the mean time of as many calls as fit in 20 ms, in milliseconds.
+    """Return what takes a sample of `run` on `device`: the mean time of as many calls as fit in 20 ms, in milliseconds.
 
     Calls `run` `warm_up` times, then once to see how many that are. Raises what `run` raises.
     """

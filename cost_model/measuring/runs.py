@@ -48,7 +48,7 @@ class WholeRun:
 
 
 def runs_path(table: str | os.PathLike[str]) -> Path:
-    """Where the runs of a latency table's device lie: beside it, "h100.csv" and "h100.runs.jsonl"."""
+    """Return the path of the runs of a latency table's device: beside it, "h100.csv" and "h100.runs.jsonl"."""
     return Path(table).with_suffix(".runs.jsonl")
 
 

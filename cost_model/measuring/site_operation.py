@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def site_operation(site: AttentionSite, choice: Choice, *, gpu: bool, dtype: str | None = None) -> Operation:
-    """What a site runs once it is rewritten.
+    """Return the operation of a site once it is rewritten.
 
     A window that covers a grid of fixed size is full attention. Sizes that the graph leaves open are those of the
     example.

@@ -20,7 +20,7 @@ from jetvit.cost_model.measuring.timing import Latency, summary
 Result = TypeVar("Result")
 
 ATTEMPTS = 3
-"""How often an unsteady measurement is taken before it is used for want of a better one."""
+"""The number of times that an unsteady measurement is taken before the last is used."""
 
 _MOST_WAITING = 0.1  # of the time that torch's threads have; quiet machines here stay below 0.02
 _MOST_SPREAD = 0.5  # of the quartiles, to the median; single attentions of some 0.1 ms vary by 0.2 on quiet machines
@@ -31,7 +31,7 @@ _SCHEDULER = Path("/proc/self/task")
 
 
 class CoreWait:
-    """How long threads of this process waited for a core since the object was made.
+    """The time that threads of this process waited for a core since the object was made.
 
     Unlike the load average it has no memory of earlier work, and it counts no process that leaves this one alone.
     """

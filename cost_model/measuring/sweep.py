@@ -1,4 +1,4 @@
-"""Which operations to measure, and in which order: whatever ends the sweep early, what it has is spread over all."""
+"""The operations to measure, in an order that spreads over all sizes however early the sweep ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a choice costs: the latency of one attention on the device at hand, on random data of its true shape."""
+"""The latency of one attention on the device at hand, on random data of its true shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model has the weights that a plan was made on.
+"""The check that a model has the weights that a plan was made on.
 
 A plan with weights of its own is wrong on other base weights, so it carries samples of them, and a difference is an
 error. A plan without weights may still do well, so it carries a readable record, and a difference is a warning.
@@ -28,7 +28,7 @@ _RECORD_RTOL = 2e-2
 
 
 def projection_weights(sites: Iterable[AttentionSite], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a model's tensors that project to and from its attentions, by FQN: what tells one base from another."""
+    """Return the tensors that project to and from a model's attentions, by FQN: they tell one base from another."""
     names = [linear.weight for site in sites for linear in site.projections.named().values()]
     return {name: tensors[name] for name in names if name in tensors}
 
@@ -48,7 +48,7 @@ def sample_base(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Whether `tensors` are those that were sampled; returns the names of a few that are not there to be compared.
+    """Check that `tensors` are those that were sampled; returns the names of a few that are not there to be compared.
 
     A value differs if it is off by more than 1e-2 of itself plus 1e-3 of the root mean square of the samples. Exporters
     fold a constant into another, such as position embeddings at one image size: a tenth of the names may be absent.
@@ -92,7 +92,7 @@ def check_base(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
 
 
 def _off(found: Tensor, expected: Tensor) -> tuple[Tensor | None, float]:
-    """Where two samples differ, None if they are not of one length, and the tolerance besides `RTOL`."""
+    """Return where two samples differ, None if their lengths do, and the tolerance besides `RTOL`."""
     finite = expected[expected.isfinite()]
     atol = RMS_ATOL * float(finite.square().mean().sqrt()) if len(finite) else 0.0
     if found.shape != expected.shape:

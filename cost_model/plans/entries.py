@@ -35,7 +35,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """What the attention site `name` becomes, and why in one sentence.
+    """The choice for the attention site `name`, and the reason in one sentence.
 
     `drift` and `latency_ms` are those of `choice` as in `Measured`; `measured` holds every choice that was measured.
     """

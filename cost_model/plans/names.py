@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class NameMatch:
-    """How the names of a plan become the names of a model.
+    """The names of a plan by the names of a model.
 
     `mapping` goes from plan name to model name. `added` is the dotted prefix that the model has and the plan has not,
     `removed` the one that the plan has and the model has not; at most one is not empty. `absent` are the plan's sites
@@ -138,7 +138,7 @@ def _prefixes(planned: list[str], there: list[str]) -> list[tuple[str, str]]:
 
 
 def _is_one_block(best: list[tuple[str, str]], found: dict[tuple[str, str], dict[str, str]]) -> bool:
-    """Whether the graph is one block out of many: each block of the plan fits it, and its names have no layer index."""
+    """Report whether the graph is one block of many: each block of the plan fits it, its names have no layer index."""
     names = {new for prefixes in best for new in found[prefixes].values()}
     return all(removed for removed, _ in best) and not any(part.isdigit() for new in names for part in new.split("."))
 

@@ -277,7 +277,7 @@ def _errors_in(file: str) -> Iterator[None]:
 
 
 def _json_copy(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What saving and loading makes of it, so that a plan equals itself after both."""
+    """Return the provenance as saving and loading leaves it, so that a plan equals itself after both."""
     try:
         return json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -248,7 +248,7 @@ def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def _is_committed(staged: Path) -> bool:
-    """Whether the plan.json beside them speaks of the staged weights: a save was cut off after its commit."""
+    """Report whether plan.json names the staged weights: a save was interrupted after its commit."""
     if not staged.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""How far off a latency model is on shapes that it has not seen: split conformal intervals, calibrated by families.
+"""The error of a latency model on shapes that it has not seen: split conformal intervals, calibrated by families.
 
 Rows of one shape family are alike, so that a model which has seen some of a family's rows does well on the others, and
 errors of rows that were held out at random promise too narrow an interval for a new model's layers. So whole families

@@ -63,7 +63,7 @@ def latest(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def fit_overheads(runs: Sequence[WholeRun], latencies: Latencies) -> dict[Mode, Overheads]:
-    """How the operations add up, by mode; a mode whose runs do not tell is left out, and the log says why.
+    """Fit how the operations add up, by mode; a mode whose runs do not tell is left out, and the log says why.
 
     The error is that on models that were left out of the fit, each once.
     """
@@ -101,7 +101,7 @@ def _error(by_model: Mapping[str, Sequence[Run]], fitted: Overheads) -> float:
 
 
 def predictor_path(table: str | os.PathLike[str]) -> Path:
-    """Where the predictor of a table lies: beside it."""
+    """Return the path of the predictor of a table: beside it."""
     return Path(table).with_suffix(".npz")
 
 

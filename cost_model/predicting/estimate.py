@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Part:
-    """What one operation adds to a graph: `count` times `answer`."""
+    """The share of one operation in a graph: `count` times `answer`."""
 
     operation: Operation
     count: int

@@ -28,7 +28,7 @@ _LIMIT_BYTES = 1 << 30  # Unpacked. A predictor of a thousand kernels is smaller
 
 
 class Content(NamedTuple):
-    """What the file of a predictor holds."""
+    """The content of the file of a predictor."""
 
     device: Device
     models: dict[str, KernelModel]

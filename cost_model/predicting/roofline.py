@@ -32,7 +32,7 @@ TOKEN_BITS = 7
 
 @dataclass(frozen=True)
 class Device:
-    """What latencies were measured on. `multiprocessors`: of a GPU; of a CPU its cores. Raises ValueError below 1."""
+    """The device of the latencies. `multiprocessors`: of a GPU; of a CPU its cores. Raises ValueError below 1."""
 
     name: str
     multiprocessors: int
@@ -45,7 +45,7 @@ class Device:
 
 
 def kernel_of(operation: Operation) -> str:
-    """What runs on one kind of kernel, and so on one set of constants: the op, the dtype and its variant.
+    """A kind of kernel, with one set of constants: the op, the dtype and its variant.
 
     So nothing is foretold of a feature map that was not measured itself: another one runs other kernels.
     """

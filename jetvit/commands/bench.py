@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> tuple[str, str]:
-    """What is printed, and what is written."""
+    """Return the text to print and the document to write."""
     plan = load_plan(args.plan)
     files = ImageFiles.find(args.images, args.limit, strict=args.strict) if args.images else None
     subject = load_subject(ModelRequest.of(args))

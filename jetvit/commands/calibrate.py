@@ -132,7 +132,7 @@ def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
 
 
 def _latencies(plan: Plan, batch: int) -> str:
-    """What the whole model takes, in a sentence."""
+    """Say in a sentence how long the whole model takes."""
     made = plan.provenance
     if "too_busy" in made:
         return "This machine is too busy to time on: what the full model and the plan take is not known."

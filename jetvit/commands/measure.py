@@ -143,7 +143,7 @@ def _print_dry(args: argparse.Namespace, path: Path, machine: Machine, order: Se
 
 
 def _left_out(outcome: Outcome) -> str:
-    """How many rows a busy machine has cost, and how to get them."""
+    """Say how many rows a busy machine has cost, and how to get them."""
     _, doubt = outcome.busy[-1]
     return (
         f"{counted(len(outcome.busy), 'row')} left out, for this machine was too busy at every attempt: {doubt}. Run "

@@ -1,4 +1,4 @@
-"""What a command line asks for, as typed values: `run` of a command makes them of its arguments."""
+"""Requests of the command line as typed values: `run` of a command makes them from its arguments."""
 
 from __future__ import annotations
 

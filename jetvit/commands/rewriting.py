@@ -1,4 +1,4 @@
-"""What the commands that write a rewritten model share: from their arguments to the file, and what is said of it."""
+"""The common part of the commands that write a rewritten model: from the request to the file and its summary."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def rewrite_and_write(request: RewriteRequest, job: ExportJob) -> Iterator[str]:
 
 
 def _refuse_the_model_itself(spec: str, job: ExportJob) -> None:
-    """What is written is another function, and the original would be gone; its weights may be in a file beside it."""
+    """Refuse to write over the original: the rewritten model computes another function."""
     if spec.endswith((".pt2", ".onnx")) and Path(spec).resolve() == job.path.resolve():
         raise InputError(
             f"cannot write {job.path}",

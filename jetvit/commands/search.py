@@ -229,7 +229,7 @@ def _search(args: argparse.Namespace, out: Path, folder: Path, processes: Proces
 
 
 def _was_written_from(folder: Path, out: Path) -> bool:
-    """Whether the plan in `out` is the result of the search in `folder`, which would write it once more."""
+    """Report whether the plan in `out` is the result of the search in `folder`, which would write it again."""
     return (out / PLAN_FILE).is_file() and _digest(out) in _written(folder)
 
 
@@ -258,7 +258,7 @@ def _recipe(args: argparse.Namespace, subject: Subject) -> Recipe:
 
 
 def _report(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """What was found, what it reaches on the test images and what else was tried on the choosing images."""
+    """Say what was selected, what it reaches on the test images, and what else was tried on the choosing images."""
     made = plan.provenance
     test, metric = made["test"], made["test"]["metric"]
     name = METRIC_NAMES.get(metric, metric)

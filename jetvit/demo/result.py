@@ -12,7 +12,7 @@ from jetvit.patterns.wording import counted
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found and measured.
+    """The results of the demo.
 
     * sites: the attentions of the model.
     * plan: with trained weights; its record has the metrics on the test rooms.

@@ -29,7 +29,7 @@ NEAREST, FARTHEST = 0.3, 25.0
 MEAN = STD = (0.5, 0.5, 0.5)
 
 Interval = tuple[Tensor, Tensor]
-"""Where rays enter and leave, [P], in lengths of the ray; they miss where they leave before they enter."""
+"""The points where rays enter and leave, [P], in lengths of the ray; a ray misses if it leaves before it enters."""
 
 
 class Scenes(NamedTuple):
@@ -127,7 +127,7 @@ class Solid:
 
 
 class Room:
-    """What one image shows: a camera at (0, height, 0) that looks along z, walls, solids, a lamp and their colours.
+    """The content of one image: a camera at (0, height, 0) that looks along z, walls, solids, a lamp and their colours.
 
     Lengths are in metres, angles in radians; y is up and the floor is at 0.
     """

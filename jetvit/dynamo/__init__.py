@@ -1,1 +1,1 @@
-"""What the `torch.compile` backend adds around a compiled graph: guards, known grids, checks of whole calls."""
+"""Additions of the `torch.compile` backend to a compiled graph: guards, known grids, checks of whole calls."""

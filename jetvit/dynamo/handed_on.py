@@ -30,7 +30,7 @@ _RESULTS: Any = WeakIdKeyDictionary()  # tensor → its count of edits, and what
 
 
 def told(tensor: Any) -> Known | None:
-    """What is known of a tensor that a compiled graph returned and nothing has edited since; else None."""
+    """Return what is known of a tensor that a compiled graph returned and nothing has edited since; else None."""
     edits, known = _RESULTS.get(tensor, (None, None)) if isinstance(tensor, Tensor) else (None, None)
     return known if known is not None and edits == edit_count(tensor) else None
 
@@ -77,7 +77,7 @@ def hand_on(compiled: Compiled, graph: DynamoGraph, original: Results) -> Compil
 
 
 class Results:
-    """What a graph knows of the axes of its results.
+    """The axes of a graph's results, as far as they are known.
 
     Attributes:
         known: of each result, by its position; sizes may be symbols.

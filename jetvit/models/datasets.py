@@ -204,7 +204,7 @@ class FolderSplit:
 
 
 def group_of(path: Path) -> str:
-    """What an image was taken from, by its path in the folder of images; "" where the path does not tell."""
+    """Name what an image was taken from, by its path in the folder of images; "" where the path does not tell."""
     if "_" in path.stem:
         start = path.stem.rpartition("_")[0]
     else:

@@ -239,7 +239,7 @@ def _misfit(entry: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 class Processor(NamedTuple):
-    """What a model's image processor makes of an image: its (height, width), and how it is normalised from 0–1.
+    """A model's image processor: the (height, width) of its images, and how they are normalised from 0–1.
 
     Fields that the processor does not specify are None.
     """

@@ -1,4 +1,4 @@
-"""`ReportContent`: what `explain` found, as values, before any of it is text or a page."""
+"""`ReportContent`: the findings of `explain` as values, before any of them is text or a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What `explain` found.
+    """The findings of `explain`.
 
     * `model`: what it is called.
     * `inputs`: name, sizes (text where dynamic) and dtype of each tensor input; empty if the graph was not given.

@@ -1,4 +1,4 @@
-"""What a latency table adds to a report: the latency of every choice at every site, and that of the whole model."""
+"""Latencies from a table for a report: of every choice at every site, and of the whole model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPEN_SIZES = (
 
 @dataclass(frozen=True)
 class TableSource:
-    """Where a report's latencies come from.
+    """The source of a report's latencies.
 
     `machine` ("AMD EPYC with 2 threads") and `torch` are those of the table. `overheads`: whether the table's whole
     runs tell how compiled operations add up; else a whole model is their plain sum.

@@ -127,7 +127,7 @@ def _pictures(report: ReportContent) -> Iterable[str]:
 
 
 def _mapped(row: SiteRow, report: ReportContent) -> bool:
-    """Whether the map says anything of a site: without a drift a table's latencies have no colours."""
+    """Report whether the map shows anything of a site: without a drift a table's latencies have no colours."""
     known = [one.drift for one in row.measured.values()]
     return bool(known) if report.table is None else any(drift is not None for drift in known)
 

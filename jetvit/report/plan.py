@@ -1,4 +1,4 @@
-"""What a report says about the plan as a whole: its provenance, its front, warnings and the honest notes."""
+"""The plan as a whole in a report: its provenance, its front, warnings and notes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def summarise(plan: Plan) -> PlanSummary:
 
 
 def entries_by_name(plan: Plan | None, sites: Sites) -> dict[str, SitePlan]:
-    """What a plan says about each site, by the model's names.
+    """The entry of a plan for each site, by the model's names.
 
     A graph that was rewritten keeps the projections of its other sites in another form, so it is matched by name alone.
 
@@ -133,7 +133,7 @@ def warnings_on(plan: Plan, sites: Sites, names: SizeNames, graph: RewritableGra
 
 
 def notes_on(plan: Plan | None, rows: Sequence[SiteRow]) -> Iterator[str]:
-    """What to know, and what to do next."""
+    """Say what to know, and what to do next."""
     if not rows:
         yield NO_ATTENTION
     elif any(row.status == "found" for row in rows) and not any(row.measured for row in rows):

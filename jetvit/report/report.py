@@ -1,4 +1,4 @@
-"""`Report`: what `explain` returns. Print it, or take it as a dict or a page."""
+"""`Report`: the result of `explain`, as text, a dict or a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jetvit.report.text import render
 
 
 class Report(ReportContent):
-    """What `explain` found: `ReportContent`, with ways to show it."""
+    """The result of `explain`: `ReportContent`, with ways to show it."""
 
     @classmethod
     def from_sites(

@@ -1,4 +1,4 @@
-"""What `explain` says about one attention: read off a site, a rejection or a rewritten operator, and off the plan."""
+"""The row of `explain` for one attention: read off a site, a rejection or a rewritten operator, and off the plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jetvit.torch_private import OpOverload, schema
 
 
 class MeasuredChoice(NamedTuple):
-    """What is known of one choice at one site, all other sites being full attention; None: not measured.
+    """The measurements of one choice at one site, all other sites being full attention; None: not measured.
 
     `low_ms` and `high_ms` bound the latency: by the quartiles of a table's measurements (`source` "measured"), or at
     90 % (`source` "predicted"). `source` is None for what the plan itself recorded. `extrapolated`: predicted beyond

@@ -1,4 +1,4 @@
-"""What a report says in sentences: its inputs, what it comes to, and whose the latencies are."""
+"""The sentences of a report: its inputs, its totals, and the device of the latencies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATENCY_LEGEND = "ms: latency of this attention alone."
 
 
 def legend(report: ReportContent) -> str:
-    """What the columns of numbers mean."""
+    """Explain the columns of numbers."""
     planned = report.table is None or report.plan is not None
     return (_DRIFT_LEGEND if planned else "") + _LATENCY_LEGEND
 
@@ -27,7 +27,7 @@ def input_lines(report: ReportContent) -> list[str]:
 
 
 def totals_lines(report: ReportContent) -> list[str]:
-    """What the report comes to, in sentences."""
+    """Sum up the report, in sentences."""
     return [line for lines in (_counts(report), _latency(report), _drift(report), _costs(report)) for line in lines]
 
 

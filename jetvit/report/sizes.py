@@ -16,7 +16,7 @@ _IMAGE_AXES = {0: "B", 2: "H", 3: "W"}
 
 
 class SizeNames:
-    """What the symbols of a dynamic graph are called: B, H and W where they are the axes of the first image input."""
+    """The names of the symbols of a dynamic graph: B, H and W where they are the axes of the first image input."""
 
     def __init__(self, graph: CapturedGraph | None = None):
         self._letters: dict[sympy.Symbol, sympy.Symbol] = {}

@@ -43,7 +43,7 @@ def render(report: ReportContent) -> str:
 
 
 def common_prefix(rows: Sequence[SiteRow]) -> str:
-    """What every name starts with, to the last dot: "model.layer." of model.layer.0.attn and model.layer.1.attn."""
+    """The common start of all names, to the last dot: "model.layer." of model.layer.0.attn and model.layer.1.attn."""
     if len(rows) < 2:
         return ""
     levels = zip(*(row.name.split(".")[:-1] for row in rows), strict=False)

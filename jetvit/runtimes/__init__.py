@@ -1,1 +1,1 @@
-"""What runs a written file: the callable that `jetvit.load` returns, and the runtimes behind it."""
+"""Written files as callables, and the runtimes behind them."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drift_cost.table import drift_cost_lines
+from benchmarks.drift_cost.table import drift_cost_lines, drift_cost_sentence
 from benchmarks.end_to_end.table import end_to_end_lines
 from benchmarks.kernels.goals import GOAL_SIZE, Comparison, comparisons
 from benchmarks.kernels.rows import newest as rows_of_one_device
@@ -68,7 +68,7 @@ def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
 
 def drift_cost_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
     """The metrics of two tasks by the drift of training-free plans, the table of one device after the other."""
-    return _by_device(drift_cost_lines, results)
+    return _by_device(lambda rows: [*drift_cost_lines(rows), "", drift_cost_sentence(rows)], results)
 
 
 def local_distillation_table(results: list[tuple[Path, dict[str, Any]]]) -> str:

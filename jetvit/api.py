@@ -81,7 +81,7 @@ def optimize(
         PlanError: the plan does not fit the model.
     """
     plan = load_plan(plan)
-    options = RewriteOptions(disable=tuple(disable), dump=Path(dump) if dump is not None else None)
+    options = RewriteOptions(disable=disable, dump=Path(dump) if dump is not None else None)
     rewritten = rewrite(capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic)), plan, options)
     if isinstance(model, ExportedProgram):
         return cast(ModelOrProgram, rewritten.graph.program() if rewritten.changed else model)

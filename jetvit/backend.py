@@ -8,7 +8,6 @@ parameters that it was compiled for are checked at every call.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import logging
@@ -31,7 +30,7 @@ from jetvit.passes.frontends.capture import capture_dynamo
 from jetvit.passes.graph.rewritable import DynamoGraph
 from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.patterns.errors import CaptureError, InputError
-from jetvit.patterns.wording import operator_name
+from jetvit.patterns.wording import did_you_mean, operator_name
 
 log = logging.getLogger(__name__)
 TENSORRT = ("tensorrt", "torch_tensorrt")
@@ -62,7 +61,7 @@ class BackendOptions:
 
     def rewriting(self) -> RewriteOptions:
         """How a graph is rewritten under these options; raises InputError for a pass that there is not."""
-        return RewriteOptions(disable=tuple(self.disable), partial=True, skip_refused=self.partial == "warn")
+        return RewriteOptions(disable=self.disable, partial=True, skip_refused=self.partial == "warn")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:
@@ -74,10 +73,9 @@ class BackendOptions:
         known = [each.name for each in fields(cls)]
         for name in options or {}:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
                 raise InputError(
                     f"the jetvit backend has no option {name!r}",
-                    do=f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known)}",
+                    do=did_you_mean(str(name), known, f"its options are {', '.join(known)}"),
                 )
         parsed = cls(**dict(options or {}))
         if parsed.partial not in ("raise", "warn"):
@@ -165,10 +163,9 @@ def _compile_inner(
             inner = torch_private.lookup_backend(inner)
         except torch_private.InvalidBackend as error:
             names = torch.compiler.list_backends(exclude_tags=())
-            near = difflib.get_close_matches(str(options.inner), names, n=1)
             raise InputError(
                 f"there is no inner backend {options.inner!r}",
-                do=f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(names)}",
+                do=did_you_mean(str(options.inner), names, f"the backends are {', '.join(names)}"),
             ) from error
     return inner(module, list(example_inputs), **({"options": settings} if settings else {}))
 

@@ -5,7 +5,6 @@ A file is written beside its place, run or read there once, and renamed; so it a
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from jetvit.passes.pipeline import RewriteOptions, rewrite
 from jetvit.passes.targets.plain_outputs import plain_program, with_plain_outputs
 from jetvit.passes.targets.strides import dense, order_of
 from jetvit.patterns.errors import InputError, RewriteError
+from jetvit.patterns.wording import did_you_mean
 from jetvit.torch_private import pytree
 
 
@@ -104,7 +104,7 @@ def export(
         lambda value: dense(value, order_of(value)) if isinstance(value, Tensor) else value, (args, dict(kwargs or {}))
     )
     graph = capture(export_sizes(model, args, kwargs, dynamic_shapes, dynamic))
-    rewrite(graph, plan, RewriteOptions(disable=tuple(disable)))
+    rewrite(graph, plan, RewriteOptions(disable=disable))
     job.write(graph.program(), (args, kwargs) if dynamic and tensors((args, kwargs)) else None)
     return Path(path)
 
@@ -152,10 +152,9 @@ class ExportJob:
             InputError: a target, suffix or option that does not fit, or a package or compiler that is missing.
         """
         if target not in TARGETS:
-            near = difflib.get_close_matches(str(target).lower(), TARGETS, n=1)
             raise InputError(
                 f"there is no target {target!r}",
-                do=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TARGETS)}",
+                do=did_you_mean(str(target).lower(), TARGETS, f"choose one of {', '.join(TARGETS)}"),
             )
         kind = TARGETS[target]
         given = {name: value for name, value in options.items() if value not in (None, False, {})}
@@ -234,9 +233,6 @@ class ExportJob:
                 why=wrong,
                 do="report this with the model" + ("" if self.target.name == "pt2" else "; target='pt2' may do"),
             )
-
-
-# --- the targets ------------------------------------------------------------------------------------------------------
 
 
 def _weights(program: ExportedProgram) -> list[Tensor]:

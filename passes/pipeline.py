@@ -7,7 +7,6 @@ At the end the results get the strides that they had.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from jetvit.passes.rewrites.straighten_views import StraightenViews
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.site import Sites
 from jetvit.patterns.token_grid import has_hints
+from jetvit.patterns.wording import did_you_mean
 
 log = logging.getLogger(__name__)
 Graph = TypeVar("Graph", bound=RewritableGraph)
@@ -56,11 +56,11 @@ class RewriteOptions:
     * `check`: verify the graph after each pass that fired.
 
     Raises:
-        InputError: there is no pass of a name in `disable`, or it is the one that applies the plan.
+        InputError: `disable` is no list, a name in it is that of no pass, or of the one that applies the plan.
     """
 
     exact: bool = True
-    disable: tuple[str, ...] = ()
+    disable: Sequence[str] = ()
     partial: bool = False
     skip_refused: bool = False
     operator: bool | None = None
@@ -68,14 +68,14 @@ class RewriteOptions:
     check: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.disable, str):
+            raise InputError(f"disable is the text {self.disable!r}", do=f"give a list: [{self.disable!r}]")
         for name in self.disable:
             if name == ApplyPlan.name:
                 raise InputError(f"the pass {name} cannot be left out", do="give no plan")
             if name not in PASSES:
-                near = difflib.get_close_matches(name, PASSES, n=1)
                 raise InputError(
-                    f"there is no pass {name!r}",
-                    do=f"did you mean {near[0]!r}?" if near else f"the passes are {', '.join(PASSES)}",
+                    f"there is no pass {name!r}", do=did_you_mean(name, PASSES, f"the passes are {', '.join(PASSES)}")
                 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,6 +31,12 @@ def counted(count: Size, thing: str, things: str = "") -> str:
     """ "1 site", "2 sites", "s0 sites"; `things` is the plural where it is not made with an s."""
     one = is_one(count) if isinstance(count, torch.SymInt) else count == 1
     return f"{count} {thing}" if one else f"{count} {things or f'{thing}s'}"
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the advice for a word that is none of the known ones: the nearest of them, or else `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def operator_name(target: Any) -> str:

@@ -45,6 +45,20 @@ def drift_cost_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return lines
 
 
+def drift_cost_sentence(rows: Sequence[Mapping[str, str]]) -> str:
+    """Say which images were read, and what the plan with linear attention that loses most costs."""
+    read = {
+        row["data"]: f"{DATA[row['data']]}, {row['images']} images of {row['size'].replace('x', '×')}" for row in rows
+    }
+    text = f"Read: {'; '.join(read.values())}."
+    linear = [row for row in rows if row["kind"] == LINEAR]
+    if linear:
+        worst = min(linear, key=lambda row: float(row["difference"]))
+        lost = f"{-100 * float(worst['difference']):.1f} points of {METRICS[worst['metric']]}"
+        text += f" Of the plans with linear attention one of drift {float(worst['drift']):.2f} loses most: {lost}."
+    return text
+
+
 def _changes(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Yield the number of plans, the median change and the lowest one."""
     points = [100 * float(row["difference"]) for row in rows]

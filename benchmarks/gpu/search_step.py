@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.gpu.campaign import Campaign, Cost, Skipped, Step, TimeOver
 from benchmarks.gpu.processes import Task, run_together
 from jetvit import __version__
-from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.measurement import this_machine
 
 _NEEDED = ("vit_tiny_patch16_224.safetensors", "camvid/train/images", "camvid/val/images")
 _SEEDS, _SIZE, _BATCH = 3, "704x960", 8
@@ -32,7 +32,7 @@ def _run(campaign: Campaign, seconds: float) -> None:
         raise Skipped("JETVIT_DATA names no folder of weights and images")
     if missing := [name for name in _NEEDED if not Path(data, name).exists()]:
         raise Skipped(f"{data} (JETVIT_DATA) has no {', '.join(missing)}")
-    table = campaign.path(this_machine(campaign.device, device_name(campaign.device), __version__).file_name)
+    table = campaign.path(this_machine(campaign.device, __version__).file_name)
     if not campaign.dry and not table.exists():
         raise Skipped(f"there is no latency table {table.name} yet: the latency sweep makes it")
     words = ["--data", data, "-o", str(campaign.path("search_camvid.csv")), "--device", campaign.device.type]

@@ -9,7 +9,7 @@ from benchmarks.gpu.campaign import Campaign, Cost, Step, TimeOver, time_slice_s
 from jetvit import __version__
 from jetvit.cost_model.measuring import sweep
 from jetvit.cost_model.measuring.measure import measure_all
-from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.measurement import this_machine
 from jetvit.cost_model.measuring.operation import Operation
 from jetvit.cost_model.measuring.table import TableWriter
 
@@ -29,7 +29,7 @@ def all_steps(dry: bool) -> list[Step]:
 
 def _sweep(campaign: Campaign, seconds: float) -> None:
     """Measure single operations, as `jetvit measure` does: the table that plans are made from."""
-    machine = this_machine(campaign.device, device_name(campaign.device), __version__)
+    machine = this_machine(campaign.device, __version__)
     with TableWriter(campaign.path(machine.file_name), machine) as writer:
         outcome = measure_all(
             _operations(campaign.dry),

@@ -32,7 +32,7 @@ from benchmarks.results import default_path, environment, write_table
 from benchmarks.whole_plans.plot import plot
 from benchmarks.whole_plans.runs import CHOICES, CPU_GROUPS, GPU_GROUPS, measure_group
 from jetvit import __version__
-from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.measurement import this_machine
 from jetvit.cost_model.measuring.runs import Mode, WholeRun, append_runs, read_runs, runs_path
 from jetvit.cost_model.predicting.device_costs import DeviceCosts, fit_overheads
 from jetvit.cost_model.predicting.estimate import Estimate, estimate
@@ -47,7 +47,7 @@ PROVENANCE = ("latencies_of", "table", "command", "date", "device", "threads", "
 
 def measure(table: Path, device: torch.device, compiled: bool) -> None:
     """Time what is not among the runs of a table yet."""
-    path, machine = runs_path(table), this_machine(device, device_name(device), __version__)
+    path, machine = runs_path(table), this_machine(device, __version__)
     mode: Mode = "compiled" if compiled else "eager"
     known = {(run.machine, run.model, run.mode) for run in (read_runs(path) if path.exists() else [])}
     for group in GPU_GROUPS if device.type == "cuda" else CPU_GROUPS:

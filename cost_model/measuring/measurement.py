@@ -100,8 +100,9 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def this_machine(device: torch.device, name: str, jetvit: str) -> Machine:
-    """The machine that `device` is part of. name: what the device calls itself; jetvit: the version of this package."""
+def this_machine(device: torch.device, jetvit: str) -> Machine:
+    """Describe the machine that `device` is part of. jetvit: the version of this package."""
+    name = device_name(device)
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

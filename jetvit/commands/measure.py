@@ -17,7 +17,7 @@ import torch
 import jetvit
 from jetvit.commands.options import DTYPES, above_zero, at_least, height_by_width
 from jetvit.cost_model.measuring.measure import Outcome, Progress, measure_all
-from jetvit.cost_model.measuring.measurement import Machine, device_name, this_machine
+from jetvit.cost_model.measuring.measurement import Machine, this_machine
 from jetvit.cost_model.measuring.operation import Operation
 from jetvit.cost_model.measuring.sweep import MODELS, SIZES, SMALL_MODELS, SMALL_SIZES, operations, spread
 from jetvit.cost_model.measuring.table import TableWriter, read_table
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, or say what would be measured, and print what became of it."""
     device = _device(args.device)
-    machine = this_machine(device, device_name(device), jetvit.__version__)
+    machine = this_machine(device, jetvit.__version__)
     path = Path(args.out or machine.file_name)
     order = _order(args, device)
     if args.dry:

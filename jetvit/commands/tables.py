@@ -9,7 +9,7 @@ import torch
 
 import jetvit
 from jetvit.commands.subject import note
-from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.measurement import this_machine
 from jetvit.cost_model.measuring.table import read_table
 from jetvit.cost_model.predicting.device_costs import DeviceCosts, find_table, shipped_tables, stored_predictor
 
@@ -39,6 +39,6 @@ def table_of(device: torch.device) -> DeviceCosts | None:
 
     One without its predictor is passed over: nobody asked for the time that a fit takes.
     """
-    machine = this_machine(device, device_name(device), jetvit.__version__)
+    machine = this_machine(device, jetvit.__version__)
     path = shipped_tables().get(Path(machine.file_name).stem)
     return None if path is None or stored_predictor(path) is None else DeviceCosts.load(path)

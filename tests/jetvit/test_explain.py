@@ -16,7 +16,7 @@ from jetvit.api import optimize
 from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Measured, Plan, SitePlan, base_record, sample_base
 from jetvit.explain import explain
 from jetvit.passes.frontends.capture import capture
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import rewrite
 from jetvit.patterns.errors import PlanError
 from jetvit.patterns.find import find_sites
 from jetvit.report.report import Report
@@ -240,7 +240,7 @@ def test_an_exported_program_needs_no_inputs():
 
 def test_a_rewritten_graph_says_so():
     plan, graph = plan_for("sdpa"), fresh_graph_of("sdpa")
-    run_pipeline(graph, passes(plan))
+    rewrite(graph, plan)
     report = Report.from_sites(find_sites(graph), plan, graph=graph)
     assert [row.status for row in report.rows] == ["found", "rewritten"]
     row = report.rows[1]
@@ -268,7 +268,7 @@ def test_an_optimized_module_keeps_the_names_of_its_sites():
 
 def test_a_rewritten_dynamic_graph_keeps_its_letters():
     graph = fresh_graph_of("extra_both", dynamic=True)
-    run_pipeline(graph, passes(plan_for("extra_both", LINEAR)))
+    rewrite(graph, plan_for("extra_both", LINEAR))
     row = Report.from_sites(find_sites(graph), graph=graph).rows[1]
     assert (row.tokens, row.grid, row.extra_after) == ("(H//8)*(W//8) + 5", "H//8 × W//8", 3)
 

@@ -10,7 +10,7 @@ import torch
 
 import jetvit
 from jetvit.commands import tables
-from jetvit.cost_model.measuring.measurement import device_name, this_machine
+from jetvit.cost_model.measuring.measurement import this_machine
 from jetvit.cost_model.measuring.table import TableWriter
 from jetvit.patterns.errors import InputError
 from tests.cost_model.tables import MACHINE, measurement
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_the_table_of_this_device_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "shipped_tables", dict)
     assert tables.table_of(CPU) is None
-    older = replace(this_machine(CPU, device_name(CPU), jetvit.__version__), torch="2.0.0")
+    older = replace(this_machine(CPU, jetvit.__version__), torch="2.0.0")
     path = tmp_path / older.file_name
     with TableWriter(path, older) as writer:
         writer.append(measurement(64, machine=older))

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 import jetvit
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.kernels import linear_attention, window_attention
+from jetvit.passes import pipeline
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
 from jetvit.patterns import AttentionSite, Sites, find_sites
 from jetvit.patterns.regions import REGION_OPERANDS, GraphView
 from tests.patterns.roads import canonical
@@ -64,8 +64,8 @@ def compiled(model: Any, inner: str = "eager", **options: Any) -> Callable[..., 
 
 def rewrite(program: ExportedProgram, plan: Plan | None = None) -> tuple[ExportedGraph, dict[str, int]]:
     """The graph after the pipeline, and how often each pass fired."""
-    graph = ExportedGraph(program)
-    return graph, {record.name: record.fired for record in run_pipeline(graph, passes(plan))}
+    rewritten = pipeline.rewrite(ExportedGraph(program), plan)
+    return rewritten.graph, {record.name: record.fired for record in rewritten.records}
 
 
 @cache

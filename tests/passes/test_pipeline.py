@@ -404,6 +404,8 @@ def test_a_pass_that_is_not_there_is_refused(call_it: Any) -> None:
     program = exported("sdpa")[2]
     with pytest.raises(InputError, match=r"no pass 'merge-projection'(.|\n)*did you mean 'merge-projections'"):
         call_it(program, disable=["merge-projection"])
+    with pytest.raises(InputError, match=r"disable is the text 'clean-up'(.|\n)*give a list: \['clean-up'\]"):
+        call_it(program, disable="clean-up")
     with pytest.raises(InputError, match=r"the pass apply-plan cannot be left out(.|\n)*give no plan"):
         call_it(program, disable=["apply-plan"])
 

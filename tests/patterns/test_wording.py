@@ -18,13 +18,19 @@ from torch import Tensor, nn
 
 import jetvit
 from jetvit.patterns.errors import InputError
-from jetvit.patterns.wording import counted, operator_name, without_reprs
+from jetvit.patterns.wording import counted, did_you_mean, operator_name, without_reprs
 from tests.patterns.roads import by_dynamo
 from tests.test_architecture import in_rooms
 from tests.zoo.case import REPRS, images, randomize
 from tests.zoo.handwritten import SCALE, Attention, TinyViT
 
 aten = torch.ops.aten
+
+
+def test_the_nearest_word_is_advised() -> None:
+    assert did_you_mean("windwo", ["window", "linear"], "give one") == "did you mean 'window'?"
+    assert did_you_mean("xyz", ["window", "linear"], "give one") == "give one"
+    assert did_you_mean("xyz", {}) == ""
 
 
 def test_nouns_are_counted() -> None:

@@ -6,7 +6,6 @@ operator of the graph that is handed over has a converter, and check the calls a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -25,7 +24,7 @@ from torch.fx import GraphModule
 from jetvit.passes.targets.tensorrt.plugins import register_plugins
 from jetvit.passes.targets.tensorrt.prepare import prepare
 from jetvit.patterns.errors import InputError
-from jetvit.patterns.wording import counted
+from jetvit.patterns.wording import counted, did_you_mean
 from jetvit.torch_private import bound_sympy, int_oo, pytree
 
 INSTALL = "pip install 'jetvit[tensorrt]', on a machine with an NVIDIA GPU, CUDA and TensorRT"
@@ -229,5 +228,4 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 def _check_settings(settings: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(f"{what} has no setting {name!r}", do=f"did you mean {near[0]!r}?" if near else "")
+            raise InputError(f"{what} has no setting {name!r}", do=did_you_mean(name, known))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.drift_cost.measure import Probe, attention, main
 from benchmarks.drift_cost.plans import Candidate, candidates, spread
 from benchmarks.drift_cost.plot import local_mean, plot
-from benchmarks.drift_cost.table import BANDS, LINEAR, ORDERED, RANDOM, drift_cost_lines
+from benchmarks.drift_cost.table import BANDS, LINEAR, ORDERED, RANDOM, drift_cost_lines, drift_cost_sentence
 from jetvit.cost_model import Choice, Fingerprint, Plan, SitePlan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.search import check_plan, check_task
@@ -100,6 +100,16 @@ def test_the_table_has_the_median_and_the_worst_window_plan_of_each_band():
     assert lines[3] == "| 0.2 | 0.1 to 0.2 | 3 | **-1.0** | -2.0 | 3 | **-1.0** | -2.0 |"
     assert lines[5] == "| 0.5 | 0.35 to 0.5 | 0 |  |  | 1 | **-10.0** | -10.0 |"
     assert len(lines) == 2 + len(BANDS)
+
+
+def test_the_sentence_names_the_images_and_the_costliest_linear_plan():
+    images = {"images": "40", "size": "288x384"}
+    rows = [row("nyuv2", 0.4, -0.3) | images, row("nyuv2", 0.25, -0.121, LINEAR) | images]
+    assert drift_cost_sentence(rows) == (
+        "Read: NYUv2, 40 images of 288×384. "
+        "Of the plans with linear attention one of drift 0.25 loses most: 12.1 points of δ1."
+    )
+    assert drift_cost_sentence(rows[:1]) == "Read: NYUv2, 40 images of 288×384."
 
 
 def test_the_local_mean_follows_the_plans_nearby():

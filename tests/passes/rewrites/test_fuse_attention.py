@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetvit
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, passes, run_pipeline
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.patterns import AttentionSite, PlanError, find_sites
@@ -168,7 +168,7 @@ def facts(site: AttentionSite) -> dict[str, Any]:
 def as_operators(program: torch.export.ExportedProgram) -> ExportedGraph:
     """The graph after a pipeline that makes operators."""
     graph = ExportedGraph(program)
-    sequence = [FuseAttention(operator=True) if isinstance(each, FuseAttention) else each for each in passes()]
+    sequence = passes(options=RewriteOptions(operator=True))
     run_pipeline(graph, sequence)
     assert not sum(record.fired for record in run_pipeline(graph, sequence))
     return graph

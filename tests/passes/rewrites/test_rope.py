@@ -18,7 +18,7 @@ from jetvit.cost_model import Plan
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.graph.base import Pass
 from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.passes.pipeline import passes, run_pipeline
+from jetvit.passes.pipeline import RewriteOptions, passes, run_pipeline
 from jetvit.passes.rewrites.apply_plan import ApplyPlan
 from jetvit.passes.rewrites.fuse_attention import FuseAttention
 from jetvit.patterns import find_sites
@@ -61,7 +61,7 @@ IMAGE = images(2, 3, *SIZE)
 
 def sequence(plan: Plan | None = None) -> list[Pass]:
     """The pipeline as it is for a GPU: what a plan leaves full becomes an operator as well."""
-    return [FuseAttention(operator=True) if isinstance(each, FuseAttention) else each for each in passes(plan)]
+    return passes(plan, RewriteOptions(operator=True))
 
 
 def rewritten(program: ExportedProgram, plan: Plan | None = None) -> ExportedProgram:

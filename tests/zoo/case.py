@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,7 +64,12 @@ class Case:
                 return None
             return {dim: torch.export.Dim.DYNAMIC for dim in open_dims if leaf.shape[dim] > 1}
 
-        return tuple(pytree.tree_map(spec, value) for value in (*args, *kwargs.values()))
+        # One entry a parameter of forward: what *args or **kwargs collects is one tuple or dict.
+        return tuple(pytree.tree_map(spec, value) for value in self._forward.bind(*args, **kwargs).arguments.values())
+
+    @cached_property
+    def _forward(self) -> inspect.Signature:
+        return inspect.signature(self.build().forward)
 
 
 def grid_of(patch_size: int) -> Callable[[Size], Size]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.calibrate_table import calibrate_lines
 from benchmarks.drift_cost.table import drift_cost_lines, drift_cost_sentence
 from benchmarks.end_to_end.table import end_to_end_lines
 from benchmarks.kernels.goals import GOAL_SIZE, Comparison, comparisons
@@ -48,22 +49,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def calibrate_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Latency and drift of a training-free plan."""
-    lines = [
-        "| plan | compiled full | compiled jetvit | ratio (95 % interval) | drift on unseen images |",
-        "|---|---|---|---|---|",
-    ]
-    for _, record in results:
-        for name, plan in record["plans"].items():
-            bench = plan["bench"]
-            columns = {column["name"]: column for column in bench["columns"]}
-            full, ours = columns["compiled, full"]["median_ms"], columns["compiled, jetvit"]["median_ms"]
-            drift = f"{plan['drift']:.2f} ({plan['images']} images)"
-            lines.append(
-                f"| {name}: {_count(bench['choices'])} | {full:.0f} ms | {ours:.0f} ms | **{bench['ratio']:.2f}×** "
-                f"({bench['ratio_low']:.2f}–{bench['ratio_high']:.2f}) | {drift} |"
-            )
-    return "\n".join([*lines, "", *_sources(results)])
+    """Latency and drift of training-free plans, the table of one device after the other."""
+    return "\n\n".join(
+        "\n".join([*calibrate_lines(record), "", *_sources([(file, record)])]) for file, record in results
+    )
 
 
 def drift_cost_table(results: list[tuple[Path, dict[str, Any]]]) -> str:
@@ -334,10 +323,6 @@ def main() -> None:
     if args.check:
         sys.exit(before != after)
     README.write_text(after, encoding="utf-8")
-
-
-def _count(choices: dict[str, int]) -> str:
-    return ", ".join(f"{count} × {label}" for label, count in choices.items())
 
 
 def _sources(results: list[tuple[Path, dict[str, Any]]]) -> list[str]:

@@ -138,13 +138,24 @@ class PlanSearch:
         options: what each site may become.
         max_drift: the bound on the joint drift.
         budget: the bound on the latency of the whole model, if any.
+        find: finds the plans within a bound on the latency of their attentions, if any; by default `choose`, with the
+            joint drift that `trial` measures.
     """
 
-    def __init__(self, trial: Trial, source: LatencySource, options: Options, max_drift: float, budget: Budget | None):
+    def __init__(
+        self,
+        trial: Trial,
+        source: LatencySource,
+        options: Options,
+        max_drift: float,
+        budget: Budget | None,
+        find: Callable[[float | None], Found] | None = None,
+    ):
         self.source, self.options, self.max_drift, self.budget = source, options, max_drift, budget
         self.costs = options.costs
         self.full = self.costs.rate((0,) * len(options.names))
-        self.joint = cache(lambda selection: trial.joint(options.choices(selection)))
+        joint = cache(lambda selection: trial.joint(options.choices(selection)))
+        self._find = find or (lambda bound_ms: choose(self.costs, joint, max_drift, bound_ms))
         drifts = [drift for some in options.drifts for drift in some[1:]]
         if hopeless := sum(not drift <= HOPELESS * max_drift for drift in drifts):
             log.info(
@@ -157,7 +168,7 @@ class PlanSearch:
     def best(self) -> BestPlan:
         """The plan to return. Raises PlanError if none meets the budget."""
         if self.budget is None:
-            found = choose(self.costs, self.joint, self.max_drift)
+            found = self._find(None)
             candidates = [plan for plan in found.plans if any(plan.selection)][:_CONFIRMED]
             timed = self._time(candidates)
             return self._worth_it(confirmed(candidates, _latency_of(candidates, timed)), candidates, timed, found)
@@ -169,7 +180,7 @@ class PlanSearch:
         bound = self.full.latency_ms - (full_ms - budget.limit_ms(full_ms)) / self._share
         fastest_ms = math.inf
         for _ in range(_TRIES):
-            found = choose(self.costs, self.joint, self.max_drift, bound)
+            found = self._find(bound)
             # Where none promises to keep the budget, the fastest of all are asked.
             kept = (plan for plan in found.measured if plan.loss <= self.max_drift)
             fast = sorted(kept, key=lambda plan: (plan.latency_ms, plan.loss))

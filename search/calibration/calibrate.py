@@ -2,8 +2,9 @@
 
 Every site × every window is tried alone on real images, each choice has its latency, measured at its true shape on the
 present device or read from the table of another one, and whole plans are measured until the best within the bounds is
-found. Half of the images choose, the other half tell what the choice is worth. Linear attention is not tried: it is
-another function of the same weights, and needs training.
+found. The output projections are refitted to each choice and to each whole plan, in closed form. Half of the images are
+fitted on, a quarter chooses, and a quarter tells what the choice is worth. Without a refit half of them choose. Linear
+attention is not tried by default: it is another function of the same weights, and needs training.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record, projection_weights
+from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record, projection_weights, sample_base
 from jetvit.cost_model.measuring.measurement import device_name
+from jetvit.cost_model.optimum import Selection
 from jetvit.cost_model.predicting.device_costs import DeviceCosts
 from jetvit.passes.frontends.capture import export_model
 from jetvit.passes.graph.rewritable import ExportedGraph
@@ -32,6 +35,7 @@ from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import AttentionSite, Sites
 from jetvit.patterns.wording import counted
 from jetvit.search.calibration.best_plan import BestPlan, Budget, Options, PlanSearch
+from jetvit.search.calibration.choose import Found
 from jetvit.search.calibration.fixed_grids import refuse_open_grids
 from jetvit.search.calibration.kept_latencies import KeptLatencies
 from jetvit.search.calibration.measurements import Measurements, images_digest, removed_if_refused, resumes
@@ -42,8 +46,11 @@ from jetvit.search.calibration.model_latency import (
     attention_shape,
     warn_of_doubts,
 )
+from jetvit.search.calibration.refits import Best, Refits
+from jetvit.search.calibration.refitted_plans import refitted_plans
 from jetvit.search.calibration.run_folder import RunFolder, locked_folder, weights_digest
 from jetvit.search.calibration.runner import Batch, Output, as_batches
+from jetvit.search.calibration.split import LEAST_BATCHES, Split
 from jetvit.search.calibration.trial import Metric, Progress, Trial, alternatives_of
 
 log = logging.getLogger(__name__)
@@ -65,6 +72,7 @@ def calibrate(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     dynamic: bool = False,
+    refit: bool = True,
     folder: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -76,8 +84,9 @@ def calibrate(
 
     Args:
         model: a module in eval mode, or an exported program.
-        batches: [B, 3, H, W] tensors of one shape, or (args, kwargs) pairs. With two or more, every second one is held
-            out of the choice.
+        batches: [B, 3, H, W] tensors of one shape, or (args, kwargs) pairs. With a refit the first half is fitted on,
+            the next quarter chooses, and the last is held out, so neighbours should be alike: the frames of a film in
+            their order. Without one every second batch is held out of the choice.
         max_drift: the bound on the drift of the model's output over the choosing images; see
             `jetvit.search.tasks.drift`.
         budget: a bound on the model's latency: 0 to 1 is a share of the original's, "5ms" is absolute. The plan is then
@@ -93,6 +102,9 @@ def calibrate(
         dynamic_shapes: as `torch.export.export` takes them; the token grid must stay fixed.
         dynamic: refused, for drift and latency are measured at one image size. A plan that is made at one size fits the
             model that `optimize` and `export` capture with `dynamic=True`.
+        refit: give the output projections new weights, by ridge regression on the images (`search.calibration.refit`).
+            The plan then holds weights, and fits this model alone. With fewer than 8 batches nothing is refitted, and
+            the log says so.
         folder: keeps every measurement as it is made. The same call resumes a calibration that was killed, and makes
             the same plan.
         provenance: more entries for the plan's record.
@@ -115,16 +127,24 @@ def calibrate(
         tuple(choices) if choices is not None else tuple(_window(side) for side in WINDOWS),
         costs,
         dtype,
+        refit,
     )
     pairs = as_batches(batches, kwargs)
+    request = _without_refit(request, len(pairs)) if refit and len(pairs) < LEAST_BATCHES else request
     program = export_model(model, *pairs[0], dynamic_shapes)
     with locked_folder(folder, "calibration") if folder is not None else nullcontext():
         setup = _prepare(program, pairs, request, folder, progress)
         options = _measure_choices(setup)
-        best = PlanSearch(setup.trial, setup.source, options, max_drift, request.budget).best()
-        drifts = _joint_drifts(setup, options, best)
-        record = _record(setup, best, drifts) | dict(provenance or {})
-        return _plan(setup, options, best, record)
+        search = PlanSearch(
+            setup.trial, setup.source, options, max_drift, request.budget, _finder(setup, options, max_drift)
+        )
+        best = search.best()
+        refitted = None
+        if setup.refits is not None and any(best.plan.selection):
+            refitted = setup.refits.best(options.choices(best.plan.selection))
+        drifts = _joint_drifts(setup, options, best, refitted)
+        record = _record(setup, best, drifts, refitted) | dict(provenance or {})
+        return _plan(setup, options, best, record, refitted)
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,7 @@ class CalibrationRequest:
     choices: tuple[Choice, ...]
     costs: DeviceCosts | None
     dtype: str | None
+    refit: bool
 
     def __post_init__(self) -> None:
         if not self.max_drift >= 0:
@@ -161,7 +182,7 @@ class _Setup:
 
     * program: the model. pairs: the batches. sites: the attentions of the model. device: the name of its device.
     * run: the folder, if any. kept: the measurements in it.
-    * trial: measures drift. source: gives latencies.
+    * trial: measures drift. source: gives latencies. refits: refits choices and plans, if that is asked for.
     """
 
     request: CalibrationRequest
@@ -173,6 +194,7 @@ class _Setup:
     kept: Measurements
     trial: Trial
     source: LatencySource
+    refits: Refits | None
 
 
 def _prepare(
@@ -190,12 +212,14 @@ def _prepare(
     if folder is not None:
         run = RunFolder(folder, _config(program, pairs, request, sites, device), work="calibration")
     kept = Measurements(run)
+    split = Split.of(pairs, request.refit)
     with removed_if_refused(run):
-        trial = Trial(program, pairs, request.output, request.metric, progress, kept)
+        trial = Trial(program, split.selection, request.output, request.metric, progress, kept, split.held_out)
     source: LatencySource = (
         KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, request.dtype)
     )
-    return _Setup(request, program, pairs, sites, device, run, kept, trial, source)
+    refits = Refits(trial, split.fitted, run) if split.fitted else None
+    return _Setup(request, program, pairs, sites, device, run, kept, trial, source, refits)
 
 
 def _config(
@@ -219,6 +243,7 @@ def _config(
         "latencies_of": device if costs is None else str(costs.machine),
         "table": table,
         "dtype": request.dtype,
+        "refit": request.refit,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -231,19 +256,48 @@ def _measure_choices(setup: _Setup) -> Options:
     if run is not None and run.resumed:
         log.info("%s", resumes(run, setup.kept, sum(map(len, alternatives.values())) * len(trial.selection)))
     _log_left_out(setup.sites, choices, alternatives)
+    if setup.refits is not None:
+        if without := setup.refits.without:
+            log.info("not refitted, without an output projection of their own: %s", ", ".join(without))
+        trial.own_weights = setup.refits.alone(alternatives)
     return Options.of(alternatives, setup.source.alone(alternatives), trial.alone(alternatives))
 
 
-def _joint_drifts(setup: _Setup, options: Options, best: BestPlan) -> dict[str, float]:
-    """Return the drift of the whole plan on the choosing and on the held-out images; warn where it is too large."""
-    held_out = setup.trial.joint(options.choices(best.plan.selection), held_out=True)
-    if setup.trial.held_out and held_out > setup.request.max_drift:
+def _finder(setup: _Setup, options: Options, max_drift: float) -> Callable[[float | None], Found] | None:
+    """The search for plans by their drift after a joint refit; None without one."""
+    refits, trial = setup.refits, setup.trial
+    if refits is None:
+        return None
+
+    def alone(selection: Selection) -> float:
+        return trial.joint(options.choices(selection))
+
+    def together(selection: Selection) -> float:
+        return refits.best(options.choices(selection)).drift
+
+    costs, alone, together = options.costs, cache(alone), cache(together)
+    return lambda bound_ms: refitted_plans(costs, alone, together, max_drift, bound_ms)
+
+
+def _joint_drifts(setup: _Setup, options: Options, best: BestPlan, refitted: Best | None) -> dict[str, float]:
+    """Return the drift of the whole plan on the choosing and on the held-out images; warn where it is too large.
+
+    With a refit also what it was on the held-out images before.
+    """
+    trial, chosen = setup.trial, options.choices(best.plan.selection)
+    drifts = {"joint_drift_selection": best.plan.loss}
+    if refitted is None:
+        held_out = trial.joint(chosen, held_out=True)
+    else:
+        held_out = trial.joint(chosen, held_out=True, weights=refitted.refitted.weights, name=refitted.name)
+        drifts["joint_drift_held_out_before_refit"] = trial.joint(chosen, held_out=True, weights={}, name="before")
+    if trial.held_out and held_out > setup.request.max_drift:
         log.warning("on the held-out images the drift is %.3f, above the bound", held_out)
     warn_of_doubts(setup.source.doubts, "calibrate again")
-    return {"joint_drift_selection": best.plan.loss, "joint_drift_held_out": held_out}
+    return drifts | {"joint_drift_held_out": held_out}
 
 
-def _record(setup: _Setup, best: BestPlan, drifts: Mapping[str, float]) -> dict[str, Any]:
+def _record(setup: _Setup, best: BestPlan, drifts: Mapping[str, float], refitted: Best | None) -> dict[str, Any]:
     """Return the provenance of the plan."""
     request, source, trial = setup.request, setup.source, setup.trial
     return {
@@ -257,25 +311,47 @@ def _record(setup: _Setup, best: BestPlan, drifts: Mapping[str, float]) -> dict[
         "budget": None if request.budget is None else request.budget.text,
         "confirmed": source.confirms and not source.doubts,
         **best.record("eager" if source.confirms else "estimated"),
+        **_refit_record(setup.refits, refitted),
         "calibration_seconds": round(setup.kept.seconds, 1),
     }
 
 
-def _plan(setup: _Setup, options: Options, best: BestPlan, record: Mapping[str, Any]) -> Plan:
+def _refit_record(refits: Refits | None, refitted: Best | None) -> dict[str, Any]:
+    if refits is None:
+        return {"refit": False}
+    best = {} if refitted is None else {"weights_of": refitted.name, "refits": refitted.refitted.record()}
+    return {"refit": True, "images_fitted": refits.images, **best}
+
+
+def _plan(setup: _Setup, options: Options, best: BestPlan, record: Mapping[str, Any], refitted: Best | None) -> Plan:
     """Return the plan with all measurements, and the front of the plans that were measured."""
     by_latency = sorted(best.measured, key=lambda each: -each.latency_ms)
+    weights = dict(refitted.refitted.weights) if refitted is not None else {}
+    projections = projection_weights(setup.sites, setup.program.state_dict)
     return Plan(
         sites=tuple(options.site_plan(index, number) for index, number in enumerate(best.plan.selection)),
         fingerprint=Fingerprint.of(setup.sites),
         provenance=record,
         size=_image_size(setup.pairs[0]),
-        base=base_record(projection_weights(setup.sites, setup.program.state_dict)),
+        weights=weights,
+        base_samples=sample_base(projections) if weights else {},
+        base={} if weights else base_record(projections),
         front=tuple(
             FrontPoint(sum(map(bool, each.selection)), each.loss, options.attention_ms(each.selection))
             for each in by_latency
             if math.isfinite(each.loss)
         ),
     )
+
+
+def _without_refit(request: CalibrationRequest, batches: int) -> CalibrationRequest:
+    log.warning(
+        "nothing is refitted: a refit needs %d batches of images or more, and there are %d. Give more images, or "
+        "refit=False (--no-refit)",
+        LEAST_BATCHES,
+        batches,
+    )
+    return replace(request, refit=False)
 
 
 def _refuse_dynamic(dynamic: bool) -> None:

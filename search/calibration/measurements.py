@@ -1,7 +1,8 @@
 """Keep the measurements of a calibration, so that one that was killed resumes.
 
 A folder holds run.json, which determines the calibration, and measurements.jsonl with a row for each measurement:
-latencies of choices and of whole models, and the errors of every choice and every plan on each batch.
+latencies of choices and of whole models, and the errors of every choice and every plan on each batch. The weights of
+each refit are in a file of their own, refit_*.safetensors.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from jetvit.torch_private import pytree
 
 CHOICE_LATENCIES = "latencies"
 """The key of the latencies of all choices."""
+
+REFIT = "refit_"
+"""How the names of the files of refits begin."""
 
 _ROWS = "measurements"
 
@@ -71,9 +75,9 @@ def alone_key(site: str, choice: Choice, batch: int) -> str:
     return f"alone {json.dumps([site, choice.label, batch])}"
 
 
-def joint_key(chosen: Mapping[str, Choice], held_out: bool, batch: int) -> str:
-    """The key of the errors of a plan on one batch."""
-    return f"joint {json.dumps([_labels(chosen), held_out, batch])}"
+def joint_key(chosen: Mapping[str, Choice], held_out: bool, batch: int, name: str = "joint") -> str:
+    """The key of the errors of a plan on one batch. name: tells apart the weights that the plan may have."""
+    return f"{name} {json.dumps([_labels(chosen), held_out, batch])}"
 
 
 def whole_key(plans: Sequence[Mapping[str, Choice]]) -> str:
@@ -95,8 +99,8 @@ def resumes(folder: RunFolder, kept: Measurements, single_drifts: int) -> str:
 def remove_measurements(folder: str | os.PathLike[str]) -> None:
     """Remove what a calibration keeps in a folder, and the folder if nothing else is in it."""
     with suppress(OSError):
-        for name in ("run.json", f"{_ROWS}.jsonl"):
-            (Path(folder) / name).unlink(missing_ok=True)
+        for file in (Path(folder) / "run.json", Path(folder) / f"{_ROWS}.jsonl", *Path(folder).glob(f"{REFIT}*")):
+            file.unlink(missing_ok=True)
         Path(folder).rmdir()
 
 

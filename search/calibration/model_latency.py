@@ -161,7 +161,7 @@ class MeasuredHere:
         weights: the new and changed weights of the plans, by FQN.
         """
         runs = [self._run(self._trial.runner(chosen, weights)) for chosen in ({}, *plans)]
-        device = self._trial.references[0].device
+        device = self._trial.device
         progress = partial(self._trial.report, "timing whole models")
 
         def measure() -> tuple[WholeLatencies, list[str]]:
@@ -183,7 +183,7 @@ class MeasuredHere:
         return {"latencies_of": self._device}
 
     def _run(self, runner: Runner) -> Callable[[], None]:
-        batch, cuda = self._trial.selection[0], self._trial.references[0].is_cuda
+        batch, cuda = self._trial.selection[0], self._trial.device.type == "cuda"
 
         def run() -> None:
             runner.run(batch)

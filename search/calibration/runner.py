@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from jetvit.patterns.axes import rank_of
 from jetvit.patterns.errors import InputError
 from jetvit.patterns.regions import GraphView
 from jetvit.patterns.walk import LayoutWalk
 from jetvit.patterns.wording import counted
-from jetvit.torch_private import flat_inputs, pytree
+from jetvit.search.calibration.execution import Batch, Execution, Values
+from jetvit.torch_private import pytree
 
-Batch = tuple[tuple[Any, ...], dict[str, Any]]
 Output = int | str | Callable[[Any], Tensor] | None
 
 
@@ -66,61 +66,48 @@ class Runner:
 
     def __init__(self, program: ExportedProgram, output: Output = None):
         self.program = program
-        self.module = program.graph_module
+        self._execution = Execution(program)
         self._output = output
-        self._nodes = list(self.module.graph.nodes)
-        self._last_use = _last_uses(self._nodes)
 
     def run(self, batch: Batch, known: Mapping[str, Any] | None = None) -> Tensor:
         """The chosen output for a batch.
 
         Args:
             batch: arguments and keyword arguments.
-            known: values by node name that need not be computed again.
+            known: values by node name. Only what follows from them is run; a graph that writes into tensors is run
+                as a whole, for they were written into already.
         """
-        environment = self._start(batch)
-        environment.update({node: known[node.name] for node in self._nodes if known and node.name in known})
         with torch.inference_mode():
-            results = Interpreter(self.module).run(initial_env=environment)
-            return self._select(results)
+            values = self._execution.start(batch)
+            if known is not None and not self._execution.order_matters:
+                values |= known
+            return self._select(self._execution.evaluate("output", values))
 
-    def cuts(self, batch: Batch, places: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """For each of the named nodes, in order: the values by node name that are alive just before it runs."""
-        interpreter = Interpreter(self.module, garbage_collect_values=False)
-        alive = interpreter.env = self._start(batch)
+    def cuts(self, batch: Batch, places: Sequence[str]) -> Iterator[tuple[str, Values]]:
+        """For each of the named nodes, in order: the values by node name that are alive just before it runs.
+
+        The weights are not among them: those of a rewritten graph may differ.
+        """
         with torch.inference_mode():
-            for node in self._nodes:
-                if node.op == "output":
-                    return
-                if node.name in places:
-                    yield node.name, {each.name: value for each, value in alive.items()}
-                if node.op != "placeholder":
-                    alive[node] = interpreter.run_node(node)
-                for dead in self._last_use.get(node, ()):
-                    alive.pop(dead, None)
+            values, position = self._execution.start(batch), 0
+            for place in sorted(places, key=self._execution.position.__getitem__):
+                position = self._execution.advance(values, position, place)
+                yield place, dict(values)
 
     def channel_axes(self) -> tuple[int, ...] | None:
         """The channel axes of the output, from the layout walk; None where it does not know."""
         if callable(self._output):
             return None
-        names = {
-            node: str(spec.target)
-            for node, spec in zip(self._nodes, self.program.graph_signature.input_specs, strict=False)
-            if spec.target is not None
-        }
-        walk = LayoutWalk(GraphView(self.module), names)
-        results = self._user_results(list(self.module.graph.output_node().args[0]))
+        names = {self._execution.by_name[node]: name for node, name in self._execution.weight_names.items()}
+        module = self.program.graph_module
+        walk = LayoutWalk(GraphView(module), names)
+        results = self._user_results(list(module.graph.output_node().args[0]))
         chosen = pick(results, self._output, lambda node: node.meta.get("val") if isinstance(node, Node) else node)
         axes = walk.of(chosen)
         ranks = [rank_of(axis) for axis in axes]
         if not axes or any(rank in (0, 1) for rank in ranks[1:]):
             return None
         return tuple(axis for axis, rank in enumerate(ranks) if rank == 2)
-
-    def _start(self, batch: Batch) -> dict[Node, Any]:
-        """The values of the placeholders."""
-        values = flat_inputs(self.program, *batch)
-        return dict(zip((node for node in self._nodes if node.op == "placeholder"), values, strict=True))
 
     def _user_results(self, results: Sequence[Any]) -> Any:
         specs = self.program.graph_signature.output_specs
@@ -159,15 +146,3 @@ def pick(result: Any, output: Output, value_of: Callable[[Any], Any] = lambda va
         names = ", ".join(result) if isinstance(result, Mapping) else type(result).__name__
         raise InputError(f"there is no output {output!r}", why=f"the model yields {names}")
     return found
-
-
-def _last_uses(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
-    """For each node, the nodes whose values nobody reads after it."""
-    last: dict[Node, Node] = {}
-    for node in nodes:
-        for used in node.all_input_nodes:
-            last[used] = node
-    result: dict[Node, list[Node]] = {}
-    for used, node in last.items():
-        result.setdefault(node, []).append(used)
-    return result

@@ -27,7 +27,8 @@ _ONE_OPERATOR_A_SITE = RewriteOptions(disable=("straighten-views", "merge-projec
 class Trial:
     """References on all images, drift of single choices, and joint drift of plans.
 
-    Every second batch is held out of the choice.
+    Attributes:
+        own_weights: the weights that a choice at a site brings, by (site, choice): those of its refit alone.
 
     Args:
         program: the original model; nothing is changed.
@@ -36,6 +37,7 @@ class Trial:
         metric: another measure of harm than drift.
         progress: called with a description, the steps done, and their number.
         measurements: what was measured before is read from there, and what is measured is kept there.
+        held_out: the batches that are held out of the choice; every second one of `pairs` by default.
     Raises:
         InputError: an output is not finite, does not vary, or is not there.
     """
@@ -48,6 +50,7 @@ class Trial:
         metric: Metric | None = None,
         progress: Progress | None = None,
         measurements: Measurements | None = None,
+        held_out: Sequence[Batch] | None = None,
     ):
         self.program = rewrite_program(program, options=_ONE_OPERATOR_A_SITE)
         self.sites = find_sites(ExportedGraph(self.program))
@@ -56,16 +59,21 @@ class Trial:
         self._progress = progress
         self._kept = measurements or Measurements()
         self.original = Runner(self.program, output)
-        self.selection, self.held_out = pairs[0::2], pairs[1::2]
-        self.references = [self._reference(batch, index, len(pairs)) for index, batch in enumerate(pairs)]
-        self.places = place_axes(self.references[0], self.original.channel_axes())
-        for held_out in (False, True):
-            if self._references(held_out):
-                self._collector(held_out)  # refuses references that nothing can be compared with, before the long work
+        self.own_weights: Mapping[tuple[str, Choice], Mapping[str, Tensor]] = {}
+        self.selection = list(pairs[0::2] if held_out is None else pairs)
+        self.held_out = list(pairs[1::2] if held_out is None else held_out)
+        batches = [*self.selection, *self.held_out]
+        references = [self._reference(batch, index, len(batches)) for index, batch in enumerate(batches)]
+        self._references = {False: references[: len(self.selection)], True: references[len(self.selection) :]}
+        self.device = references[0].device
+        self.places = place_axes(references[0], self.original.channel_axes())
+        for half in (False, True):
+            if self._references[half]:
+                self._collector(half)  # refuses references that nothing can be compared with, before the long work
 
     def images(self, held_out: bool) -> int:
         """Count the images that choose, or that are held out."""
-        return sum(len(reference) for reference in self._references(held_out))
+        return sum(len(reference) for reference in self._references[held_out])
 
     def alternatives(self, choices: Sequence[Choice]) -> dict[str, list[Choice]]:
         """The choices of each site besides full attention: a window over its whole grid is that already."""
@@ -102,17 +110,30 @@ class Trial:
 
         return {site: {choice: drift(site, choice) for choice in some} for site, some in alternatives.items()}
 
-    def joint(self, chosen: Mapping[str, Choice], held_out: bool = False) -> float:
-        """The harm of a whole plan on the choosing or the held-out images."""
+    def joint(
+        self,
+        chosen: Mapping[str, Choice],
+        held_out: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
+        name: str = "joint",
+    ) -> float:
+        """The harm of a whole plan on the choosing or the held-out images.
+
+        Args:
+            chosen: the choice at each site that is not full.
+            held_out: on the held-out images.
+            weights: of the plan, by FQN; by default those that the choices bring themselves, `own_weights`.
+            name: of the measurement, where `weights` are given.
+        """
         batches = self.held_out if held_out else self.selection
         if not batches or not chosen:
             return 0.0
         runner: Runner | None = None
         collect = self._collector(held_out)
         for index, batch in enumerate(batches):
-            key = joint_key(chosen, held_out, index)
+            key = joint_key(chosen, held_out, index, name)
             if key not in self._kept:
-                runner = runner or self.runner(chosen)
+                runner = runner or self.runner(chosen, weights)
                 self._kept.keep(key, collect.errors(index, runner.run(batch)))
                 self.report("measuring whole plans", index + 1, len(batches))
             collect.count(self._kept[key])
@@ -121,13 +142,22 @@ class Trial:
     def runner(self, chosen: Mapping[str, Choice], weights: Mapping[str, Tensor] | None = None) -> Runner:
         """The model with some of its sites rewritten; the original one for none.
 
-        weights: new and changed ones by FQN; linear attention with a convolution needs those of its generator.
+        weights: new and changed ones by FQN, by default those of `own_weights`; linear attention with a convolution
+            needs those of its generator.
         """
-        if not chosen:
-            return self.original
+        return Runner(self.converted(chosen, weights), self.output) if chosen else self.original
+
+    def converted(self, chosen: Mapping[str, Choice], weights: Mapping[str, Tensor] | None = None) -> ExportedProgram:
+        """The program of `runner`."""
+        weights = self.weights_of(chosen) if weights is None else weights
         entries = tuple(SitePlan(name, choice) for name, choice in chosen.items())
-        plan = Plan(entries, self.fingerprint, weights=weights or {})
-        return Runner(rewrite_program(self.program, plan, RewriteOptions(exact=False, check=False)), self.output)
+        plan = Plan(entries, self.fingerprint, weights=weights)
+        return rewrite_program(self.program, plan, RewriteOptions(exact=False, check=False))
+
+    def weights_of(self, chosen: Mapping[str, Choice]) -> dict[str, Tensor]:
+        """The weights that some choices bring themselves."""
+        own = (self.own_weights.get(pair, {}) for pair in chosen.items())
+        return {name: value for some in own for name, value in some.items()}
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell whoever waits."""
@@ -139,11 +169,8 @@ class Trial:
         self.report("running the original model", index + 1, total)
         return reference
 
-    def _references(self, held_out: bool) -> list[Tensor]:
-        return self.references[1::2] if held_out else self.references[0::2]
-
     def _collector(self, held_out: bool) -> Drift | _MetricMean:
-        references = self._references(held_out)
+        references = self._references[held_out]
         return Drift(references, self.places) if self.metric is None else _MetricMean(references, self.metric)
 
 

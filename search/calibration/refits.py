@@ -1,0 +1,170 @@
+"""The refits of a calibration: of each choice alone, and of whole plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jetvit.cost_model import Choice
+from jetvit.patterns.site import AttentionSite
+from jetvit.search.calibration.execution import Batch, Execution, Values
+from jetvit.search.calibration.least_squares import Fit, Sums, fit
+from jetvit.search.calibration.measurements import REFIT
+from jetvit.search.calibration.refit import PARTS, Refitted, as_weights, prior_of, refit, sums_for
+from jetvit.search.calibration.residuals import Product, products
+from jetvit.search.calibration.run_folder import RunFolder
+from jetvit.search.calibration.trial import Trial
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Best:
+    """A plan's drift on the choosing images, the name that these measurements have, and the refit behind them.
+
+    name: "refitted" for a joint refit, "alone" where each attention was refitted alone, "before" for none.
+    """
+
+    drift: float
+    name: str
+    refitted: Refitted
+
+
+class Refits:
+    """Refits choices and plans on images that measure nothing else.
+
+    Args:
+        trial: the model.
+        batches: the images to fit on, two or more.
+        run: keeps what was fitted; None keeps it in memory alone.
+    """
+
+    def __init__(self, trial: Trial, batches: Sequence[Batch], run: RunFolder | None = None):
+        self._trial, self._batches, self._run = trial, batches, run
+        self._joint: dict[str, Refitted] = {}
+        self._execution = Execution(trial.program)
+        known = products(self._execution.nodes, self._execution.weight_names)
+        self._products = {self._execution.weight_names[product.weight]: product for product in known}
+        named = [(site, site.projections.out) for site in trial.sites]
+        self._projections = {site.name: out.weight for site, out in named if out and out.weight in self._products}
+
+    @property
+    def images(self) -> int:
+        """The number of images that are fitted on."""
+        first = next(value for value in _tensors(self._batches[0]))
+        return len(self._batches) * len(first)
+
+    @property
+    def without(self) -> list[str]:
+        """The names of the attentions that have no output projection of their own to refit."""
+        return [site.name for site in self._trial.sites if site.name not in self._projections]
+
+    def alone(self, alternatives: Mapping[str, Sequence[Choice]]) -> dict[tuple[str, Choice], Weights]:
+        """The new weights of each choice at each site, where all other sites stay full."""
+        sites = [site for site in self._trial.sites if site.name in self._projections]
+        found: dict[tuple[str, Choice], Weights] = {}
+        values: list[Values] = []
+        positions = [0] * len(self._batches)
+        with torch.inference_mode():
+            for number, site in enumerate(sites):
+                self._trial.report("refitting each choice", number, len(sites))
+                kept = self._run.load(f"{REFIT}{number}") if self._run is not None else None
+                if kept is None:
+                    values = values or [self._execution.start(batch) for batch in self._batches]
+                    for index, some in enumerate(values):
+                        stop = site.out.node.name
+                        positions[index] = self._execution.advance(some, positions[index], stop)
+                    fits = self._fit_site(site, alternatives[site.name], values, positions)
+                    if self._run is not None:
+                        tensors = {f"{place} {name}": v for place, some in enumerate(fits) for name, v in some.items()}
+                        self._run.save(f"{REFIT}{number}", tensors, {"done": True, "seconds": []})
+                else:
+                    fits = [
+                        {name.partition(" ")[2]: v for name, v in kept[0].items() if name.startswith(f"{place} ")}
+                        for place in range(len(alternatives[site.name]))
+                    ]
+                found |= {(site.name, choice): some for choice, some in zip(alternatives[site.name], fits, strict=True)}
+        self._trial.report("refitting each choice", len(sites), len(sites))
+        return found
+
+    def joint(self, chosen: Mapping[str, Choice]) -> Refitted:
+        """Refit a whole plan."""
+        key = hashlib.sha256(json.dumps({name: each.label for name, each in chosen.items()}).encode()).hexdigest()[:16]
+        if key not in self._joint:
+            kept = self._run.load(f"{REFIT}{key}") if self._run is not None else None
+            if kept is not None:
+                fits = {name: Fit(torch.empty(0), *values) for name, values in kept[1]["fits"].items()}
+                self._joint[key] = Refitted(kept[0], fits)
+            else:
+                self._joint[key] = self._fit_plan(chosen, key)
+        return self._joint[key]
+
+    def best(self, chosen: Mapping[str, Choice]) -> Best:
+        """The weights with which a whole plan drifts least on the choosing images.
+
+        A joint refit brings the hidden state nearer to the original's, and nearly always the output: where it does
+        not, the plan keeps the weights of single refits, or those of the model.
+        """
+        trial = self._trial
+        joint = self.joint(chosen)
+        options = [
+            Best(trial.joint(chosen, weights=joint.weights, name="refitted"), "refitted", joint),
+            Best(trial.joint(chosen), "alone", Refitted(trial.weights_of(chosen), {})),
+            Best(trial.joint(chosen, weights={}, name="before"), "before", Refitted({}, {})),
+        ]
+        return min(options, key=lambda each: each.drift)
+
+    def _fit_plan(self, chosen: Mapping[str, Choice], key: str) -> Refitted:
+        found = refit(
+            self._trial.program,
+            self._trial.converted(chosen, {}),
+            self._batches,
+            set(self._projections.values()),
+            lambda done, total: self._trial.report("refitting a whole plan", done, total),
+        )
+        if self._run is not None:
+            fits = {name: [each.penalty, each.before, each.train, each.held_out] for name, each in found.fits.items()}
+            self._run.save(f"{REFIT}{key}", found.weights, {"done": True, "seconds": [], "fits": fits})
+        return found
+
+    def _fit_site(
+        self, site: AttentionSite, choices: Sequence[Choice], values: Sequence[Values], positions: Sequence[int]
+    ) -> list[Weights]:
+        """Refit the projection of a site to what it yields in the original model, for each choice."""
+        product = self._products[self._projections[site.name]]
+        weights = self._execution.weights
+        weight, bias = weights[product.weight], weights.get(product.bias)
+        found: list[Weights] = []
+        parts = min(PARTS, len(values))
+        targets = [self._execution.evaluate(product.node, some, at) for some, at in zip(values, positions, strict=True)]
+        for choice in choices:
+            converted = Execution(self._trial.converted({site.name: choice}, {}))
+            converted.start(self._batches[0])
+            sums = sums_for(weight, bias, parts)
+            for index, (some, target) in enumerate(zip(values, targets, strict=True)):
+                sums[index * parts // len(values)].add(self._inputs(converted, product, some, index), target)
+            found.append(self._solved(product, sums, weight, bias))
+        return found
+
+    def _inputs(self, converted: Execution, product: Product, values: Values, index: int) -> Tensor:
+        """What comes into a product after a choice; a graph that writes into tensors runs from the start."""
+        known = converted.start(self._batches[index]) if converted.order_matters else values
+        inputs: Tensor = converted.evaluate(product.inputs, known)
+        return inputs
+
+    def _solved(self, product: Product, sums: Sequence[Sums], weight: Tensor, bias: Tensor | None) -> Weights:
+        found = fit(sums, prior_of(weight, bias))
+        if found.penalty is None:
+            return {}
+        names = [self._execution.weight_names[each] for each in (product.weight, product.bias) if each]
+        return dict(zip(names, as_weights(found.weight, weight, bias), strict=True))
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    args, kwargs = batch
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]

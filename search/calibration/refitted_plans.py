@@ -1,0 +1,100 @@
+"""The search for a plan whose drift counts after its refit.
+
+To refit a whole plan takes minutes, so only a few are. The search before it goes by cheap drifts: those of plans whose
+attentions were each refitted alone. A joint refit also repairs what earlier attentions lost, so the bound on the cheap
+drift is moved until the refitted one meets the bound that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from jetvit.cost_model.optimum import Costs, Rated, Selection
+from jetvit.search.calibration.choose import Found, choose
+
+_REFITS = 4
+# How many whole plans are refitted at most.
+_FIRST = 1.5
+# The first bound on the cheap drift, in bounds on the refitted one.
+_STEP = 4.0
+# The bound on the cheap drift moves by this factor at most.
+
+
+def refitted_plans(
+    costs: Costs,
+    alone: Callable[[Selection], float],
+    refitted: Callable[[Selection], float],
+    max_drift: float,
+    max_latency_ms: float | None = None,
+) -> Found:
+    """Search the plan that is fastest within a bound on the drift after its refit.
+
+    Args:
+        costs: latency, and drift after its own refit, of every option alone; option 0 of each site is full attention.
+        alone: the drift of a whole plan whose attentions were each refitted alone.
+        refitted: its drift after its joint refit.
+        max_drift: the bound on the latter.
+        max_latency_ms: a bound on the latency by the costs; the plan is then the one of least drift within it.
+    """
+    search = _Search(costs, alone, refitted, max_drift)
+    if max_latency_ms is None:
+        search.fastest()
+        return search.found(lambda plan: (plan.latency_ms, plan.loss), math.inf)
+    search.least_drift(max_latency_ms)
+    return search.found(lambda plan: (plan.loss, plan.latency_ms), max_latency_ms)
+
+
+class _Search:
+    """The plans that were refitted, and their drifts after it."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        alone: Callable[[Selection], float],
+        refitted: Callable[[Selection], float],
+        max_drift: float,
+    ):
+        self.costs, self.max_drift = costs, max_drift
+        self._alone, self._refitted = alone, refitted
+        original = costs.rate((0,) * len(costs.loss))
+        self.measured = {original.selection: original}
+
+    def fastest(self) -> None:
+        """Refit the fastest plan within a bound on the cheap drift, which moves between plans that keep and miss."""
+        bound, kept, missed = _FIRST * self.max_drift, 0.0, math.inf
+        while len(self.measured) <= _REFITS:
+            found = choose(self.costs, self._alone, bound)
+            plan = found.plans[0]  # the original if no other keeps the bound
+            if plan.selection not in self.measured:
+                self._refit(plan)
+            elif any(plan.selection):
+                return  # another bound, and the same plan again
+            drift = self.measured[plan.selection].loss
+            kept, missed = (max(kept, bound), missed) if drift <= self.max_drift else (kept, min(missed, bound))
+            moved = bound * min(max(self.max_drift / max(drift, 1e-9), 1 / _STEP), _STEP)
+            if not kept < moved < missed:
+                moved = math.sqrt(kept * missed) if 0 < kept < missed < math.inf else moved
+            if (not any(plan.selection) and found.exhausted) or math.isclose(moved, bound, rel_tol=0.02):
+                return
+            if not any(plan.selection) and bound > max(map(max, self.costs.loss)) * len(self.costs.loss):
+                return  # every plan keeps this bound, and none is faster than the original
+            bound = moved
+
+    def least_drift(self, max_latency_ms: float) -> None:
+        """Refit the plans of least cheap drift within a latency, until one keeps the bound on drift."""
+        for plan in choose(self.costs, self._alone, math.inf, max_latency_ms).plans[:_REFITS]:
+            if plan.selection not in self.measured:
+                self._refit(plan)
+            if self.measured[plan.selection].loss <= self.max_drift:
+                return
+
+    def found(self, order: Callable[[Rated], tuple[float, float]], max_latency_ms: float) -> Found:
+        """The refitted plans that keep both bounds, the best by `order` first."""
+        kept = [plan for plan in self.measured.values() if plan.loss <= self.max_drift]
+        plans = tuple(sorted((plan for plan in kept if plan.latency_ms <= max_latency_ms), key=order))
+        return Found(plans, tuple(self.measured.values()))
+
+    def _refit(self, plan: Rated) -> None:
+        drift = self._refitted(plan.selection)
+        self.measured[plan.selection] = Rated(plan.selection, plan.latency_ms, drift)

@@ -11,7 +11,7 @@ from jetvit.patterns.wording import counted
 def calibrate_lines(record: Mapping[str, Any]) -> list[str]:
     """The rows of the plans in one result of `benchmarks.calibrate`, and a sentence on what they took."""
     lines = [
-        "| plan | compiled full | compiled jetvit | ratio (95 % interval) | drift, other images | drift, another film |",
+        "| plan | compiled full | compiled jetvit | ratio (95 % interval) | drift, other images | drift, other film |",
         "|---|---|---|---|---|---|",
     ]
     for name, plan in record["plans"].items():

@@ -9,49 +9,33 @@ attention is not tried by default: it is another function of the same weights, a
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
-from jetvit.cost_model import Choice, Fingerprint, FrontPoint, Plan, base_record, projection_weights, sample_base
-from jetvit.cost_model.measuring.measurement import device_name
+from jetvit.cost_model import Choice, Plan
 from jetvit.cost_model.optimum import Selection
 from jetvit.cost_model.predicting.device_costs import DeviceCosts
 from jetvit.passes.frontends.capture import export_model
-from jetvit.passes.graph.rewritable import ExportedGraph
-from jetvit.patterns.errors import InputError, JetvitError
-from jetvit.patterns.find import find_sites
-from jetvit.patterns.site import AttentionSite, Sites
+from jetvit.patterns.errors import InputError
+from jetvit.patterns.site import Sites
 from jetvit.patterns.wording import counted
-from jetvit.search.calibration.best_plan import BestPlan, Budget, Options, PlanSearch
+from jetvit.search.calibration.best_plan import Budget, Options, PlanSearch
+from jetvit.search.calibration.calibrated_plan import joint_drifts, made_plan, plan_record
 from jetvit.search.calibration.choose import Found
-from jetvit.search.calibration.fixed_grids import refuse_open_grids
-from jetvit.search.calibration.kept_latencies import KeptLatencies
-from jetvit.search.calibration.measurements import Measurements, images_digest, removed_if_refused, resumes
-from jetvit.search.calibration.model_latency import (
-    FromTable,
-    LatencySource,
-    MeasuredHere,
-    attention_shape,
-    warn_of_doubts,
-)
-from jetvit.search.calibration.refits import Best, Refits
+from jetvit.search.calibration.measurements import resumes
 from jetvit.search.calibration.refitted_plans import refitted_plans
-from jetvit.search.calibration.run_folder import RunFolder, locked_folder, weights_digest
-from jetvit.search.calibration.runner import Batch, Output, as_batches
-from jetvit.search.calibration.split import LEAST_BATCHES, Split
-from jetvit.search.calibration.trial import Metric, Progress, Trial, alternatives_of
+from jetvit.search.calibration.run_folder import locked_folder
+from jetvit.search.calibration.runner import Output, as_batches
+from jetvit.search.calibration.setup import CalibrationRequest, Setup, prepare
+from jetvit.search.calibration.split import LEAST_BATCHES
+from jetvit.search.calibration.trial import Metric, Progress
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +103,7 @@ def calibrate(
         PlanError: no plan meets the budget.
     """
     _refuse_dynamic(dynamic)
+    pairs = as_batches(batches, kwargs)
     request = CalibrationRequest(
         max_drift,
         None if budget is None else Budget.parse(budget),
@@ -127,13 +112,13 @@ def calibrate(
         tuple(choices) if choices is not None else tuple(_window(side) for side in WINDOWS),
         costs,
         dtype,
-        refit,
+        refit and len(pairs) >= LEAST_BATCHES,
     )
-    pairs = as_batches(batches, kwargs)
-    request = _without_refit(request, len(pairs)) if refit and len(pairs) < LEAST_BATCHES else request
     program = export_model(model, *pairs[0], dynamic_shapes)
     with locked_folder(folder, "calibration") if folder is not None else nullcontext():
-        setup = _prepare(program, pairs, request, folder, progress)
+        setup = prepare(program, pairs, request, folder, progress)
+        if refit and not request.refit:
+            _warn_of_no_refit(len(pairs))
         options = _measure_choices(setup)
         search = PlanSearch(
             setup.trial, setup.source, options, max_drift, request.budget, _finder(setup, options, max_drift)
@@ -142,114 +127,12 @@ def calibrate(
         refitted = None
         if setup.refits is not None and any(best.plan.selection):
             refitted = setup.refits.best(options.choices(best.plan.selection))
-        drifts = _joint_drifts(setup, options, best, refitted)
-        record = _record(setup, best, drifts, refitted) | dict(provenance or {})
-        return _plan(setup, options, best, record, refitted)
+        drifts = joint_drifts(setup, options, best, refitted)
+        record = plan_record(setup, best, drifts, refitted) | dict(provenance or {})
+        return made_plan(setup, options, best, record, refitted)
 
 
-@dataclass(frozen=True)
-class CalibrationRequest:
-    """The options of `calibrate` that determine its plan.
-
-    Raises:
-        InputError: max_drift is negative or NaN, or there is a dtype without costs.
-    """
-
-    max_drift: float
-    budget: Budget | None
-    output: Output
-    metric: Metric | None
-    choices: tuple[Choice, ...]
-    costs: DeviceCosts | None
-    dtype: str | None
-    refit: bool
-
-    def __post_init__(self) -> None:
-        if not self.max_drift >= 0:
-            raise InputError(f"max_drift is {self.max_drift}", do="give a number of 0 or more")
-        if self.dtype is not None and self.costs is None:
-            raise InputError("a dtype without costs", do="give both, or load the model in that dtype")
-
-    @property
-    def metric_name(self) -> str:
-        """The name of the measure of harm."""
-        return "drift" if self.metric is None else _name_of(self.metric)
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """The values that the steps of a calibration share.
-
-    * program: the model. pairs: the batches. sites: the attentions of the model. device: the name of its device.
-    * run: the folder, if any. kept: the measurements in it.
-    * trial: measures drift. source: gives latencies. refits: refits choices and plans, if that is asked for.
-    """
-
-    request: CalibrationRequest
-    program: ExportedProgram
-    pairs: list[Batch]
-    sites: Sites
-    device: str
-    run: RunFolder | None
-    kept: Measurements
-    trial: Trial
-    source: LatencySource
-    refits: Refits | None
-
-
-def _prepare(
-    program: ExportedProgram,
-    pairs: list[Batch],
-    request: CalibrationRequest,
-    folder: str | os.PathLike[str] | None,
-    progress: Progress | None,
-) -> _Setup:
-    """Find the attentions, open the folder, and run the original model."""
-    sites = find_sites(ExportedGraph(program))
-    _check_sites(sites)
-    device, costs = device_name(sites[0].out.node.meta["val"].device), request.costs
-    run = None
-    if folder is not None:
-        run = RunFolder(folder, _config(program, pairs, request, sites, device), work="calibration")
-    kept = Measurements(run)
-    split = Split.of(pairs, request.refit)
-    with removed_if_refused(run):
-        trial = Trial(program, split.selection, request.output, request.metric, progress, kept, split.held_out)
-    source: LatencySource = (
-        KeptLatencies(MeasuredHere(trial, device), kept) if costs is None else FromTable(costs, program, request.dtype)
-    )
-    refits = Refits(trial, split.fitted, run) if split.fitted else None
-    return _Setup(request, program, pairs, sites, device, run, kept, trial, source, refits)
-
-
-def _config(
-    program: ExportedProgram, pairs: list[Batch], request: CalibrationRequest, sites: Sites, device: str
-) -> dict[str, Any]:
-    """Return the content of run.json: a folder resumes only with the same one."""
-    costs, table = request.costs, None
-    if costs is not None:
-        known = FromTable(costs, program, request.dtype).alone(alternatives_of(sites, request.choices))
-        table = hashlib.sha256(repr(known).encode()).hexdigest()
-    return {
-        "sites": [site.to_json() for site in Fingerprint.of(sites).sites],
-        "weights": weights_digest(program.state_dict),
-        "images": images_digest(pairs),
-        "batches": len(pairs),
-        "max_drift": request.max_drift,
-        "budget": None if request.budget is None else request.budget.text,
-        "output": request.output if isinstance(request.output, int | str | None) else _name_of(request.output),
-        "metric": request.metric_name,
-        "choices": [choice.label for choice in request.choices],
-        "latencies_of": device if costs is None else str(costs.machine),
-        "table": table,
-        "dtype": request.dtype,
-        "refit": request.refit,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def _measure_choices(setup: _Setup) -> Options:
+def _measure_choices(setup: Setup) -> Options:
     """Measure the latency and the drift of every choice at every site alone."""
     trial, run, choices = setup.trial, setup.run, setup.request.choices
     alternatives = trial.alternatives(choices)
@@ -263,7 +146,7 @@ def _measure_choices(setup: _Setup) -> Options:
     return Options.of(alternatives, setup.source.alone(alternatives), trial.alone(alternatives))
 
 
-def _finder(setup: _Setup, options: Options, max_drift: float) -> Callable[[float | None], Found] | None:
+def _finder(setup: Setup, options: Options, max_drift: float) -> Callable[[float | None], Found] | None:
     """The search for plans by their drift after a joint refit; None without one."""
     refits, trial = setup.refits, setup.trial
     if refits is None:
@@ -279,81 +162,6 @@ def _finder(setup: _Setup, options: Options, max_drift: float) -> Callable[[floa
     return lambda bound_ms: refitted_plans(costs, alone, together, max_drift, bound_ms)
 
 
-def _joint_drifts(setup: _Setup, options: Options, best: BestPlan, refitted: Best | None) -> dict[str, float]:
-    """Return the drift of the whole plan on the choosing and on the held-out images; warn where it is too large.
-
-    With a refit also what it was on the held-out images before.
-    """
-    trial, chosen = setup.trial, options.choices(best.plan.selection)
-    drifts = {"joint_drift_selection": best.plan.loss}
-    if refitted is None:
-        held_out = trial.joint(chosen, held_out=True)
-    else:
-        held_out = trial.joint(chosen, held_out=True, weights=refitted.refitted.weights, name=refitted.name)
-        drifts["joint_drift_held_out_before_refit"] = trial.joint(chosen, held_out=True, weights={}, name="before")
-    if trial.held_out and held_out > setup.request.max_drift:
-        log.warning("on the held-out images the drift is %.3f, above the bound", held_out)
-    warn_of_doubts(setup.source.doubts, "calibrate again")
-    return drifts | {"joint_drift_held_out": held_out}
-
-
-def _record(setup: _Setup, best: BestPlan, drifts: Mapping[str, float], refitted: Best | None) -> dict[str, Any]:
-    """Return the provenance of the plan."""
-    request, source, trial = setup.request, setup.source, setup.trial
-    return {
-        **_environment(setup.sites[0], setup.device),
-        **source.record(),
-        "images_selection": trial.images(held_out=False),
-        "images_held_out": trial.images(held_out=True),
-        **{name: value for name, value in drifts.items() if math.isfinite(value)},
-        "metric": request.metric_name,
-        "max_drift": request.max_drift,
-        "budget": None if request.budget is None else request.budget.text,
-        "confirmed": source.confirms and not source.doubts,
-        **best.record("eager" if source.confirms else "estimated"),
-        **_refit_record(setup.refits, refitted),
-        "calibration_seconds": round(setup.kept.seconds, 1),
-    }
-
-
-def _refit_record(refits: Refits | None, refitted: Best | None) -> dict[str, Any]:
-    if refits is None:
-        return {"refit": False}
-    best = {} if refitted is None else {"weights_of": refitted.name, "refits": refitted.refitted.record()}
-    return {"refit": True, "images_fitted": refits.images, **best}
-
-
-def _plan(setup: _Setup, options: Options, best: BestPlan, record: Mapping[str, Any], refitted: Best | None) -> Plan:
-    """Return the plan with all measurements, and the front of the plans that were measured."""
-    by_latency = sorted(best.measured, key=lambda each: -each.latency_ms)
-    weights = dict(refitted.refitted.weights) if refitted is not None else {}
-    projections = projection_weights(setup.sites, setup.program.state_dict)
-    return Plan(
-        sites=tuple(options.site_plan(index, number) for index, number in enumerate(best.plan.selection)),
-        fingerprint=Fingerprint.of(setup.sites),
-        provenance=record,
-        size=_image_size(setup.pairs[0]),
-        weights=weights,
-        base_samples=sample_base(projections) if weights else {},
-        base={} if weights else base_record(projections),
-        front=tuple(
-            FrontPoint(sum(map(bool, each.selection)), each.loss, options.attention_ms(each.selection))
-            for each in by_latency
-            if math.isfinite(each.loss)
-        ),
-    )
-
-
-def _without_refit(request: CalibrationRequest, batches: int) -> CalibrationRequest:
-    log.warning(
-        "nothing is refitted: a refit needs %d batches of images or more, and there are %d. Give more images, or "
-        "refit=False (--no-refit)",
-        LEAST_BATCHES,
-        batches,
-    )
-    return replace(request, refit=False)
-
-
 def _refuse_dynamic(dynamic: bool) -> None:
     if dynamic:
         raise InputError(
@@ -364,13 +172,13 @@ def _refuse_dynamic(dynamic: bool) -> None:
         )
 
 
-def _check_sites(sites: Sites) -> None:
-    if not sites:
-        reasons = "; ".join(str(rejection) for rejection in sites.rejected[:3]) or "there is no attention in the graph"
-        raise JetvitError(
-            "the model has no full attention that can be rewritten", why=reasons, do="see jetvit.explain for all of it"
-        )
-    refuse_open_grids(sites, "calibration")
+def _warn_of_no_refit(batches: int) -> None:
+    log.warning(
+        "nothing is refitted: a refit needs %d batches of images or more, and there are %d. Give more images, or "
+        "refit=False (--no-refit)",
+        LEAST_BATCHES,
+        batches,
+    )
 
 
 def _log_left_out(sites: Sites, choices: Sequence[Choice], alternatives: Mapping[str, Sequence[Choice]]) -> None:
@@ -387,29 +195,5 @@ def _log_left_out(sites: Sites, choices: Sequence[Choice], alternatives: Mapping
         log.info("not tried, because the window holds the whole grid: %s", ", ".join(named))
 
 
-def _name_of(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
 def _window(side: int) -> Choice:
     return Choice("window", window=(side, side))
-
-
-def _environment(site: AttentionSite, device: str) -> dict[str, Any]:
-    return {
-        "made_by": "calibrate",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(site.dtype).removeprefix("torch."),
-        "grid": [int(size) for size in site.grid],
-        "batch": attention_shape(site).batch,
-    }
-
-
-def _image_size(batch: Batch) -> tuple[int, int] | None:
-    for value in (*batch[0], *batch[1].values()):
-        if isinstance(value, Tensor) and value.dim() == 4:
-            return int(value.shape[-2]), int(value.shape[-1])
-    return None

@@ -15,6 +15,8 @@ from jetvit.search.calibration.choose import Found, choose
 
 _REFITS = 4
 # How many whole plans are refitted at most.
+_MEASURED = 6
+# How many whole plans are measured with the weights of single refits, for each bound.
 _FIRST = 1.5
 # The first bound on the cheap drift, in bounds on the refitted one.
 _STEP = 4.0
@@ -64,7 +66,7 @@ class _Search:
         """Refit the fastest plan within a bound on the cheap drift, which moves between plans that keep and miss."""
         bound, kept, missed = _FIRST * self.max_drift, 0.0, math.inf
         while len(self.measured) <= _REFITS:
-            found = choose(self.costs, self._alone, bound)
+            found = choose(self.costs, self._alone, bound, measurements=_MEASURED)
             plan = found.plans[0]  # the original if no other keeps the bound
             if plan.selection not in self.measured:
                 self._refit(plan)
@@ -83,7 +85,7 @@ class _Search:
 
     def least_drift(self, max_latency_ms: float) -> None:
         """Refit the plans of least cheap drift within a latency, until one keeps the bound on drift."""
-        for plan in choose(self.costs, self._alone, math.inf, max_latency_ms).plans[:_REFITS]:
+        for plan in choose(self.costs, self._alone, math.inf, max_latency_ms, _MEASURED).plans[:_REFITS]:
             if plan.selection not in self.measured:
                 self._refit(plan)
             if self.measured[plan.selection].loss <= self.max_drift:

@@ -181,14 +181,14 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path):
 
 def test_what_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "jetvit.search")
-    calibrated(None, max_drift=1e-9)
+    calibrated(None, max_drift=1e-9, refit=False)
     told = [record.message for record in caplog.records if record.name.startswith("jetvit.search")]
     assert told == [
         "not tried, because the window holds the whole grid: window 9x9 at 2 of 2 attentions",
         "2 of 4 choices are not part of any plan: alone they drift more than 10 times the bound",
     ]
     caplog.clear()
-    calibrated(None, max_drift=100.0)
+    calibrated(None, max_drift=100.0, refit=False)
     told = [record.message for record in caplog.records if record.name.startswith("jetvit.search")]
     assert len(told) == len(set(told))
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jetvit.cost_model import Choice
 from jetvit.patterns.site import AttentionSite
-from jetvit.search.calibration.execution import Batch, Execution, Values
+from jetvit.search.calibration.execution import Batch, Execution
 from jetvit.search.calibration.least_squares import Fit, Sums, fit
 from jetvit.search.calibration.measurements import REFIT
 from jetvit.search.calibration.refit import PARTS, Refitted, as_weights, prior_of, refit, sums_for
 from jetvit.search.calibration.residuals import Product, products
 from jetvit.search.calibration.run_folder import RunFolder
 from jetvit.search.calibration.trial import Trial
+from jetvit.search.calibration.walk import Walk
 
 Weights = Mapping[str, Tensor]
 
@@ -68,29 +71,31 @@ class Refits:
         """The new weights of each choice at each site, where all other sites stay full."""
         sites = [site for site in self._trial.sites if site.name in self._projections]
         found: dict[tuple[str, Choice], Weights] = {}
-        values: list[Values] = []
-        positions = [0] * len(self._batches)
-        with torch.inference_mode():
+        with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="jetvit-") as folder:
+            walk = Walk(self._execution, self._batches, Path(folder))
             for number, site in enumerate(sites):
                 self._trial.report("refitting each choice", number, len(sites))
-                kept = self._run.load(f"{REFIT}{number}") if self._run is not None else None
-                if kept is None:
-                    values = values or [self._execution.start(batch) for batch in self._batches]
-                    for index, some in enumerate(values):
-                        stop = site.out.node.name
-                        positions[index] = self._execution.advance(some, positions[index], stop)
-                    fits = self._fit_site(site, alternatives[site.name], values, positions)
-                    if self._run is not None:
-                        tensors = {f"{place} {name}": v for place, some in enumerate(fits) for name, v in some.items()}
-                        self._run.save(f"{REFIT}{number}", tensors, {"done": True, "seconds": []})
-                else:
-                    fits = [
-                        {name.partition(" ")[2]: v for name, v in kept[0].items() if name.startswith(f"{place} ")}
-                        for place in range(len(alternatives[site.name]))
-                    ]
-                found |= {(site.name, choice): some for choice, some in zip(alternatives[site.name], fits, strict=True)}
+                choices = alternatives[site.name]
+                fits = self._kept(number, len(choices))
+                if fits is None:
+                    fits = self._fit_site(site, choices, walk)
+                    self._keep(number, fits)
+                found |= {(site.name, choice): some for choice, some in zip(choices, fits, strict=True)}
         self._trial.report("refitting each choice", len(sites), len(sites))
         return found
+
+    def _kept(self, number: int, choices: int) -> list[Weights] | None:
+        """The refits at one site that an earlier run made."""
+        kept = self._run.load(f"{REFIT}{number}") if self._run is not None else None
+        if kept is None:
+            return None
+        split = [name.partition(" ") for name in kept[0]]
+        return [{n: kept[0][f"{at} {n}"] for at, _, n in split if at == str(place)} for place in range(choices)]
+
+    def _keep(self, number: int, fits: Sequence[Weights]) -> None:
+        if self._run is not None:
+            tensors = {f"{place} {name}": value for place, some in enumerate(fits) for name, value in some.items()}
+            self._run.save(f"{REFIT}{number}", tensors, {"done": True, "seconds": []})
 
     def joint(self, chosen: Mapping[str, Choice]) -> Refitted:
         """Refit a whole plan."""
@@ -132,30 +137,25 @@ class Refits:
             self._run.save(f"{REFIT}{key}", found.weights, {"done": True, "seconds": [], "fits": fits})
         return found
 
-    def _fit_site(
-        self, site: AttentionSite, choices: Sequence[Choice], values: Sequence[Values], positions: Sequence[int]
-    ) -> list[Weights]:
+    def _fit_site(self, site: AttentionSite, choices: Sequence[Choice], walk: Walk) -> list[Weights]:
         """Refit the projection of a site to what it yields in the original model, for each choice."""
-        product = self._products[self._projections[site.name]]
+        product, cut = self._products[self._projections[site.name]], site.out.node.name
+        batches = range(len(self._batches))
+        targets = [walk.value(index, product.node, cut) for index in batches]
         weights = self._execution.weights
         weight, bias = weights[product.weight], weights.get(product.bias)
         found: list[Weights] = []
-        parts = min(PARTS, len(values))
-        targets = [self._execution.evaluate(product.node, some, at) for some, at in zip(values, positions, strict=True)]
+        parts = min(PARTS, len(batches))
         for choice in choices:
             converted = Execution(self._trial.converted({site.name: choice}, {}))
-            converted.start(self._batches[0])
             sums = sums_for(weight, bias, parts)
-            for index, (some, target) in enumerate(zip(values, targets, strict=True)):
-                sums[index * parts // len(values)].add(self._inputs(converted, product, some, index), target)
+            for index in batches:
+                known = converted.start(self._batches[index])
+                if not converted.order_matters:  # else the graph runs from its start
+                    known |= walk.at(index, cut)
+                sums[index * parts // len(batches)].add(converted.evaluate(product.inputs, known), targets[index])
             found.append(self._solved(product, sums, weight, bias))
         return found
-
-    def _inputs(self, converted: Execution, product: Product, values: Values, index: int) -> Tensor:
-        """What comes into a product after a choice; a graph that writes into tensors runs from the start."""
-        known = converted.start(self._batches[index]) if converted.order_matters else values
-        inputs: Tensor = converted.evaluate(product.inputs, known)
-        return inputs
 
     def _solved(self, product: Product, sums: Sequence[Sums], weight: Tensor, bias: Tensor | None) -> Weights:
         found = fit(sums, prior_of(weight, bias))

@@ -86,10 +86,14 @@ def refused(run: Run) -> Run:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four pictures."""
     folder = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(synthetic_images(4, (64, 96))):
+    save_pictures(folder, 4)
+    return folder
+
+
+def save_pictures(folder: Path, count: int) -> None:
+    for index, picture in enumerate(synthetic_images(count, (64, 96))):
         pixels = (255 * picture).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +359,27 @@ def test_calibrate_in_json(run: Run, pictures: Path, tmp_path: Path):
     assert outcome.status == 0, outcome.err
     report = json.loads(outcome.out)
     assert (report["plan"]["images_selection"], report["plan"]["images_held_out"]) == (2, 2)
+
+
+def test_calibrate_tells_what_its_refit_is_worth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    save_pictures(photos, 9)
+    model = load_model("timm:vit_tiny_patch16_224", model_args={"depth": 2, "embed_dim": 32, "num_heads": 2}).model
+    costs = device_costs(model, ((torch.zeros(1, 3, 160, 160),), {}), on_gpu)
+    monkeypatch.setattr("jetvit.commands.calibrate.load_table", {"h100.csv": costs}.__getitem__)
+    argv = ("calibrate", *TINY, "--size", "160x160", "--images", photos, "--max-drift", "99")
+    table = ("--table", "h100.csv", "--table-dtype", "bfloat16")
+    outcome = run(*argv, *table, "-o", tmp_path / "plan")
+    assert outcome.status == 0, outcome.err
+    plan = Plan.load(tmp_path / "plan")
+    assert plan.provenance["images_fitted"] == 4
+    assert plan.weights
+    assert "Output projections were refitted on 4 images: on the held-out ones the drift is 0." in outcome.out
+    assert run("check", *TINY, "--size", "160x160", "--plan", tmp_path / "plan", "--images", photos).status == 0
+    outcome = run(*argv, *table, "--no-refit", "-o", tmp_path / "plain")
+    assert "refitted" not in outcome.out + outcome.err
+    assert not Plan.load(tmp_path / "plain").weights
 
 
 def test_a_calibration_that_was_killed_resumes(

@@ -77,7 +77,7 @@ def test_a_plan_that_does_not_fit_is_named(
     pictures: Path,  # noqa: F811
     tmp_path: Path,
 ):
-    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "--max-drift", "9", "-o", tmp_path / "plan")
+    argv = ("calibrate", *TINY, *SIZE, "--images", pictures, "--max-drift", "9", "--no-refit", "-o", tmp_path / "plan")
     with small_files(1500):  # more than the files of the run have
         outcome = refused(*argv)
     assert "error: the plan cannot be saved\n  why: [Errno 27] File too large" in outcome.err

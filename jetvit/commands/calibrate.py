@@ -26,7 +26,7 @@ from jetvit.search.calibration.measurements import remove_measurements
 LIMIT = 64
 DESCRIPTION = """\
 Try windows at every attention of a model on your images, time each on this device, and write the fastest plan whose
-output drifts no more than --max-drift. Output projections get new weights that make up for much of what a choice
+output drifts no more than --max-drift. The products after a choice get new weights that make up for much of what it
 loses: half of the images, in the order of their names, are fitted on, a quarter choose, and a quarter,
 held out, tell what the choice is worth. Drift 0 is the original model; 1 is as wrong as its mean for every token.
 Minutes, no training. With --table the latencies are those of another device, and nothing is timed: calibrate on a CPU
@@ -135,7 +135,7 @@ def _calibrate(args: argparse.Namespace, out: Path, measurements: Path) -> None:
         print(json.dumps(report.to_dict(), indent=2))
         return
     print(report)
-    print(f"\n{_latencies(plan, subject.batch)}{_refit(plan)}")
+    print(f"\n{_latencies(plan, subject.batch)}{told_of_refit(plan)}")
     if subject.loaded.random_weights:
         print(f"{RANDOM} Drift on them says nothing about the real model.")
     print(f"wrote the plan to {args.out}")
@@ -157,14 +157,17 @@ def _latencies(plan: Plan, batch: int) -> str:
     )
 
 
-def _refit(plan: Plan) -> str:
+def told_of_refit(plan: Plan) -> str:
     """Say in a sentence what the refit was worth."""
     made = plan.provenance
-    if not made.get("refits"):
+    if "weights_of" not in made:
         return ""
+    images = counted(made["images_fitted"], "image")
+    if not plan.weights:
+        return f"\nA refit on {images} gains nothing, and all weights stay as they are."
     return (
-        f"\nOutput projections were refitted on {counted(made['images_fitted'], 'image')}: on the held-out ones the "
-        f"drift is {made['joint_drift_held_out']:.3f}, and was {made['joint_drift_held_out_before_refit']:.3f} before."
+        f"\n{counted(len(plan.weights), 'weight')} of the plan were fitted on {images}: on the held-out ones the drift "
+        f"is {made['joint_drift_held_out']:.3f}, and was {made['joint_drift_held_out_before_refit']:.3f} before."
     )
 
 

@@ -1,16 +1,16 @@
-"""Refit a converted model without a gradient: the output projections of its attentions get new weights.
+"""Refit a converted model without a gradient: the products that write into its hidden state get new weights.
 
-Most of what a converted attention loses is linear in what it yields. In the order of execution, each output projection
-from the first converted attention on gets the weights that bring the hidden state nearest to that of the original
-model, on images, by ridge regression towards its own weights:
+Most of what a converted attention loses is linear in what it yields. In the order of execution, from the first
+converted attention on, each output projection, and the second product of each MLP, gets the weights that bring the
+hidden state nearest to that of the original model, on images, by ridge regression towards its own weights:
 
     argmin Σ‖γ·(x·W + b) − (h'ₒ − h)‖² + λ·m·‖γ·(W − W₀)‖²
 
-x is what comes in, in the converted model with all projections before it refitted. h'ₒ is the hidden state of the
+x is what comes in, in the converted model with all products before it refitted. h'ₒ is the hidden state of the
 original model after the attention; h is the hidden state before it, the mean of the converted model's and of the
-original's, so that a projection repairs half of what was lost before: to repair all of it or nothing drifts more on
-unseen images. γ is LayerScale. A projection whose result is added to nothing is fitted to what it yields in the
-original model. λ is the one that does best on images left out; where none does, W₀ stays.
+original's, so that a product repairs half of what was lost before: to repair all of it or nothing drifts more on
+unseen images. γ is LayerScale. A product whose result is added to nothing is fitted to what it yields in the original
+model. λ is the one that does best on images left out; where none does, W₀ stays.
 
 It is what GPTQ (https://arxiv.org/abs/2210.17323) does for quantised weights, for converted attentions.
 """

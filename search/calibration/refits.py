@@ -23,6 +23,9 @@ from jetvit.search.calibration.run_folder import RunFolder
 from jetvit.search.calibration.trial import Trial
 from jetvit.search.calibration.walk import Walk
 
+WIDEST = 2048
+"""The most input channels of a product that is refitted besides the output projections: it takes their third power."""
+
 Weights = Mapping[str, Tensor]
 
 
@@ -55,6 +58,15 @@ class Refits:
         self._products = {self._execution.weight_names[product.weight]: product for product in known}
         named = [(site, site.projections.out) for site in trial.sites]
         self._projections = {site.name: out.weight for site, out in named if out and out.weight in self._products}
+
+    @property
+    def _written(self) -> set[str]:
+        """What a whole plan refits: the output projections, and all other products that write into the hidden state."""
+        others = {name for name, product in self._products.items() if product.total and self._inputs_of(name) <= WIDEST}
+        return set(self._projections.values()) | others
+
+    def _inputs_of(self, weight: str) -> int:
+        return int(self._trial.program.state_dict[weight].shape[1])
 
     @property
     def images(self) -> int:
@@ -129,7 +141,7 @@ class Refits:
             self._trial.program,
             self._trial.converted(chosen, {}),
             self._batches,
-            set(self._projections.values()),
+            self._written,
             lambda done, total: self._trial.report("refitting a whole plan", done, total),
         )
         if self._run is not None:

@@ -19,6 +19,10 @@ _MEASURED = 6
 # How many whole plans are measured with the weights of single refits, for each bound.
 _FIRST = 1.5
 # The first bound on the cheap drift, in bounds on the refitted one.
+_AIM = 0.95
+# The share of the bound that is aimed at: a plan that misses it by a hair is of no use.
+_RESCUES = 2
+# How many more plans are refitted where none kept the bound.
 _STEP = 4.0
 # The bound on the cheap drift moves by this factor at most.
 
@@ -63,25 +67,37 @@ class _Search:
         self.measured = {original.selection: original}
 
     def fastest(self) -> None:
-        """Refit the fastest plan within a bound on the cheap drift, which moves between plans that keep and miss."""
+        """Refit the fastest plan within a bound on the cheap drift, and move that bound to where plans keep theirs.
+
+        Where none does, more plans are refitted, each with half of the bound of the one before.
+        """
         bound, kept, missed = _FIRST * self.max_drift, 0.0, math.inf
-        while len(self.measured) <= _REFITS:
-            found = choose(self.costs, self._alone, bound, measurements=_MEASURED)
-            plan = found.plans[0]  # the original if no other keeps the bound
+        for tries in range(_REFITS + _RESCUES):
+            if tries >= _REFITS and kept:
+                return
+            plan = choose(self.costs, self._alone, bound, measurements=_MEASURED).plans[0]
             if plan.selection not in self.measured:
                 self._refit(plan)
-            elif any(plan.selection):
+            elif any(plan.selection) and kept:
                 return  # another bound, and the same plan again
             drift = self.measured[plan.selection].loss
-            kept, missed = (max(kept, bound), missed) if drift <= self.max_drift else (kept, min(missed, bound))
-            moved = bound * min(max(self.max_drift / max(drift, 1e-9), 1 / _STEP), _STEP)
+            if drift <= self.max_drift:
+                kept = max(kept, bound) if any(plan.selection) else kept
+            else:
+                missed = min(missed, bound)
+            moved = bound * min(max(_AIM * self.max_drift / max(drift, 1e-9), 1 / _STEP), _STEP)
             if not kept < moved < missed:
                 moved = math.sqrt(kept * missed) if 0 < kept < missed < math.inf else moved
-            if (not any(plan.selection) and found.exhausted) or math.isclose(moved, bound, rel_tol=0.02):
+            if tries + 1 >= _REFITS:
+                moved = bound / 2
+            if math.isclose(moved, bound, rel_tol=0.02) or (not any(plan.selection) and bound > self._largest):
                 return
-            if not any(plan.selection) and bound > max(map(max, self.costs.loss)) * len(self.costs.loss):
-                return  # every plan keeps this bound, and none is faster than the original
             bound = moved
+
+    @property
+    def _largest(self) -> float:
+        """A bound on the cheap drift that every plan keeps."""
+        return sum(max(each for each in some if each < math.inf) for some in self.costs.loss) * _STEP
 
     def least_drift(self, max_latency_ms: float) -> None:
         """Refit the plans of least cheap drift within a latency, until one keeps the bound on drift."""

@@ -2,9 +2,10 @@
 
 Every site × every window is tried alone on real images, each choice has its latency, measured at its true shape on the
 present device or read from the table of another one, and whole plans are measured until the best within the bounds is
-found. The output projections are refitted to each choice and to each whole plan, in closed form. Half of the images are
-fitted on, a quarter chooses, and a quarter tells what the choice is worth. Without a refit half of them choose. Linear
-attention is not tried by default: it is another function of the same weights, and needs training.
+found. Output projections are refitted to each choice, and to each whole plan with the second products of the MLPs, in
+closed form. Half of the images are fitted on, a quarter chooses, and a quarter tells what the choice is worth. Without
+a refit half of them choose. Linear attention is not tried by default: it is another function of the same weights, and
+needs training.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def calibrate(
         dynamic_shapes: as `torch.export.export` takes them; the token grid must stay fixed.
         dynamic: refused, for drift and latency are measured at one image size. A plan that is made at one size fits the
             model that `optimize` and `export` capture with `dynamic=True`.
-        refit: give the output projections new weights, by ridge regression on the images (`search.calibration.refit`).
-            The plan then holds weights, and fits this model alone. With fewer than 8 batches nothing is refitted, and
-            the log says so.
+        refit: give the products after a choice new weights, by ridge regression on the images; see
+            `search.calibration.refit`. The plan then holds weights, and fits this model alone. With fewer than 8
+            batches nothing is refitted, and the log says so.
         folder: keeps every measurement as it is made. The same call resumes a calibration that was killed, and makes
             the same plan.
         provenance: more entries for the plan's record.

@@ -27,10 +27,10 @@ LIMIT = 64
 DESCRIPTION = """\
 Try windows at every attention of a model on your images, time each on this device, and write the fastest plan whose
 output drifts no more than --max-drift. The products after a choice get new weights that make up for much of what it
-loses: half of the images, in the order of their names, are fitted on, a quarter choose, and a quarter,
-held out, tell what the choice is worth. Drift 0 is the original model; 1 is as wrong as its mean for every token.
-Minutes, no training. With --table the latencies are those of another device, and nothing is timed: calibrate on a CPU
-what will run on a GPU. A calibration that was killed resumes when the same command is run again."""
+loses: half of the images, in the order of their names, are fitted on, a quarter choose, and a quarter, held out, tell
+what the choice is worth. Drift 0 is the original model; 1 is as wrong as its mean for every token. Minutes, no
+training. With --table the latencies are those of another device, and nothing is timed: calibrate on a CPU what will run
+on a GPU. A calibration that was killed resumes when the same command is run again."""
 EPILOG = """\
 examples:
   jetvit calibrate hf:dinov3-base --size 704x960 --images photos/ -o plan/

@@ -38,7 +38,8 @@ def joint_drifts(setup: Setup, options: Options, best: BestPlan, refitted: Best 
         held_out = trial.joint(chosen, held_out=True, weights=refitted.refitted.weights, name=refitted.name)
         drifts["joint_drift_held_out_before_refit"] = trial.joint(chosen, held_out=True, weights={}, name="before")
     if trial.held_out and held_out > setup.request.max_drift:
-        log.warning("on the held-out images the drift is %.3f, above the bound", held_out)
+        more = ": a refit on more images would generalise better" if refitted is not None else ""
+        log.warning("on the held-out images the drift is %.3f, above the bound%s", held_out, more)
     warn_of_doubts(setup.source.doubts, "calibrate again")
     return drifts | {"joint_drift_held_out": held_out}
 

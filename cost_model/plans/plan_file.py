@@ -128,7 +128,7 @@ def unchecked(where: str) -> Iterator[None]:
     """Raise `PlanError` for a document that turns out not to be a plan: without jsonschema `validate` lets it pass."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"it is not what a plan should be ({type(error).__name__}: {_shorten(str(error))})"
         raise _broken(where, why) from error
 

@@ -610,6 +610,15 @@ def test_any_field_changed(folder: Path, with_schema: bool, place: tuple[Any, ..
     loads_or_refuses(folder, checked=with_schema)
 
 
+def test_a_number_that_no_float_holds_is_refused(folder: Path, with_schema: bool):
+    def change(document: dict[str, Any]) -> None:
+        document["base"] = {"blocks.0.attn.proj.weight": [10**400, 1.0]}
+
+    OLD.save(folder)
+    rewrite(folder, change)
+    assert refusal(folder)
+
+
 @fuzz
 @given(json_values)
 def test_anything_at_all(folder: Path, value: Any):

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetvit.passes.frontends.capture_check import check_capture, warn_of_training
-from jetvit.passes.frontends.collected_keywords import named_keywords
+from jetvit.passes.frontends.collected_keywords import with_named_keywords
 from jetvit.passes.frontends.emit import OptimizedModule
 from jetvit.passes.frontends.export_errors import explained
 from jetvit.passes.frontends.scalar_reads import Told, is_about_values, read_values, size_of_values
@@ -123,8 +123,8 @@ def _export(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
     export = partial(torch.export.export, model, tuple(args), dict(kwargs), strict=False)
     with torch.no_grad(), unchanged(model), _without_tracebacks():
         try:
-            with _without_graphs(), named_keywords(model, args, kwargs, dynamic_shapes) as shapes:
-                return export(dynamic_shapes=shapes)
+            with _without_graphs():
+                return export(dynamic_shapes=with_named_keywords(model, args, kwargs, dynamic_shapes))
         except Exception as error:
             if not is_about_values(error):
                 raise

@@ -7,8 +7,7 @@ shows a signature that has a parameter for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from inspect import Parameter
 from typing import Any
@@ -18,24 +17,20 @@ from torch import nn
 from jetvit.passes.frontends.calling import signature_of
 
 
-@contextmanager
-def named_keywords(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any
-) -> Iterator[Any]:
-    """Yield `dynamic_shapes` with an entry for each collected keyword; the model's signature has them meanwhile.
+def with_named_keywords(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any) -> Any:
+    """Return `dynamic_shapes` with an entry for each collected keyword, and let the model's `forward` show them.
 
-    A model that collects none of these keywords, and `dynamic_shapes` of None, are left as they are.
+    Called within `unchanged`, which takes that back. A model that collects none of these keywords, and
+    `dynamic_shapes` of None, are left as they are.
     """
     signature = signature_of(model)
     if dynamic_shapes is None or signature is None:
-        yield dynamic_shapes
-        return
+        return dynamic_shapes
     bound = signature.bind(*args, **kwargs).arguments
     collector = next((each.name for each in signature.parameters.values() if each.kind is Parameter.VAR_KEYWORD), "")
     collected = bound.get(collector, {})
     if not collected:
-        yield dynamic_shapes
-        return
+        return dynamic_shapes
     shapes = dict(dynamic_shapes if isinstance(dynamic_shapes, Mapping) else zip(bound, dynamic_shapes, strict=False))
     shapes |= dict(shapes.pop(collector, None) or dict.fromkeys(collected))
     own = [each for each in signature.parameters.values() if each.name != collector]
@@ -47,12 +42,5 @@ def named_keywords(
         return forward(*args, **kwargs)
 
     shown.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
-    had = model.__dict__.get("forward")
     model.__dict__["forward"] = shown
-    try:
-        yield shapes
-    finally:
-        if had is None:
-            del model.__dict__["forward"]
-        else:
-            model.__dict__["forward"] = had
+    return shapes

@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -121,10 +120,8 @@ def calibrate(
         if refit and not request.refit:
             _warn_of_no_refit(len(pairs))
         options = _measure_choices(setup)
-        search = PlanSearch(
-            setup.trial, setup.source, options, max_drift, request.budget, _finder(setup, options, max_drift)
-        )
-        best = search.best()
+        find = _finder(setup, options)
+        best = PlanSearch(setup.trial, setup.source, options, max_drift, request.budget, find).best()
         refitted = None
         if setup.refits is not None and any(best.plan.selection):
             refitted = setup.refits.best(options.choices(best.plan.selection))
@@ -147,9 +144,9 @@ def _measure_choices(setup: Setup) -> Options:
     return Options.of(alternatives, setup.source.alone(alternatives), trial.alone(alternatives))
 
 
-def _finder(setup: Setup, options: Options, max_drift: float) -> Callable[[float | None], Found] | None:
+def _finder(setup: Setup, options: Options) -> Callable[[float | None], Found] | None:
     """The search for plans by their drift after a joint refit; None without one."""
-    refits, trial = setup.refits, setup.trial
+    refits, trial, costs = setup.refits, setup.trial, options.costs
     if refits is None:
         return None
 
@@ -159,8 +156,7 @@ def _finder(setup: Setup, options: Options, max_drift: float) -> Callable[[float
     def together(selection: Selection) -> float:
         return refits.best(options.choices(selection)).drift
 
-    costs, alone, together = options.costs, cache(alone), cache(together)
-    return lambda bound_ms: refitted_plans(costs, alone, together, max_drift, bound_ms)
+    return lambda bound_ms: refitted_plans(costs, alone, together, setup.request.max_drift, bound_ms)
 
 
 def _refuse_dynamic(dynamic: bool) -> None:

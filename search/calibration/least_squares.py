@@ -20,15 +20,13 @@ SLACK = 0.05
 
 @dataclass(frozen=True)
 class Fit:
-    """A product that was fitted.
+    """How a product was fitted.
 
-    * weight: [inputs, outputs] in float64; the last row is the bias, if there is one.
     * penalty: the one that did best; None where the weights that were there did, and are kept.
     * before, train, held_out: the squared error over the energy of the target, with the weights that were there, with
       the new ones on the images that they were fitted on, and on images left out.
     """
 
-    weight: Tensor
     penalty: float | None
     before: float
     train: float
@@ -105,7 +103,7 @@ class Ridge:
         return prior + self._scale[:, None] * (self._vectors @ inner)
 
 
-def fit(parts: Sequence[Sums], prior: Tensor, penalties: Sequence[float] = PENALTIES) -> Fit:
+def fit(parts: Sequence[Sums], prior: Tensor, penalties: Sequence[float] = PENALTIES) -> tuple[Tensor, Fit]:
     """Fit a product on all parts, with the penalty that does best where each part is left out in turn.
 
     Args:
@@ -113,7 +111,8 @@ def fit(parts: Sequence[Sums], prior: Tensor, penalties: Sequence[float] = PENAL
         prior: the weights that are there, [inputs (+ 1), outputs] in float64.
         penalties: those to try.
     Returns:
-        The fit; the weights that are there, where no penalty does better.
+        The new weights [inputs (+ 1), outputs] in float64, and how they were fitted; those that are there, where no
+        penalty does better.
     """
     everything = Sums.of(parts)
     energy = max(everything.energy, 1e-300)
@@ -125,9 +124,9 @@ def fit(parts: Sequence[Sums], prior: Tensor, penalties: Sequence[float] = PENAL
             left_out[penalty] += part.loss(ridge.solve(prior, penalty))
     least = min(left_out.values()) / energy
     if not least < before:
-        return Fit(prior, None, before, before, before)
+        return prior, Fit(None, before, before, before)
     # Images of another kind than these are served better by a larger penalty that is nearly as good on these.
     best = max(each for each, loss in left_out.items() if loss / energy <= least + SLACK * (before - least))
     held_out = left_out[best] / energy
     weight = Ridge(everything).solve(prior, best)
-    return Fit(weight, best, before, everything.loss(weight) / energy, held_out)
+    return weight, Fit(best, before, everything.loss(weight) / energy, held_out)

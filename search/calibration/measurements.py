@@ -75,9 +75,9 @@ def alone_key(site: str, choice: Choice, batch: int) -> str:
     return f"alone {json.dumps([site, choice.label, batch])}"
 
 
-def joint_key(chosen: Mapping[str, Choice], held_out: bool, batch: int, name: str = "joint") -> str:
+def joint_key(chosen: Mapping[str, Choice], held_out: bool, batch: int, name: str = "") -> str:
     """The key of the errors of a plan on one batch. name: tells apart the weights that the plan may have."""
-    return f"{name} {json.dumps([_labels(chosen), held_out, batch])}"
+    return f"joint {name}{json.dumps([_labels(chosen), held_out, batch])}"
 
 
 def whole_key(plans: Sequence[Mapping[str, Choice]]) -> str:

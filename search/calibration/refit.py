@@ -18,7 +18,7 @@ It is what GPTQ (https://arxiv.org/abs/2210.17323) does for quantised weights, f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,7 @@ class Refitted:
 
     def record(self) -> list[dict[str, Any]]:
         """What a plan keeps of it: penalty, and errors before, on fitted images, and on those left out."""
-        return [
-            {"weight": name, **{key: value for key, value in asdict(each).items() if key != "weight"}}
-            for name, each in self.fits.items()
-        ]
+        return [{"weight": name, **asdict(each)} for name, each in self.fits.items()]
 
 
 def refit(
@@ -97,21 +94,18 @@ class _Pair:
 
     def __init__(self, theirs: Walk, ours: Walk, count: int):
         self.theirs, self.ours, self.count = theirs, ours, count
-        self.parts = min(PARTS, count)
 
     def fit(self, product: Product) -> tuple[Fit, dict[str, Tensor]]:
         """Fit one product, and put its new weights into the converted model; returns them by placeholder."""
         weights = self.ours.execution.weights
         weight, bias = weights[product.weight], weights.get(product.bias)
         prior, scale = prior_of(weight, bias), self._scale(product, weight)
-        sums = sums_for(weight, bias, self.parts)
-        for index in range(self.count):
-            sums[index * self.parts // self.count].add(*self._rows(product, index))
-        found = fit(sums, prior * scale)
+        sums = sums_of(weight, bias, (self._rows(product, index) for index in range(self.count)), self.count)
+        scaled, found = fit(sums, prior * scale)
         if found.penalty is None:
             return found, {}
         kept = scale.abs() <= _SMALL * scale.abs().max()
-        solved = torch.where(kept, prior, found.weight / torch.where(kept, 1.0, scale))
+        solved = torch.where(kept, prior, scaled / torch.where(kept, 1.0, scale))
         changed = dict(zip((product.weight, product.bias), as_weights(solved, weight, bias), strict=False))
         weights.update(changed)
         return found, changed
@@ -138,9 +132,13 @@ def prior_of(weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.cat(rows)
 
 
-def sums_for(weight: Tensor, bias: Tensor | None, parts: int) -> list[Sums]:
-    """Empty sums for a product."""
-    return [Sums(weight.shape[1], weight.shape[0], bias is not None, weight.device) for _ in range(parts)]
+def sums_of(weight: Tensor, bias: Tensor | None, rows: Iterable[tuple[Tensor, Tensor]], batches: int) -> list[Sums]:
+    """The sums of each part of the images. rows: what comes into a product and what should come out, batch by batch."""
+    parts = min(PARTS, batches)
+    sums = [Sums(weight.shape[1], weight.shape[0], bias is not None, weight.device) for _ in range(parts)]
+    for index, (x, target) in enumerate(rows):
+        sums[index * parts // batches].add(x, target)
+    return sums
 
 
 def as_weights(solved: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:

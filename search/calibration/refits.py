@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from jetvit.patterns.site import AttentionSite
 from jetvit.search.calibration.execution import Batch, Execution
 from jetvit.search.calibration.least_squares import Fit, Sums, fit
 from jetvit.search.calibration.measurements import REFIT
-from jetvit.search.calibration.refit import PARTS, Refitted, as_weights, prior_of, refit, sums_for
+from jetvit.search.calibration.refit import Refitted, as_weights, prior_of, refit, sums_of
 from jetvit.search.calibration.residuals import Product, products
 from jetvit.search.calibration.run_folder import RunFolder
 from jetvit.search.calibration.trial import Trial
@@ -71,8 +71,7 @@ class Refits:
     @property
     def images(self) -> int:
         """The number of images that are fitted on."""
-        first = next(value for value in _tensors(self._batches[0]))
-        return len(self._batches) * len(first)
+        return len(self._batches) * self._trial.images(held_out=False) // len(self._trial.selection)
 
     @property
     def without(self) -> list[str]:
@@ -115,7 +114,7 @@ class Refits:
         if key not in self._joint:
             kept = self._run.load(f"{REFIT}{key}") if self._run is not None else None
             if kept is not None:
-                fits = {name: Fit(torch.empty(0), *values) for name, values in kept[1]["fits"].items()}
+                fits = {name: Fit(**values) for name, values in kept[1]["fits"].items()}
                 self._joint[key] = Refitted(kept[0], fits)
             else:
                 self._joint[key] = self._fit_plan(chosen, key)
@@ -145,38 +144,35 @@ class Refits:
             lambda done, total: self._trial.report("refitting a whole plan", done, total),
         )
         if self._run is not None:
-            fits = {name: [each.penalty, each.before, each.train, each.held_out] for name, each in found.fits.items()}
+            fits = {name: asdict(each) for name, each in found.fits.items()}
             self._run.save(f"{REFIT}{key}", found.weights, {"done": True, "seconds": [], "fits": fits})
         return found
 
     def _fit_site(self, site: AttentionSite, choices: Sequence[Choice], walk: Walk) -> list[Weights]:
         """Refit the projection of a site to what it yields in the original model, for each choice."""
         product, cut = self._products[self._projections[site.name]], site.out.node.name
-        batches = range(len(self._batches))
-        targets = [walk.value(index, product.node, cut) for index in batches]
+        targets = [walk.value(index, product.node, cut) for index in range(len(self._batches))]
         weights = self._execution.weights
         weight, bias = weights[product.weight], weights.get(product.bias)
         found: list[Weights] = []
-        parts = min(PARTS, len(batches))
         for choice in choices:
             converted = Execution(self._trial.converted({site.name: choice}, {}))
-            sums = sums_for(weight, bias, parts)
-            for index in batches:
-                known = converted.start(self._batches[index])
-                if not converted.order_matters:  # else the graph runs from its start
-                    known |= walk.at(index, cut)
-                sums[index * parts // len(batches)].add(converted.evaluate(product.inputs, known), targets[index])
+            rows = zip(self._inputs(converted, product, walk, cut), targets, strict=True)
+            sums = sums_of(weight, bias, rows, len(self._batches))
             found.append(self._solved(product, sums, weight, bias))
         return found
 
+    def _inputs(self, converted: Execution, product: Product, walk: Walk, cut: str) -> Iterator[Tensor]:
+        """What comes into a product after a choice, batch by batch."""
+        for index, batch in enumerate(self._batches):
+            known = converted.start(batch)
+            if not converted.order_matters:  # else the graph runs from its start
+                known |= walk.at(index, cut)
+            yield converted.evaluate(product.inputs, known)
+
     def _solved(self, product: Product, sums: Sequence[Sums], weight: Tensor, bias: Tensor | None) -> Weights:
-        found = fit(sums, prior_of(weight, bias))
+        solved, found = fit(sums, prior_of(weight, bias))
         if found.penalty is None:
             return {}
         names = [self._execution.weight_names[each] for each in (product.weight, product.bias) if each]
-        return dict(zip(names, as_weights(found.weight, weight, bias), strict=True))
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    args, kwargs = batch
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return dict(zip(names, as_weights(solved, weight, bias), strict=True))

@@ -16,6 +16,7 @@ from jetvit.patterns.find import find_sites
 from jetvit.patterns.site import Sites
 from jetvit.search.calibration.measurements import Measurements, alone_key, joint_key
 from jetvit.search.calibration.runner import Batch, Output, Runner
+from jetvit.search.calibration.split import Split
 from jetvit.search.tasks.drift import Drift, check_finite, place_axes
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -60,8 +61,8 @@ class Trial:
         self._kept = measurements or Measurements()
         self.original = Runner(self.program, output)
         self.own_weights: Mapping[tuple[str, Choice], Mapping[str, Tensor]] = {}
-        self.selection = list(pairs[0::2] if held_out is None else pairs)
-        self.held_out = list(pairs[1::2] if held_out is None else held_out)
+        split = Split.of(pairs, refit=False) if held_out is None else Split([], pairs, list(held_out))
+        self.selection, self.held_out = split.selection, split.held_out
         batches = [*self.selection, *self.held_out]
         references = [self._reference(batch, index, len(batches)) for index, batch in enumerate(batches)]
         self._references = {False: references[: len(self.selection)], True: references[len(self.selection) :]}
@@ -115,7 +116,7 @@ class Trial:
         chosen: Mapping[str, Choice],
         held_out: bool = False,
         weights: Mapping[str, Tensor] | None = None,
-        name: str = "joint",
+        name: str = "",
     ) -> float:
         """The harm of a whole plan on the choosing or the held-out images.
 

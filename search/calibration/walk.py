@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,19 @@ class Walk:
 
     def at(self, index: int, until: str) -> Values:
         """The values of a batch just before a node; the batch is run on to there."""
-        with self._changing(index) as values:
-            if self._positions[index] < self.execution.position[until]:
-                self._positions[index] = self.execution.advance(values, self._positions[index], until)
-            return dict(values)
+        kept = self._values[index]
+        values = torch.load(kept, weights_only=True) if isinstance(kept, Path) else kept
+        if self._positions[index] < self.execution.position[until]:
+            self._positions[index] = self.execution.advance(values, self._positions[index], until)
+            self._keep(index, values)
+        return dict(values)
 
     def value(self, index: int, name: str, until: str) -> Any:
         """The value of a node as it is just before `until`, or will be if it comes later."""
         values = self.at(index, until)
         return values[name] if name in values else self.execution.evaluate(name, values, self._positions[index])
 
-    @contextmanager
-    def _changing(self, index: int) -> Iterator[Values]:
-        kept = self._values[index]
-        values = torch.load(kept, weights_only=True) if isinstance(kept, Path) else kept
-        yield values
+    def _keep(self, index: int, values: Values) -> None:
         size = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
         if size * len(self._values) <= self._limit:
             self._values[index] = values

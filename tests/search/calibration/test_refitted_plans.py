@@ -38,7 +38,10 @@ def test_a_plan_that_is_returned_keeps_the_bound(losses: list[float], repaired: 
 
 def test_a_refit_that_repairs_much_lets_more_be_converted() -> None:
     table = costs([0.1] * 8)
-    cheap = lambda selection: 0.1 * sum(selection)  # noqa: E731
+
+    def cheap(selection: Selection) -> float:
+        return 0.1 * sum(selection)
+
     plain = refitted_plans(table, cheap, cheap, 0.2)
     assert sum(plain.plans[0].selection) == 2
     halved = refitted_plans(table, cheap, lambda selection: cheap(selection) / 3, 0.2)
@@ -58,7 +61,10 @@ def test_nothing_keeps_a_bound_of_zero() -> None:
 
 def test_a_budget_asks_for_the_least_drift() -> None:
     table = costs([0.5, 0.1, 0.3])
-    drift = lambda s: sum(loss for loss, number in zip([0.5, 0.1, 0.3], s, strict=True) if number)  # noqa: E731
+
+    def drift(selection: Selection) -> float:
+        return sum(loss for loss, number in zip([0.5, 0.1, 0.3], selection, strict=True) if number)
+
     found = refitted_plans(table, drift, drift, 1.0, max_latency_ms=18.0)
     assert found.plans[0].selection == (0, 1, 1)
     assert not refitted_plans(table, drift, drift, 0.2, max_latency_ms=12.0).plans
